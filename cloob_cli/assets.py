@@ -1,0 +1,47 @@
+"""Finds the files that are shipped with the program: zoo cards, bundled weights and recipes.
+
+In a checkout they are the top-level folders `zoo/` and `recipes/`; a wheel carries copies under `_data/`. The
+checkout's own come first, so that an edited card takes effect.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def _folder(name: str) -> Path:
+    checkout = _PACKAGE.parent
+    if (checkout / "pyproject.toml").is_file() and (checkout / name).is_dir():
+        return checkout / name
+    return _PACKAGE / "_data" / name
+
+
+def zoo_folder() -> Path:
+    """The folder of the model cards, `NAME.toml`."""
+    return _folder("zoo")
+
+
+def bundled_weights_folder() -> Path:
+    """The folder with a model folder for every model that is shipped in the package."""
+    return zoo_folder() / "weights"
+
+
+def recipes_folder() -> Path:
+    """The folder of the shipped recipes, `NAME.toml`."""
+    return _folder("recipes")
+
+
+def find_recipe(name: str) -> Path:
+    """The recipe that a user means by `name`: a path, or else the name of a shipped one, with or without .toml."""
+    path = Path(name)
+    if path.exists() or path.parent != Path("."):
+        return path
+    shipped = recipes_folder() / (path.name if path.suffix == ".toml" else f"{path.name}.toml")
+    return shipped if shipped.exists() else path
+
+
+def shipped_recipes() -> list[str]:
+    """The names of the shipped recipes, sorted."""
+    return sorted(path.stem for path in recipes_folder().glob("*.toml"))

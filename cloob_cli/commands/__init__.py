@@ -1,0 +1,1 @@
+"""One module a verb: arguments in, one call down, one result out."""

@@ -1,0 +1,28 @@
+"""Options that several commands share, so that they read and work alike everywhere."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Zoo name, model folder or hf://ORG/REPO[@REVISION].",
+        envvar="CLOOB_MODEL",
+        show_default="the default of the zoo, or else the bundled one",
+    ),
+]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", show_default="auto")]
+PrecisionOption = Annotated[
+    str | None, typer.Option(help="fp32, fp16 or bf16.", show_default="fp16 on CUDA, fp32 elsewhere")
+]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="Pictures or texts in one pass.")]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=0, help="Threads or processes that read and decode.", show_default="by CPU count")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notices and no progress on stderr.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]

@@ -1,0 +1,167 @@
+"""One description for every model that cloob knows: `ModelConfig`, the contents of a folder's `config.json`.
+
+It imports no torch, so that the zoo can be listed and shown without it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from cloob_cli.schema import Section
+
+FORMAT_VERSION = 1
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+
+# CLIP's own statistics of its training pictures (openai/CLIP, clip.py), used by every released CLOOB model too.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class VisionConfig(Section):
+    """The image tower.
+
+    `kind = "resnet"` is CLIP's modified ResNet (three-convolution stem, blur-pooled strides, attention pooling),
+    with `layers` a list of four block counts. `kind = "vit"` is a vision transformer with a class token; CLIP's has
+    `norm_pre` and `norm_post`, crowsonkb's has neither and a bias in its projection.
+    """
+
+    kind: Literal["resnet", "vit"]
+    image_size: int = Field(gt=0, description="side of the square input, pixels")
+    width: int = Field(gt=0)
+    layers: int | list[int]
+    heads: int | None = Field(default=None, gt=0, description="left out: CLIP's rule, width/64 (ViT) or width/2 (ResNet)")
+    patch_size: int | None = Field(default=None, gt=0, description="side of a ViT's patch, pixels")
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    activation: Activation = "gelu"
+    norm_pre: bool = True
+    norm_post: bool = True
+    norm_epsilon: float = Field(default=1e-5, gt=0)
+    projection_bias: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> VisionConfig:
+        if self.kind == "resnet":
+            if not isinstance(self.layers, list) or len(self.layers) != 4 or min(self.layers) < 1:
+                raise ValueError("a resnet's layers are four block counts, like [3, 4, 6, 3]")
+            if self.patch_size is not None:
+                raise ValueError("a resnet has no patch_size")
+            if self.image_size % 32:
+                raise ValueError("a resnet's image_size must be a multiple of 32")
+        else:
+            if not isinstance(self.layers, int) or self.layers < 1:
+                raise ValueError("a vit's layers is one number of at least 1")
+            if self.patch_size is None:
+                raise ValueError("a vit needs a patch_size")
+            if self.image_size % self.patch_size:
+                raise ValueError("image_size must be a multiple of patch_size")
+            if self.width % self.head_count:
+                raise ValueError("width must be a multiple of heads")
+        return self
+
+    @property
+    def head_count(self) -> int:
+        """Attention heads: of the pooling (ResNet) or of every block (ViT)."""
+        if self.heads is not None:
+            return self.heads
+        return max(1, self.width * 32 // 64 if self.kind == "resnet" else self.width // 64)
+
+
+class TextConfig(Section):
+    """The text tower.
+
+    `kind = "transformer"`, `causal`, `pooling = "end"` is CLIP's; crowsonkb's is not causal, pools the first token
+    and has `padding = "queries"`: padded queries attend to everything alike, valid ones attend to padding too.
+    `kind = "roberta"` is a Hugging Face RoBERTa (extra `transformers`) that masks padded keys.
+    """
+
+    kind: Literal["transformer", "roberta"] = "transformer"
+    context_length: int = Field(default=77, gt=1, description="tokens in a text, start and end included")
+    vocab_size: int = Field(gt=0)
+    width: int = Field(gt=0)
+    layers: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    activation: Activation = "gelu"
+    causal: bool = True
+    pooling: Literal["end", "first"] = "end"
+    padding: Literal["ignored", "queries", "keys"] = "ignored"
+    norm_final: bool = True
+    norm_epsilon: float = Field(default=1e-5, gt=0)
+    projection_bias: bool = False
+    options: dict[str, Any] = Field(default_factory=dict, description="the upstream configuration of a roberta tower")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TextConfig:
+        if self.width % self.heads:
+            raise ValueError("width must be a multiple of heads")
+        return self
+
+
+class PreprocessConfig(Section):
+    """How a picture becomes a tensor: bicubic resize of the short side, centre crop, scale to [0, 1], normalise."""
+
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    resize: Literal["shortest", "squash"] = Field(default="shortest", description="squash: both sides, no crop")
+
+
+class TokenizerConfig(Section):
+    """How a text becomes ids. The vocabulary itself is the folder's `tokenizer.json`.
+
+    `kind`: "clip" is CLIP's byte-level BPE, "bpe" one of the same form trained on a recipe's captions, "roberta"
+    a sentence-piece vocabulary whose first and last ids the upstream tokenizer adds.
+    `truncation`: "end" keeps the end token as the last id of a text that is too long; "mljku" drops it, as the
+    reference program does.
+    """
+
+    kind: Literal["clip", "bpe", "roberta"] = "clip"
+    start_token: str = "<|startoftext|>"
+    end_token: str = "<|endoftext|>"
+    pad_id: int = 0
+    lower_case: bool = True
+    truncation: Literal["end", "mljku"] = "end"
+
+
+class ModelConfig(Section):
+    """Everything that is needed to rebuild a model and to use it as it was trained."""
+
+    format_version: Literal[1] = 1
+    name: str = ""
+    embed_dim: int = Field(gt=0)
+    vision: VisionConfig
+    text: TextConfig
+    preprocess: PreprocessConfig = PreprocessConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    inv_tau: float = Field(default=30.0, gt=0, description="inverse temperature of the loss and of probabilities")
+    scale_hopfield: float | None = Field(default=None, gt=0, description="beta of the retrieval; none: not used")
+    templates: list[str] = Field(default_factory=list, description="prompt templates that suit it, {c} is the class")
+    source: dict[str, Any] = Field(default_factory=dict, description="where the weights come from")
+    recipe: dict[str, Any] | None = Field(default=None, description="the recipe that trained it")
+    metrics: dict[str, Any] = Field(default_factory=dict, description="scores measured at the end of training")
+
+
+def _clip(embed_dim: int, text_width: int, vision: dict[str, Any], activation: Activation) -> dict[str, Any]:
+    text = {"vocab_size": 49408, "width": text_width, "layers": 12, "heads": text_width // 64}
+    return {
+        "embed_dim": embed_dim,
+        "vision": vision | {"activation": activation},
+        "text": text | {"activation": activation},
+    }
+
+
+# The architectures of the CLIP paper by their open_clip names, with erf GELU as open_clip has it ("-quickgelu"
+# is the original activation, with which the ml-jku checkpoints were trained).
+ARCHITECTURES: dict[str, dict[str, Any]] = {}
+for _suffix, _activation in (("", "gelu"), ("-quickgelu", "quick_gelu")):
+    _resnet = {"kind": "resnet", "image_size": 224, "width": 64, "layers": [3, 4, 6, 3]}
+    _resnet_x4 = {"kind": "resnet", "image_size": 288, "width": 80, "layers": [4, 6, 10, 6]}
+    _vit = {"kind": "vit", "image_size": 224, "width": 768, "layers": 12}
+    ARCHITECTURES |= {
+        f"RN50{_suffix}": _clip(1024, 512, _resnet, _activation),  # type: ignore[arg-type]
+        f"RN50x4{_suffix}": _clip(640, 640, _resnet_x4, _activation),  # type: ignore[arg-type]
+        f"ViT-B-32{_suffix}": _clip(512, 512, _vit | {"patch_size": 32}, _activation),  # type: ignore[arg-type]
+        f"ViT-B-16{_suffix}": _clip(512, 512, _vit | {"patch_size": 16}, _activation),  # type: ignore[arg-type]
+    }

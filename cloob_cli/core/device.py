@@ -1,0 +1,58 @@
+"""Which device and which number format to use, and why."""
+
+from __future__ import annotations
+
+import torch
+
+from cloob_cli.errors import DeviceError
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The device called `name`, or the best one here: CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        DeviceError: no device of that name, or this machine or this torch cannot use it.
+    """
+    if name in (None, "", "auto"):
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if _mps_available() else "cpu")
+    try:
+        device = torch.device(str(name))
+    except RuntimeError:
+        raise DeviceError(f"unknown device '{name}'", "use auto, cpu, cuda, cuda:1 or mps") from None
+    if device.type == "cuda":
+        _check_cuda(device)
+    elif device.type == "mps" and not _mps_available():
+        raise DeviceError("this machine has no MPS device", "leave --device out, or use cpu")
+    elif device.type not in {"cpu", "mps"}:
+        raise DeviceError(f"device '{name}' is not supported", "use auto, cpu, cuda, cuda:1 or mps")
+    return device
+
+
+def pick_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
+    """The number format for inference: `name` (fp32, fp16, bf16), or fp16 on CUDA and fp32 elsewhere.
+
+    float16 on CUDA keeps cosines to about 1e-3 and doubles the rate; on a CPU float32 is the exact and safe choice.
+
+    Raises:
+        DeviceError: no such format.
+    """
+    if name in (None, "", "auto"):
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if name not in PRECISIONS:
+        raise DeviceError(f"unknown precision '{name}'", f"use auto, {', '.join(PRECISIONS)}")
+    return PRECISIONS[str(name)]
+
+
+def _check_cuda(device: torch.device) -> None:
+    if not torch.cuda.is_available():
+        why = "no GPU is visible" if torch.version.cuda else "this torch was built without CUDA"
+        raise DeviceError(f"cannot use {device}: {why}", "leave --device out, or see `cloob doctor`")
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        raise DeviceError(f"there is no {device}: this machine has {count} CUDA device(s)")
+
+
+def _mps_available() -> bool:
+    return torch.backends.mps.is_available()

@@ -1,0 +1,238 @@
+"""What a training recipe may say: one closed section a concern, every key with its default and its reason.
+
+`load_recipe(path, overrides)` reads TOML, applies `section.key=value` overrides and checks the whole. Paths in a
+recipe are relative to the recipe's own folder; paths in an override are relative to the working directory.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from cloob_cli.core.config import ARCHITECTURES, PreprocessConfig, TextConfig, TokenizerConfig, VisionConfig
+from cloob_cli.errors import RecipeError
+from cloob_cli.schema import Section, nearest, parse
+
+
+class ModelSection(Section):
+    """Either `architecture`, a name (RN50, RN50x4, ViT-B-32, ViT-B-16, each also with -quickgelu), or `embed_dim` with `vision` and `text`.
+
+    `text.vocab_size` may be left out: it is the tokenizer's.
+    """
+
+    architecture: str | None = None
+    embed_dim: int | None = Field(default=None, gt=0)
+    vision: VisionConfig | None = None
+    text: TextConfig | None = None
+    preprocess: PreprocessConfig = PreprocessConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        name = data.get("architecture")
+        if name is not None:
+            if name not in ARCHITECTURES:
+                near = nearest(str(name), ARCHITECTURES)
+                raise ValueError(f"unknown architecture {name!r}" + (f", did you mean {near!r}?" if near else ""))
+            base = ARCHITECTURES[name]
+            data = data | {"embed_dim": data.get("embed_dim", base["embed_dim"])}
+            for tower in ("vision", "text"):
+                given = data.get(tower)
+                data[tower] = base[tower] | (given if isinstance(given, dict) else {})
+        text = data.get("text")
+        if isinstance(text, dict) and "vocab_size" not in text:
+            data = data | {"text": text | {"vocab_size": 1}}  # replaced by the tokenizer's size before building
+        return data
+
+    @model_validator(mode="after")
+    def _complete(self) -> ModelSection:
+        if self.embed_dim is None or self.vision is None or self.text is None:
+            raise ValueError("name an architecture, or give embed_dim, model.vision and model.text")
+        return self
+
+
+class TokenizerSection(Section):
+    """`clip` is CLIP's 49,408 entries; `bpe` trains one of `vocab_size` entries on the recipe's own captions."""
+
+    kind: Literal["clip", "bpe"] = "clip"
+    vocab_size: int | None = Field(default=None, ge=514)
+
+    @model_validator(mode="after")
+    def _size(self) -> TokenizerSection:
+        if (self.kind == "bpe") != (self.vocab_size is not None):
+            raise ValueError("vocab_size goes with kind = 'bpe', and only with it")
+        return self
+
+    def config(self) -> TokenizerConfig:
+        return TokenizerConfig(kind=self.kind)
+
+
+class DataSection(Section):
+    """Where the pairs are. `train` is a folder, a file or a pattern like `data/{00000..00099}.tar`, or a list."""
+
+    train: str | list[str]
+    format: Literal["auto", "parquet", "folder", "csv", "webdataset"] = "auto"
+    image_key: str | None = Field(default=None, description="column of the picture (left out: found by name)")
+    caption_key: str | None = Field(default=None, description="column of the caption (left out: found by name)")
+    separator: str | None = Field(default=None, description="of a CSV file (left out: found out)")
+    validation: str | list[str] | None = Field(default=None, description="a source of its own, like train")
+    validation_share: float = Field(default=0.0, ge=0.0, lt=0.5, description="else: this share of train is held out")
+    in_memory: bool | Literal["auto"] = Field(default="auto", description="keep decoded pictures (uint8) in memory")
+    workers: int | Literal["auto"] = Field(default="auto", description="processes that read and decode; 0: none")
+
+
+class AugmentSection(Section):
+    """Random changes of a training picture; all off gives the same crop as inference."""
+
+    crop_scale: tuple[float, float] = Field(default=(1.0, 1.0), description="area share of a random resized crop")
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    shift: int = Field(default=0, ge=0, description="random shift by up to so many pixels, edges repeated")
+    flip: bool = Field(default=False, description="mirror half of the pictures; wrong where left and right matter")
+    color_jitter: float = Field(default=0.0, ge=0.0, le=1.0, description="strength: brightness, contrast, saturation")
+    grayscale: float = Field(default=0.0, ge=0.0, le=1.0, description="share of pictures that lose their colour")
+    invert: float = Field(default=0.0, ge=0.0, le=1.0, description="share of pictures that are inverted")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AugmentSection:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError("crop_scale is [low, high] with 0 < low <= high <= 1")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError("crop_ratio is [low, high] with 0 < low <= high")
+        return self
+
+
+class ObjectiveSection(Section):
+    """The loss. See docs/loss.md."""
+
+    name: Literal["cloob", "infoloob", "clip"] = "cloob"
+    inv_tau: float = Field(default=30.0, gt=0)
+    learn_inv_tau: bool = False
+    inv_tau_max: float = Field(default=100.0, gt=0)
+    scale_hopfield: float = Field(default=8.0, gt=0)
+    hopfield_warmup: float = Field(
+        default=0.0, ge=0.0, le=1.0,
+        description="share of the steps on InfoLOOB before retrieval is switched on: at initialisation all embeddings "
+        "are alike, retrieval returns nearly the same average for every query and the gradient all but vanishes",
+    )
+    mask_equal_captions: bool = Field(default=False, description="pairs with an equal caption are not negatives")
+    implementation: Literal["auto", "definition", "tiled", "triton"] = "auto"
+
+
+class OptimizerSection(Section):
+    """AdamW; gains, biases and the temperature are not decayed."""
+
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.98, ge=0, lt=1)
+    epsilon: float = Field(default=1e-6, gt=0)
+    gradient_clip: float | None = Field(default=1.0, gt=0, description="largest norm of the whole gradient")
+    schedule: Literal["cosine", "cosine_restarts", "constant"] = "cosine"
+    cycles: int = Field(default=1, gt=0, description="of cosine_restarts")
+    warmup_steps: int | None = Field(default=None, ge=0)
+    warmup_share: float = Field(default=0.05, ge=0, lt=1, description="of all steps, where warmup_steps is not given")
+
+
+class TrainSection(Section):
+    """How long and how large.
+
+    `batch_size` is the contrastive batch over all processes: every pair sees that many minus one negatives.
+    Gradient accumulation does not enlarge a contrastive batch (negatives of one slice never meet those of the
+    next), so there is no such key. `micro_batch_size` gives the exact gradient of the large batch in slices.
+    """
+
+    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0, description="takes precedence over epochs")
+    batch_size: int = Field(default=512, ge=2)
+    micro_batch_size: int | Literal["auto"] | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="auto: bf16 where it is fast")
+    gradient_checkpointing: bool = False
+    compile: bool = Field(default=False, description="torch.compile the towers")
+    log_every: int = Field(default=10, gt=0, description="steps between two rows of metrics.jsonl")
+    checkpoint_every: int = Field(default=1000, gt=0, description="steps")
+    keep_checkpoints: int = Field(default=2, gt=0)
+    ema: float = Field(default=0.0, ge=0.0, lt=1.0, description="decay of an averaged copy that is saved instead; 0: none")
+
+    @model_validator(mode="after")
+    def _length(self) -> TrainSection:
+        if self.epochs is None and self.steps is None:
+            raise ValueError("give train.steps or train.epochs")
+        return self
+
+
+class ValidationSection(Section):
+    every: int | None = Field(default=None, gt=0, description="steps between validations; left out: only at the end")
+    retrieval_pairs: int = Field(default=5000, gt=1, description="at most so many held-out pairs")
+    zero_shot: list[str] = Field(default_factory=list, description="folders of classification data sets")
+
+
+class Recipe(Section):
+    """A whole recipe. `name` is also the model's."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    seed: int = Field(default=0, ge=0)
+    model: ModelSection
+    tokenizer: TokenizerSection = TokenizerSection()
+    data: DataSection
+    augment: AugmentSection = AugmentSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    train: TrainSection
+    validation: ValidationSection = ValidationSection()
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe and apply overrides like `train.steps=200`.
+
+    Raises:
+        RecipeError: no such file, not TOML, an unknown key (the nearest is named), a wrong type or value.
+    """
+    path = Path(path)
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"no recipe at {path}", "the shipped ones lie in recipes/") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as problem:
+        raise RecipeError(f"{path} is not a readable TOML file: {problem}") from None
+    _resolve_paths(data, path.parent)
+    for override in overrides or []:
+        _apply(data, override)
+    return parse(Recipe, data, str(path), RecipeError)
+
+
+_PATH_KEYS = (("data", "train"), ("data", "validation"), ("validation", "zero_shot"))
+
+
+def _resolve_paths(data: dict[str, Any], base: Path) -> None:
+    def resolve(value: Any) -> Any:
+        if isinstance(value, str) and value:
+            return str(base / value)
+        return [resolve(item) for item in value] if isinstance(value, list) else value
+
+    for section, key in _PATH_KEYS:
+        if isinstance(data.get(section), dict) and key in data[section]:
+            data[section][key] = resolve(data[section][key])
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise RecipeError(f"--set {override}: not of the form section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word or path is a string
+    target = data
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise RecipeError(f"--set {override}: '{section}' is not a section")
+    target[last] = value

@@ -1,0 +1,88 @@
+"""Closed, checked configuration: one base class and one way to say what is wrong with a file.
+
+Recipes, zoo cards and model configurations are all `Section`s: an unknown key is an error that names the
+nearest known one, a wrong type is an error that names the key, and both are a single line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cloob_cli.errors import CloobError
+
+SectionType = TypeVar("SectionType", bound="Section")
+
+
+class Section(BaseModel):
+    """A group of settings. Frozen, and closed: keys that it does not declare are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` most likely meant, or None where nothing is near."""
+    candidates = list(known)
+    matches = difflib.get_close_matches(name.lower(), [c.lower() for c in candidates], n=1, cutoff=0.6)
+    return next((c for c in candidates if matches and c.lower() == matches[0]), None)
+
+
+def parse(section: type[SectionType], data: Any, where: str, error: type[CloobError]) -> SectionType:
+    """Validate `data` as `section`.
+
+    Args:
+        where: what the data is called in messages, usually a file's path.
+        error: the class to raise; its message is one line and names the first wrong key.
+    """
+    try:
+        return section.model_validate(data)
+    except ValidationError as problem:
+        message, hint = _explain(section, problem)
+        raise error(f"{where}: {message}", hint) from None
+
+
+def _explain(section: type[Section], problem: ValidationError) -> tuple[str, str | None]:
+    errors = problem.errors(include_url=False)
+    # An unknown key first: a misspelt key often causes a second complaint (the right one is missing).
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    location = [str(part) for part in first["loc"] if not _is_union_tag(section, part)]
+    key = ".".join(location)
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(section, location[:-1])
+        near = nearest(location[-1], known)
+        hint = f"did you mean '{'.'.join([*location[:-1], near])}'?" if near else f"known keys: {', '.join(sorted(known))}"
+        return f"unknown key '{key}'{more}", hint
+    if first["type"] == "missing":
+        return f"the key '{key}' is missing{more}", None
+    text = first["msg"].removeprefix("Value error, ")
+    text = text[:1].lower() + text[1:]
+    given = first.get("input")
+    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return (f"'{key}': {text}{shown}{more}" if key else f"{text}{more}"), None
+
+
+def _is_union_tag(section: type[Section], part: str | int) -> bool:
+    # pydantic puts the tried alternative of a union into the location ("int", "list[str]", "literal['auto']").
+    return isinstance(part, str) and (part in {"int", "float", "str", "bool"} or "[" in part)
+
+
+def _known_keys(section: type[Section], location: list[str]) -> list[str]:
+    current: type[Section] = section
+    for part in location:
+        field = current.model_fields.get(part)
+        inner = _section_in(field.annotation) if field else None
+        if inner is None:
+            continue  # an index into a list of sections
+        current = inner
+    return [field.alias or name for name, field in current.model_fields.items()]
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for arg in typing.get_args(annotation) if (found := _section_in(arg))), None)
