@@ -1,0 +1,1 @@
+"""The zoo: cards, installed models, downloads, conversion and export."""

@@ -1,0 +1,353 @@
+"""Model folders: writing one, opening one, and finding the one that a name means.
+
+A model folder holds `config.json`, `model.safetensors` (with the same configuration in its metadata, so that the
+file alone says what it is), `tokenizer.json` and `README.md`. Opening one never runs anything that it contains.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cloob_cli import assets
+from cloob_cli.errors import ModelFolderError, UnknownModelError
+from cloob_cli.files import replacing_folder, sha256_of
+from cloob_cli.schema import nearest, parse
+
+if TYPE_CHECKING:
+    import torch
+
+    from cloob_cli.core.config import ModelConfig
+    from cloob_cli.core.model import CloobModel
+    from cloob_cli.data.text import Tokenizer
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+README_FILE = "README.md"
+MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, README_FILE)
+CONFIG_KEY = "config"  # in the metadata of the weights
+BUNDLED_MODEL = "cloob-vit-xs-pictograms"
+
+_CLIP_VOCABULARY = 49408
+_FLOATS = {"F16", "BF16", "F32", "F64"}
+_INTEGERS = {"I64", "I32", "U8", "BOOL"}
+
+
+# ---------------------------------------------------------------- where models are
+
+
+def home() -> Path:
+    """The folder of installed models: `$CLOOB_HOME`, or `cloob` under Hugging Face's own home."""
+    chosen = os.environ.get("CLOOB_HOME")
+    if chosen:
+        return Path(chosen).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("HF_HOME") or f"{cache}/huggingface").expanduser() / "cloob"
+
+
+def installed_folder(name: str) -> Path:
+    """Where a model of that name is installed, whether it is or not."""
+    return home() / "models" / name
+
+
+def bundled_folder(name: str) -> Path:
+    """Where a model of that name is shipped in the package, whether it is or not."""
+    return assets.bundled_weights_folder() / name
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder holds weights in our form (it may still prove unsound when it is opened)."""
+    return (folder / WEIGHTS_FILE).is_file()
+
+
+def installed_models() -> list[str]:
+    """The names of the installed models, sorted; the bundled ones are not among them."""
+    folder = home() / "models"
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".") and is_model_folder(entry))
+
+
+def default_file() -> Path:
+    """The file that holds the name chosen with `cloob zoo default NAME`."""
+    return home() / "default"
+
+
+def default_model() -> str:
+    """The model that is used when none is named: `$CLOOB_MODEL`, the zoo's default, or else the bundled one."""
+    chosen = os.environ.get("CLOOB_MODEL")
+    if chosen:
+        return chosen
+    try:
+        return default_file().read_text(encoding="utf-8").strip() or BUNDLED_MODEL
+    except (OSError, UnicodeDecodeError):
+        return BUNDLED_MODEL
+
+
+def find(name: str | Path | None = None) -> Path:
+    """The model folder that `name` means.
+
+    Args:
+        name: a zoo name (installed or bundled), a path, `hf://ORG/REPO[@REVISION]`, or None for the default model.
+            A zoo name comes before a folder of the same name in the working directory (write `./NAME` for that).
+
+    Raises:
+        UnknownModelError: nothing has that name, or it has a card but is not installed.
+        DownloadError: the Hub did not deliver.
+    """
+    if name is None:
+        name = default_model()
+    if isinstance(name, str):
+        if name.startswith("hf://"):
+            from cloob_cli.registry.hub import model_folder
+
+            return model_folder(name)
+        if _is_plain_name(name):
+            for folder in (installed_folder(name), bundled_folder(name)):
+                if is_model_folder(folder):
+                    return folder
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise UnknownModelError(f"{path} is a file, not a model folder", "name its folder, or `cloob zoo add` it")
+    raise _unknown(str(name))
+
+
+def _is_plain_name(name: str) -> bool:
+    return name not in {"", ".", ".."} and not name.startswith((".", "~")) and "/" not in name and "\\" not in name
+
+
+def _unknown(name: str) -> UnknownModelError:
+    from cloob_cli.registry.cards import card_names
+
+    if name in card_names():
+        return UnknownModelError(f"the model {name} is not installed", f"cloob zoo pull {name}")
+    if not _is_plain_name(name):
+        return UnknownModelError(f"there is no model folder {name}", "`cloob zoo list` shows the models with a name")
+    near = nearest(name, {*card_names(), *installed_models()})
+    return UnknownModelError(
+        f"unknown model {name!r}", f"did you mean {near!r}?" if near else "`cloob zoo list` shows the models that exist"
+    )
+
+
+# ---------------------------------------------------------------- writing
+
+
+def save_model(
+    folder: Path,
+    model: CloobModel,
+    tokenizer: Tokenizer,
+    *,
+    card_text: str,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a model folder; an existing one is replaced as a whole, or left as it was on any error.
+
+    Args:
+        dtype: what floating-point tensors are stored as; None keeps them as they are.
+        card_text: the contents of README.md.
+    """
+    from safetensors.torch import save_file
+
+    with replacing_folder(Path(folder)) as temporary:
+        config = model.config.model_dump_json(indent=2, exclude_none=True)
+        tensors = {
+            name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+            for name, tensor in model.state_dict().items()
+        }
+        metadata = {"format": "pt", CONFIG_KEY: model.config.model_dump_json(exclude_none=True)}
+        save_file(tensors, temporary / WEIGHTS_FILE, metadata=metadata)
+        (temporary / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
+        tokenizer.save(temporary / TOKENIZER_FILE)
+        (temporary / README_FILE).write_text(card_text, encoding="utf-8")
+
+
+# ---------------------------------------------------------------- opening
+
+
+def load(name: str | Path | None = None, device: str | None = None, dtype: torch.dtype | str | None = None) -> CloobModel:
+    """Open the model that `name` means; see `cloob_cli.load`."""
+    return open_model(find(name), device, dtype)
+
+
+def open_model(
+    folder: Path, device: str | torch.device | None = None, dtype: torch.dtype | str | None = None
+) -> CloobModel:
+    """Open a model folder for inference: evaluation mode, no gradients, `preprocess` and `tokenize` attached.
+
+    Args:
+        device: None picks the best one here.
+        dtype: of the weights; None: float16 on CUDA, float32 elsewhere, whatever the file stores.
+
+    Raises:
+        ModelFolderError: a file is missing, truncated, foreign, or does not belong to the others.
+        DeviceError: no such device or number format.
+    """
+    import torch
+
+    from cloob_cli.core.device import pick_device, pick_dtype
+    from cloob_cli.core.model import CloobModel
+    from cloob_cli.data.images import Preprocess
+
+    folder = Path(folder)
+    config = read_config(folder)
+    chosen_device = pick_device(str(device) if device is not None else None)
+    chosen_dtype = dtype if isinstance(dtype, torch.dtype) else pick_dtype(chosen_device, dtype)
+    tokenizer = _open_tokenizer(folder, config)
+    _check_depth(folder, config)
+    with torch.device("meta"):  # the names and shapes, without the memory
+        model = CloobModel(config)
+    tensors = _read_tensors(folder / WEIGHTS_FILE, model.state_dict(), chosen_device, chosen_dtype)
+    model.load_state_dict(tensors, assign=True)
+    model.eval().requires_grad_(False)
+    model.preprocess = Preprocess(config.vision.image_size, config.preprocess)
+    model.tokenize = tokenizer
+    return model
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration of a model folder, from its weights' metadata and its config.json; they must agree.
+
+    Raises:
+        ModelFolderError: neither holds one, one of them is wrong, or they differ.
+    """
+    from cloob_cli.core.config import ModelConfig
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ModelFolderError(f"{folder} is not a folder")
+    _, metadata = read_header(folder / WEIGHTS_FILE)
+    found: list[ModelConfig] = []
+    if CONFIG_KEY in metadata:
+        where = f"{folder / WEIGHTS_FILE} (metadata)"
+        found.append(parse(ModelConfig, _json(metadata[CONFIG_KEY], where), where, ModelFolderError))
+    path = folder / CONFIG_FILE
+    if path.is_file():
+        found.append(parse(ModelConfig, _json(_read(path), str(path)), str(path), ModelFolderError))
+    if not found:
+        raise ModelFolderError(
+            f"{folder} has no {CONFIG_FILE} and its {WEIGHTS_FILE} holds no configuration",
+            "a checkpoint of another program is converted with `cloob zoo convert`",
+        )
+    if found[0] != found[-1]:
+        key = next(key for key in type(found[0]).model_fields if getattr(found[0], key) != getattr(found[-1], key))
+        raise ModelFolderError(
+            f"{path} differs from the configuration in {WEIGHTS_FILE} (at '{key}')",
+            f"delete {CONFIG_FILE} to use the one in {WEIGHTS_FILE}",
+        )
+    return found[0]
+
+
+def read_header(path: Path) -> tuple[dict[str, tuple[str, list[int]]], dict[str, str]]:
+    """Names with dtype and shape of the tensors of a safetensors file, and its metadata; nothing is loaded.
+
+    Raises:
+        ModelFolderError: the file is missing, truncated or not what its header says.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFolderError(f"{path.parent} has no {path.name}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
+            header = {name: (one.get_dtype(), list(one.get_shape())) for name, one in slices.items()}
+            return header, dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as problem:
+        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        raise ModelFolderError(f"{path} is not a sound safetensors file ({reason})", "fetch or write it again") from None
+
+
+def weights_sha256(folder: Path) -> str:
+    """The hex sha256 of a model folder's weights file.
+
+    Raises:
+        ModelFolderError: the folder has none.
+    """
+    path = Path(folder) / WEIGHTS_FILE
+    if not path.is_file():
+        raise ModelFolderError(f"{folder} has no {WEIGHTS_FILE}")
+    return sha256_of(path)
+
+
+def _read_tensors(
+    path: Path, expected: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    header, _ = read_header(path)
+    _check_tensors(path, header, expected)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {
+                name: file.get_tensor(name).to(device, dtype if meta.is_floating_point() else meta.dtype)
+                for name, meta in expected.items()
+            }
+    except (SafetensorError, OSError) as problem:
+        raise ModelFolderError(f"{path} cannot be read ({problem})") from None
+
+
+def _check_tensors(path: Path, header: dict[str, tuple[str, list[int]]], expected: dict[str, torch.Tensor]) -> None:
+    missing, foreign = sorted(expected.keys() - header.keys()), sorted(header.keys() - expected.keys())
+    if missing:
+        raise ModelFolderError(f"{path} lacks {len(missing)} tensors of this architecture, like '{missing[0]}'")
+    if foreign:
+        raise ModelFolderError(f"{path} holds {len(foreign)} tensors foreign to this architecture, like '{foreign[0]}'")
+    for name, meta in expected.items():
+        dtype, shape = header[name]
+        if shape != list(meta.shape):
+            raise ModelFolderError(f"{path}: '{name}' has shape {shape}, its configuration says {list(meta.shape)}")
+        if dtype not in (_FLOATS if meta.is_floating_point() else _INTEGERS):
+            raise ModelFolderError(f"{path}: '{name}' is stored as {dtype}, which is not what this architecture holds")
+
+
+def _check_depth(folder: Path, config: ModelConfig) -> None:
+    # A configuration may claim a million layers; building them to compare the names would take for ever.
+    header, _ = read_header(folder / WEIGHTS_FILE)
+    vision = config.vision.layers
+    depth = config.text.layers + (sum(vision) if isinstance(vision, list) else vision)
+    largest = max((math.prod(shape) for _, shape in header.values()), default=0)
+    if depth > len(header) or max(config.vision.width, config.text.width, config.embed_dim) > largest:
+        raise ModelFolderError(f"{folder}: the configuration describes a far larger model than {WEIGHTS_FILE} holds")
+
+
+def _open_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
+    from cloob_cli.data.text import Tokenizer, clip_tokenizer
+
+    path, kind, size = folder / TOKENIZER_FILE, config.tokenizer.kind, config.text.vocab_size
+    if not path.is_file():
+        if kind == "clip" and size == _CLIP_VOCABULARY:
+            return clip_tokenizer(config.text.context_length)  # the package carries the very same vocabulary
+        raise ModelFolderError(f"{folder} has no {TOKENIZER_FILE}", "copy it from where the weights came from")
+    try:
+        tokenizer = Tokenizer(path, config.tokenizer, config.text.context_length)
+    except ModelFolderError:
+        raise
+    except Exception as problem:  # the tokenizers library raises bare Exception
+        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        raise ModelFolderError(f"{path} is not a sound tokenizer file ({reason})") from None
+    # CLIP's own vocabulary is let through with a cut-down text tower: its low ids still mean what they say.
+    fits = tokenizer.vocab_size == _CLIP_VOCABULARY if kind == "clip" else tokenizer.vocab_size <= size
+    if not fits:
+        raise ModelFolderError(f"{path} has {tokenizer.vocab_size} entries, the text tower {size}: it is another model's")
+    return tokenizer
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ModelFolderError(f"{path} cannot be read ({problem})") from None
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as problem:
+        raise ModelFolderError(f"{where} is not valid JSON ({problem})") from None
