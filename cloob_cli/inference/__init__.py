@@ -1,0 +1,1 @@
+"""Folder in, rows out: classification and embedding of ordinary folders."""

@@ -1,0 +1,136 @@
+"""Files of labels, of prompt templates and of texts: UTF-8, one entry a line.
+
+A label file:
+
+    # whole lines may be comments, and the rest of a line after " # "
+    cat
+    dog: puppy | hound          synonyms: a class is the mean of its label and all its synonyms
+    12\\: noon                   a backslash takes the meaning from : | and # (here the label is "12: noon")
+
+Names of things hold colons too ("keycap: 1", "keycap: 2"). So where a line has a colon but no `|`, and reading such
+colons as "label: synonym" would give two lines the same label, all lines of that kind are whole labels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloob_cli.errors import InputError, LabelError
+
+DEFAULT_TEMPLATES = (
+    "{c}",
+    "a photo of a {c}.",
+    "a photo of the {c}.",
+    "a picture of {c}.",
+    "an image of {c}.",
+)
+
+_COMMENT = re.compile(r"(?:^#|\s#\s).*")
+_COLON = re.compile(r"(?<!\\):\s+")
+_BAR = re.compile(r"(?<!\\)\|")
+_ESCAPED = re.compile(r"\\([:|#])")
+
+
+@dataclass(frozen=True)
+class Label:
+    """A class: `name` is what results show; `names` are all texts that stand for it, the name first."""
+
+    name: str
+    names: tuple[str, ...]
+
+
+def read_labels(path: Path) -> list[Label]:
+    """The labels of a file, in its order.
+
+    Raises:
+        LabelError: not readable, not UTF-8 text, without a label, an empty label, or one that stands there twice.
+    """
+    lines = [(number, text) for number, line in read_lines(path, LabelError) if (text := _without_comment(line))]
+    if not lines:
+        raise LabelError(f"{path}: holds no label", "one label a line, like: dog: puppy | hound")
+    labels = [_parse(text, path, number, split_colon=True) for number, text in lines]
+    if len({label.name for label in labels}) < len(labels):
+        labels = [_parse(text, path, number, split_colon=False) for number, text in lines]
+    _refuse_duplicates(path, [(number, label.name) for (number, _), label in zip(lines, labels, strict=True)])
+    return labels
+
+
+def labels_from_names(names: Sequence[str]) -> list[Label]:
+    """Labels without synonyms."""
+    return [Label(name, (name,)) for name in names]
+
+
+def read_templates(path: Path) -> list[str]:
+    """The templates of a file, in its order, each once: lines with `{c}` or `{}` where the class name goes.
+
+    Raises:
+        LabelError: not readable, not UTF-8 text, without a template, or a line without a place for the name.
+    """
+    templates = []
+    for number, line in read_lines(path, LabelError):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        if "{c}" not in text and "{}" not in text:
+            raise LabelError(f"{path} line {number}: no {{c}} in the template '{text}'", "like: a photo of a {c}")
+        templates.append(text)
+    if not templates:
+        raise LabelError(f"{path}: holds no template", "one template a line, like: a photo of a {c}")
+    return list(dict.fromkeys(templates))
+
+
+def read_texts(path: Path) -> Iterator[str]:
+    """The texts of a file, one a line, stripped, empty lines left out; read as they are asked for.
+
+    Raises:
+        InputError: not readable or not UTF-8 text.
+    """
+    return (text for _, line in read_lines(path, InputError) if (text := line.strip()))
+
+
+def read_lines(path: Path, error: type[InputError]) -> Iterator[tuple[int, str]]:
+    """(number from 1, line without its end) of a UTF-8 text file, with or without byte order mark."""
+    hint = "save it as UTF-8 text"
+    try:
+        with Path(path).open("rb") as stream:
+            for number, raw in enumerate(stream, start=1):
+                try:
+                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError:
+                    raise error(f"{path} line {number}: is not UTF-8", hint) from None
+                if "\0" in line:
+                    raise error(f"{path} line {number}: holds a null character, so it is not UTF-8 text", hint)
+                yield number, line.rstrip("\r\n")
+    except OSError as problem:
+        raise error(f"{path}: cannot be read: {problem.strerror or problem}") from None
+
+
+def _without_comment(line: str) -> str:
+    return _COMMENT.sub("", line.strip()).strip()
+
+
+def _parse(text: str, path: Path, number: int, split_colon: bool) -> Label:
+    has_bar = _BAR.search(text) is not None
+    name, synonyms = text, ""
+    if (has_bar or split_colon) and (colon := _COLON.search(text)):
+        name, synonyms = text[: colon.start()], text[colon.end() :]
+    elif has_bar:
+        name, synonyms = _BAR.split(text, maxsplit=1)
+    texts = [_ESCAPED.sub(r"\1", part).strip() for part in (name, *_BAR.split(synonyms))]
+    if not texts[0]:
+        raise LabelError(f"{path} line {number}: no label before the colon", "like: dog: puppy | hound")
+    return Label(texts[0], tuple(dict.fromkeys(part for part in texts if part)))
+
+
+def _refuse_duplicates(path: Path, numbered: list[tuple[int, str]]) -> None:
+    first: dict[str, int] = {}
+    for number, name in numbered:
+        if name in first:
+            raise LabelError(
+                f"{path} line {number}: the label '{name}' stands already on line {first[name]}",
+                "each label once; other words for it go behind a colon: dog: puppy | hound",
+            )
+        first[name] = number
