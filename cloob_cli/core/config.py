@@ -39,6 +39,7 @@ class VisionConfig(Section):
     norm_pre: bool = True
     norm_post: bool = True
     norm_epsilon: float = Field(default=1e-5, gt=0)
+    patch_bias: bool = Field(default=False, description="a bias in a ViT's patch embedding")
     projection_bias: bool = False
 
     @model_validator(mode="after")
@@ -97,15 +98,18 @@ class TextConfig(Section):
     def _consistent(self) -> TextConfig:
         if self.width % self.heads:
             raise ValueError("width must be a multiple of heads")
+        if self.kind == "transformer" and self.causal and self.padding != "ignored":
+            raise ValueError("a causal tower has no padding mask: its padding is 'ignored'")
         return self
 
 
 class PreprocessConfig(Section):
-    """How a picture becomes a tensor: bicubic resize of the short side, centre crop, scale to [0, 1], normalise."""
+    """How a picture becomes a tensor: resize of the short side, centre crop, scale to [0, 1], normalise."""
 
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     resize: Literal["shortest", "squash"] = Field(default="shortest", description="squash: both sides, no crop")
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 
 
 class TokenizerConfig(Section):

@@ -1,0 +1,201 @@
+"""The transformer of CLIP's towers and the vision transformer on top of it.
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021), after openai/CLIP
+`clip/model.py`; parameter names are open_clip's, so that weights move between the programs unchanged. Blocks are
+pre-norm: x + attention(norm(x)), then x + mlp(norm(x)).
+
+Every tower that cloob knows reads a single token of the last block. So the last block computes only that token:
+the same numbers for less work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from cloob_cli.core.config import Activation, VisionConfig
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x): the approximation of GELU that CLIP and the ml-jku checkpoints were trained with."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU by its tanh approximation: what `jax.nn.gelu` computes by default."""
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
+}
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with the parameter names of `torch.nn.MultiheadAttention`."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, *, causal: bool, valid_queries: Tensor | None, valid_keys: Tensor | None) -> Tensor:
+        """Attend from every token of x [B, N, W] to every token; both masks are bool [B, N]."""
+        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        query, key, value = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, N, W/H]
+        if valid_queries is not None:
+            # A zero query scores every key alike: the uniform attention that a row of equal scores gives.
+            query = query * valid_queries[:, None, :, None].to(query.dtype)
+        mask = None if valid_keys is None else valid_keys[:, None, None, :]
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def attend_from(self, token: Tensor, x: Tensor, *, valid_keys: Tensor | None) -> Tensor:
+        """Attend from one token [B, W] to every token of x [B, N, W]; gives [B, W]."""
+        width = x.shape[-1]
+        query = F.linear(token, self.in_proj_weight[:width], self.in_proj_bias[:width])
+        query = query.unflatten(-1, (self.heads, 1, -1))  # [B, H, 1, W/H]
+        projected = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:])
+        key, value = projected.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mask = None if valid_keys is None else valid_keys[:, None, None, :]
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.out_proj(attended.flatten(1))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, width: int, hidden: int, activation: Activation) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.c_fc = nn.Linear(width, hidden)
+        self.c_proj = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.activation(self.c_fc(x)))
+
+
+class Block(nn.Module):
+    """A pre-norm residual block."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, activation: Activation, epsilon: float) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width, eps=epsilon)
+        self.attn = SelfAttention(width, heads)
+        self.ln_2 = nn.LayerNorm(width, eps=epsilon)
+        self.mlp = Mlp(width, int(width * mlp_ratio), activation)
+
+    def forward(
+        self, x: Tensor, causal: bool = False, valid_queries: Tensor | None = None, valid_keys: Tensor | None = None
+    ) -> Tensor:
+        attended = self.attn(self.ln_1(x), causal=causal, valid_queries=valid_queries, valid_keys=valid_keys)
+        x = x + attended
+        return x + self.mlp(self.ln_2(x))
+
+    def one_token(self, x: Tensor, index: Tensor | int, valid_keys: Tensor | None = None) -> Tensor:
+        """What `forward` gives for one token of each sequence: [B, W] of x [B, N, W]."""
+        normed = self.ln_1(x)
+        token = _pick(x, index) + self.attn.attend_from(_pick(normed, index), normed, valid_keys=valid_keys)
+        return token + self.mlp(self.ln_2(token))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks that is read at one token of each sequence."""
+
+    def __init__(
+        self, width: int, layers: int, heads: int, mlp_ratio: float, activation: Activation, epsilon: float
+    ) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList([Block(width, heads, mlp_ratio, activation, epsilon) for _ in range(layers)])
+        self.checkpointing = False  # recompute a block's activations in backward instead of keeping them
+
+    def forward(
+        self,
+        x: Tensor,
+        index: Tensor | int,
+        *,
+        causal: bool = False,
+        valid_queries: Tensor | None = None,
+        valid_keys: Tensor | None = None,
+    ) -> Tensor:
+        """The last block's output for one token of each sequence.
+
+        Args:
+            x: [B, N, W].
+            index: which token is read: a number, or int64 [B]. It must be a valid query.
+            causal: a token attends to itself and to what stands before it. Not together with `valid_keys`.
+            valid_queries: bool [B, N]; a token that is not valid attends to all tokens alike.
+            valid_keys: bool [B, N]; a token that is not valid is attended to by nobody.
+
+        Returns:
+            [B, W] in the dtype of x.
+        """
+        for block in self.resblocks[:-1]:
+            x = self._run(block, x, causal, valid_queries, valid_keys)
+        if causal:
+            positions = torch.arange(x.shape[1], device=x.device)
+            last = index if isinstance(index, Tensor) else torch.full_like(positions[:1], index)
+            valid_keys = (positions <= last[:, None]).expand(x.shape[0], -1)
+        last_block = self.resblocks[-1]
+        assert isinstance(last_block, Block)
+        return self._run(last_block.one_token, x, index, valid_keys)
+
+    def _run(self, function: Callable[..., Tensor], *arguments: object) -> Tensor:
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            # No dropout anywhere, so there is no random state to keep.
+            return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return function(*arguments)
+
+
+class VisionTransformer(nn.Module):
+    """A vision transformer (Dosovitskiy et al. 2020) read at its class token, as CLIP has it.
+
+    Options of `VisionConfig` cover the variants: norms before and after the blocks, a bias of the patch embedding
+    and of the projection.
+    """
+
+    def __init__(self, config: VisionConfig, embed_dim: int) -> None:
+        super().__init__()
+        assert isinstance(config.layers, int)
+        assert config.patch_size is not None
+        width, patch, epsilon = config.width, config.patch_size, config.norm_epsilon
+        self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=config.patch_bias)
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.positional_embedding = nn.Parameter(torch.empty((config.image_size // patch) ** 2 + 1, width))
+        self.ln_pre = nn.LayerNorm(width, eps=epsilon) if config.norm_pre else nn.Identity()
+        self.transformer = Transformer(
+            width, config.layers, config.head_count, config.mlp_ratio, config.activation, epsilon
+        )
+        self.ln_post = nn.LayerNorm(width, eps=epsilon) if config.norm_post else nn.Identity()
+        self.proj: nn.Parameter | nn.Linear
+        if config.projection_bias:
+            self.proj = nn.Linear(width, embed_dim)
+        else:
+            self.proj = nn.Parameter(torch.empty(width, embed_dim))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Raw features [B, D] of normalised pixels [B, 3, H, W], before L2 normalisation."""
+        patches = self.conv1(pixels).flatten(2).transpose(1, 2)  # [B, patches, W]
+        class_token = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
+        x = torch.cat([class_token, patches], dim=1) + self.positional_embedding.to(patches.dtype)
+        return project(self.ln_post(self.transformer(self.ln_pre(x), 0)), self.proj)
+
+
+def project(x: Tensor, projection: nn.Parameter | nn.Linear) -> Tensor:
+    """x [B, W] times a projection kept as a matrix [W, D] (CLIP) or as a linear layer with bias (crowsonkb)."""
+    return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+
+def _pick(x: Tensor, index: Tensor | int) -> Tensor:
+    """One token of each sequence: [B, W] of x [B, N, W]."""
+    if isinstance(index, int):
+        return x[:, index]
+    return x.gather(1, index[:, None, None].expand(-1, 1, x.shape[-1])).squeeze(1)
