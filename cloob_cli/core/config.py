@@ -32,7 +32,9 @@ class VisionConfig(Section):
     image_size: int = Field(gt=0, description="side of the square input, pixels")
     width: int = Field(gt=0)
     layers: int | list[int]
-    heads: int | None = Field(default=None, gt=0, description="left out: CLIP's rule, width/64 (ViT) or width/2 (ResNet)")
+    heads: int | None = Field(
+        default=None, gt=0, description="left out: CLIP's rule, width/64 (ViT) or width/2 (ResNet)"
+    )
     patch_size: int | None = Field(default=None, gt=0, description="side of a ViT's patch, pixels")
     mlp_ratio: float = Field(default=4.0, gt=0)
     activation: Activation = "gelu"
@@ -122,8 +124,8 @@ class TokenizerConfig(Section):
     """
 
     kind: Literal["clip", "bpe", "roberta"] = "clip"
-    start_token: str = "<|startoftext|>"
-    end_token: str = "<|endoftext|>"
+    start_token: str = "<start_of_text>"
+    end_token: str = "<end_of_text>"
     pad_id: int = 0
     lower_case: bool = True
     truncation: Literal["end", "mljku"] = "end"

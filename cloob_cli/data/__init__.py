@@ -1,0 +1,1 @@
+"""Pictures, texts and pairs of them: what is read, and which of it comes when."""
