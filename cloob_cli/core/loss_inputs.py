@@ -1,0 +1,110 @@
+"""What the losses accept: shapes, number formats, finiteness; checked before any arithmetic."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cloob_cli.core.gather import RowLayout, gather_rows, row_layout
+from cloob_cli.errors import LossInputError
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """Embeddings of this process (`own_x`, `own_y`, differentiable) and of all (`x`, `y`), in the format that the loss
+    computes in; they are the same tensors on one process. The two bounds are numbers on the host.
+    """
+
+    own_x: Tensor
+    own_y: Tensor
+    x: Tensor
+    y: Tensor
+    inv_tau: float | Tensor
+    caption_ids: Tensor | None
+    layout: RowLayout
+    largest_norm: float
+    largest_inv_tau: float
+
+
+def check_inputs(
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    inv_tau: float | Tensor,
+    caption_ids: Tensor | None = None,
+    process_group: torch.distributed.ProcessGroup | None = None,
+) -> LossInputs:
+    """Check and convert. float64 stays; every other format becomes float32.
+
+    A loss of embeddings that are not finite would be found out later anyway, but here it can be told what is wrong. The
+    price is one read of a few numbers by the host; on a GPU it waits for the towers' forward pass, which the loss needs
+    finished in any case, and the loop that reads the loss waits once more. The numbers read also bound every logit,
+    which lets the fast forms leave out the search for row maxima.
+
+    Raises:
+        LossInputError: shapes that differ or are not [N, D], a format that is not floating point, fewer than two pairs
+            (over all processes), values that are not finite, inv_tau not above zero, caption_ids of a wrong shape or
+            format or all equal.
+    """
+    _check_shapes(image_embeddings, text_embeddings, inv_tau, caption_ids)
+    double = torch.float64 in (image_embeddings.dtype, text_embeddings.dtype)
+    dtype = torch.float64 if double else torch.float32
+    own_x, own_y = image_embeddings.to(dtype), text_embeddings.to(dtype)
+    if isinstance(inv_tau, Tensor):
+        inv_tau = inv_tau.reshape(()).to(device=own_x.device, dtype=dtype)
+    layout = row_layout(len(own_x), own_x.device, process_group)
+    if layout.total < 2:
+        raise LossInputError(
+            f"a contrastive loss needs at least two pairs, not {layout.total}",
+            "every other pair of the batch is a negative; use a larger batch",
+        )
+    with torch.no_grad():
+        x, y = own_x, own_y
+        if layout.processes > 1:
+            # One exchange for both: a row of the message is an image embedding followed by its text embedding.
+            x, y = (part.contiguous() for part in gather_rows(torch.cat([own_x, own_y], dim=1), layout).chunk(2, dim=1))
+            caption_ids = None if caption_ids is None else gather_rows(caption_ids, layout)
+        norm, tau_read, captions_differ = _read_bounds(x, y, inv_tau, caption_ids)
+    if not math.isfinite(norm):
+        raise LossInputError("the embeddings hold values that are not finite", "lower the learning rate, or clip")
+    if not (math.isfinite(tau_read) and tau_read > 0):
+        raise LossInputError(f"inv_tau must be a finite number above zero, not {tau_read}")
+    if not captions_differ:
+        raise LossInputError(
+            "all pairs of the batch have the same caption, so that none has a negative",
+            "use a larger batch, or leave equal captions among the negatives",
+        )
+    return LossInputs(own_x, own_y, x, y, inv_tau, caption_ids, layout, norm, tau_read)
+
+
+def _check_shapes(x: Tensor, y: Tensor, inv_tau: float | Tensor, caption_ids: Tensor | None) -> None:
+    if x.ndim != 2 or x.shape != y.shape or x.shape[1] == 0:
+        raise LossInputError(
+            f"image and text embeddings must be [N, D] tensors of one shape, not {list(x.shape)} and {list(y.shape)}"
+        )
+    if not (x.is_floating_point() and y.is_floating_point()):
+        raise LossInputError(f"embeddings must be floating point, not {x.dtype} and {y.dtype}")
+    if x.device != y.device:
+        raise LossInputError(f"image and text embeddings must be on one device, not {x.device} and {y.device}")
+    if isinstance(inv_tau, Tensor) and inv_tau.numel() != 1:
+        raise LossInputError(f"inv_tau must be one number, not a tensor of shape {list(inv_tau.shape)}")
+    if caption_ids is None:
+        return
+    if caption_ids.shape != x.shape[:1] or caption_ids.dtype != torch.int64 or caption_ids.device != x.device:
+        raise LossInputError(
+            f"caption_ids must be int64 [{len(x)}] on {x.device}, "
+            f"not {caption_ids.dtype} {list(caption_ids.shape)} on {caption_ids.device}"
+        )
+
+
+def _read_bounds(
+    x: Tensor, y: Tensor, inv_tau: float | Tensor, caption_ids: Tensor | None
+) -> tuple[float, float, bool]:
+    """The largest row norm (not a number or infinite if any value is), inv_tau, and whether two captions differ."""
+    norms = torch.stack([torch.linalg.vector_norm(rows, dim=1).amax() for rows in (x, y)]).amax()
+    different = torch.ones_like(norms) if caption_ids is None else (caption_ids != caption_ids[0]).any().to(norms)
+    tau = inv_tau if isinstance(inv_tau, Tensor) else torch.full_like(norms, float(inv_tau))
+    norm, tau_read, captions_differ = torch.stack([norms, tau.detach(), different]).tolist()
+    return norm, tau_read, bool(captions_differ)
