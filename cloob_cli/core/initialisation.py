@@ -59,8 +59,8 @@ def _initialise_resnet(tower: ModifiedResNet) -> None:
 
 def _initialise_text_transformer(transformer: Transformer, width: int) -> None:
     # Residual branches are scaled down with depth, as in GPT-2.
-    residual_std = width**-0.5 * (2 * len(transformer.resblocks)) ** -0.5
-    for block in transformer.resblocks:
+    residual_std = width**-0.5 * (2 * len(transformer.blocks)) ** -0.5
+    for block in transformer.blocks:
         nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
         nn.init.normal_(block.attn.out_proj.weight, std=residual_std)
         nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
