@@ -73,14 +73,13 @@ class VisionConfig(Section):
 
 
 class TextConfig(Section):
-    """The text tower.
+    """The text tower, a transformer.
 
-    `kind = "transformer"`, `causal`, `pooling = "end"` is CLIP's; crowsonkb's is not causal, pools the first token
-    and has `padding = "queries"`: padded queries attend to everything alike, valid ones attend to padding too.
-    `kind = "roberta"` is a Hugging Face RoBERTa (extra `transformers`) that masks padded keys.
+    `causal` with `pooling = "end"` is CLIP's. crowsonkb's is not causal, pools the first token and has
+    `padding = "queries"`: padded queries attend to everything alike, valid ones attend to padding too. A RoBERTa has
+    `post_norm`, `norm_embedding`, `padding = "keys"` (nobody attends to padding) and pools the first token.
     """
 
-    kind: Literal["transformer", "roberta"] = "transformer"
     context_length: int = Field(default=77, gt=1, description="tokens in a text, start and end included")
     vocab_size: int = Field(gt=0)
     width: int = Field(gt=0)
@@ -91,16 +90,18 @@ class TextConfig(Section):
     causal: bool = True
     pooling: Literal["end", "first"] = "end"
     padding: Literal["ignored", "queries", "keys"] = "ignored"
+    pad_id: int | None = Field(default=None, ge=0, description="what padding is; none: all that follows the end token")
+    post_norm: bool = Field(default=False, description="norms after attention and MLP instead of before them")
+    norm_embedding: bool = False
     norm_final: bool = True
     norm_epsilon: float = Field(default=1e-5, gt=0)
     projection_bias: bool = False
-    options: dict[str, Any] = Field(default_factory=dict, description="the upstream configuration of a roberta tower")
 
     @model_validator(mode="after")
     def _consistent(self) -> TextConfig:
         if self.width % self.heads:
             raise ValueError("width must be a multiple of heads")
-        if self.kind == "transformer" and self.causal and self.padding != "ignored":
+        if self.causal and self.padding != "ignored":
             raise ValueError("a causal tower has no padding mask: its padding is 'ignored'")
         return self
 

@@ -53,8 +53,15 @@ class CloobModel(nn.Module):
         self.token_embedding = nn.Embedding(text.vocab_size, text.width)
         self.positional_embedding = nn.Parameter(torch.empty(text.context_length, text.width))
         self.transformer = Transformer(
-            text.width, text.layers, text.heads, text.mlp_ratio, text.activation, text.norm_epsilon
+            text.width,
+            text.layers,
+            text.heads,
+            text.mlp_ratio,
+            text.activation,
+            text.norm_epsilon,
+            post_norm=text.post_norm,
         )
+        self.ln_embedding = nn.LayerNorm(text.width, eps=text.norm_epsilon) if text.norm_embedding else nn.Identity()
         self.ln_final = nn.LayerNorm(text.width, eps=text.norm_epsilon) if text.norm_final else nn.Identity()
         self.text_projection: nn.Parameter | nn.Linear
         if text.projection_bias:
@@ -79,9 +86,11 @@ class CloobModel(nn.Module):
             # Nothing after the last end token reaches a result. A GPU would have to wait for the number.
             tokens = tokens[:, : int(index.max()) + 1]
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
-        valid = None if text.padding == "ignored" else tokens_to_end(tokens, text.vocab_size - 1)
+        valid = None
+        if text.padding != "ignored":
+            valid = tokens_to_end(tokens, text.vocab_size - 1) if text.pad_id is None else tokens != text.pad_id
         pooled = self.transformer(
-            x,
+            self.ln_embedding(x),
             index,
             causal=text.causal,
             valid_queries=valid if text.padding == "queries" else None,

@@ -1,8 +1,7 @@
 """The transformer of CLIP's towers and the vision transformer on top of it.
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021), after openai/CLIP
-`clip/model.py`; parameter names are open_clip's, so that weights move between the programs unchanged. Blocks are
-pre-norm: x + attention(norm(x)), then x + mlp(norm(x)).
+`clip/model.py`; parameter names are open_clip's, so that weights move between the programs unchanged.
 
 Every tower that cloob knows reads a single token of the last block. So the last block computes only that token:
 the same numbers for less work.
@@ -83,8 +82,7 @@ class SelfAttention(nn.Module):
         projected = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:])
         key, value = projected.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mask = None if valid_keys is None else valid_keys[:, None, None, :]
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.out_proj(attended.flatten(1))
+        return self.out_proj(attention(query, key, value, mask, causal=False).flatten(1))
 
 
 class Mlp(nn.Module):
@@ -101,10 +99,16 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm residual block."""
+    """A residual block: x + attention(norm(x)), then x + mlp(norm(x)), as in CLIP.
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, activation: Activation, epsilon: float) -> None:
+    With `post_norm`: norm(x + attention(x)), then norm(x + mlp(x)), as in Vaswani et al. (2017) and BERT.
+    """
+
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, activation: Activation, epsilon: float, post_norm: bool
+    ) -> None:
         super().__init__()
+        self.post_norm = post_norm
         self.ln_1 = nn.LayerNorm(width, eps=epsilon)
         self.attn = SelfAttention(width, heads)
         self.ln_2 = nn.LayerNorm(width, eps=epsilon)
@@ -113,25 +117,39 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, causal: bool = False, valid_queries: Tensor | None = None, valid_keys: Tensor | None = None
     ) -> Tensor:
-        attended = self.attn(self.ln_1(x), causal=causal, valid_queries=valid_queries, valid_keys=valid_keys)
-        x = x + attended
-        return x + self.mlp(self.ln_2(x))
+        source = x if self.post_norm else self.ln_1(x)
+        return self._finish(x, self.attn(source, causal=causal, valid_queries=valid_queries, valid_keys=valid_keys))
 
     def one_token(self, x: Tensor, index: Tensor | int, valid_keys: Tensor | None = None) -> Tensor:
         """What `forward` gives for one token of each sequence: [B, W] of x [B, N, W]."""
-        normed = self.ln_1(x)
-        token = _pick(x, index) + self.attn.attend_from(_pick(normed, index), normed, valid_keys=valid_keys)
-        return token + self.mlp(self.ln_2(token))
+        source = x if self.post_norm else self.ln_1(x)
+        return self._finish(_pick(x, index), self.attn.attend_from(_pick(source, index), source, valid_keys=valid_keys))
+
+    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + attended
+        if self.post_norm:
+            x = self.ln_1(x)
+            return self.ln_2(x + self.mlp(x))
+        return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):
     """A stack of blocks that is read at one token of each sequence."""
 
     def __init__(
-        self, width: int, layers: int, heads: int, mlp_ratio: float, activation: Activation, epsilon: float
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        mlp_ratio: float,
+        activation: Activation,
+        epsilon: float,
+        post_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.resblocks = nn.ModuleList([Block(width, heads, mlp_ratio, activation, epsilon) for _ in range(layers)])
+        self.resblocks = nn.ModuleList(
+            [Block(width, heads, mlp_ratio, activation, epsilon, post_norm) for _ in range(layers)]
+        )
         self.checkpointing = False  # recompute a block's activations in backward instead of keeping them
 
     @property
