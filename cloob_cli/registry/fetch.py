@@ -199,12 +199,11 @@ class _Transfer:
 
     def _until_complete(self) -> None:
         import httpx2
-        from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+        from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 
         limits = httpx2.Timeout(self.patience.stall_seconds, connect=self.patience.connect_seconds)
-        wait = wait_exponential_jitter(
-            self.patience.first_wait, self.patience.longest_wait, jitter=self.patience.first_wait
-        )
+        first, longest = self.patience.first_wait, self.patience.longest_wait
+        wait = wait_exponential(multiplier=first, max=longest) + wait_random(0, first)
         with httpx2.Client(follow_redirects=True, timeout=limits, headers={"Accept-Encoding": "identity"}) as client:
             complete = False
             while not complete:  # every round brings bytes or ends in an error
@@ -309,7 +308,7 @@ class _Transfer:
         with self.partial.open("r+b" if self.have else "wb") as stream:
             stream.seek(self.have)
             stream.truncate()
-            for block in response.iter_raw(_CHUNK):
+            for block in response.iter_raw():  # as it comes: nothing is lost in a buffer when the line breaks
                 stream.write(block)
                 self.hash.update(block)
                 self.have += len(block)
