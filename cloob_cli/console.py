@@ -60,7 +60,7 @@ def hint(text: str) -> None:
 
 def warn(text: str) -> None:
     """Something that went on but not as asked, on stderr; shown also when quiet."""
-    _err().print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+    _err().print(f"warning: {_printable(text)}", style="yellow", markup=False, soft_wrap=True)
 
 
 def show_error(error: CloobError) -> None:

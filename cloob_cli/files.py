@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,18 +14,36 @@ from pathlib import Path
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, delete it on any error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with replacing_together([path]) as [temporary]:
         yield temporary
-        _sync(temporary)
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private; a result is an ordinary file
-        os.replace(temporary, path)
+
+
+@contextmanager
+def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """The same for files that belong together: all of them appear, or none does.
+
+    Where the body deletes a temporary file, its target goes too: a file of an earlier run that has no new
+    counterpart (there were no failures this time) must not stay beside the new ones.
+    """
+    temporaries: list[Path] = []
+    try:
+        for path in map(Path, paths):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+            os.close(handle)
+            temporaries.append(Path(name))
+        yield list(temporaries)
+        for temporary in filter(Path.exists, temporaries):
+            _sync(temporary)
+            temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private; a result is an ordinary file
+        for temporary, path in zip(temporaries, paths, strict=True):
+            if temporary.exists():
+                os.replace(temporary, path)
+            else:
+                Path(path).unlink(missing_ok=True)
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -24,5 +24,11 @@ BatchSizeOption = Annotated[int, typer.Option(min=1, help="Pictures or texts in 
 WorkersOption = Annotated[
     int | None, typer.Option(min=0, help="Threads or processes that read and decode.", show_default="by CPU count")
 ]
+FastJpegOption = Annotated[
+    bool,
+    typer.Option(
+        "--fast-jpeg", help="Decode large JPEGs at reduced size: several times faster, cosines change by about 1e-3."
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notices and no progress on stderr.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]

@@ -1,0 +1,126 @@
+"""`cloob classify`: pictures in, the label that fits each best out."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cloob_cli import console
+from cloob_cli.commands.options import (
+    BatchSizeOption,
+    DeviceOption,
+    FastJpegOption,
+    JsonOption,
+    ModelOption,
+    PrecisionOption,
+    QuietOption,
+    WorkersOption,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from cloob_cli.commands.pictures import Skipped
+    from cloob_cli.inference.classify import Classified, ClassifiedBatch
+
+
+def classify(
+    pictures: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders (searched below) and pictures.")],
+    labels: Annotated[
+        Path,
+        typer.Option("--labels", "-l", help="One label a line; `label: synonym | synonym`; `#` starts a comment."),
+    ],
+    templates: Annotated[
+        Path | None,
+        typer.Option(help="Prompt templates, one a line, with {c} or {}.", show_default="the model's own"),
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Labels a picture, best first.")] = 1,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    batch_size: BatchSizeOption = 64,
+    workers: WorkersOption = None,
+    fast_jpeg: FastJpegOption = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write a .csv, .jsonl or .parquet file instead.")
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Label pictures with your own words, without training.
+
+    A row a picture: its path, the best label, its probability, which is softmax(inv_tau · cosine) over all labels,
+    and the cosine. Pictures that cannot be read are listed and skipped; the exit code is then 3.
+    """
+    console.configure(quiet=quiet)
+    from cloob_cli.commands.pictures import Skipped, followed, open_model
+    from cloob_cli.inference import classify as inference
+    from cloob_cli.inference.labels import DEFAULT_TEMPLATES, read_labels, read_templates
+    from cloob_cli.inference.outputs import check_output, failures_path
+    from cloob_cli.inference.reading import collect_pictures
+
+    # Everything that can be wrong with the input is found before the model is opened.
+    if output is not None:
+        check_output(output, inference.OUTPUT_SUFFIXES)
+    classes = read_labels(labels)
+    prompts = read_templates(templates) if templates else None
+    paths = collect_pictures(pictures)
+    opened, _ = open_model(model, device, precision)
+    top_k = min(top_k, len(classes))
+
+    skipped = Skipped(failures_path(output) if output else None)
+    batches = inference.classify(
+        opened,
+        paths,
+        classes,
+        prompts or opened.config.templates or DEFAULT_TEMPLATES,
+        top_k=top_k,
+        batch_size=batch_size,
+        workers=workers,
+        fast_jpeg=fast_jpeg,
+    )
+    with closing(followed(batches, skipped, "classify", len(paths), "pictures")) as work:
+        if output is None:
+            _show(_rows(work), top_k, as_json)
+        else:
+            _write(output, work, top_k, skipped, as_json)
+            console.talk(f"wrote {output}")
+    skipped.summarise()
+    if skipped.failures:
+        raise typer.Exit(3)
+
+
+def _rows(batches: Iterable[ClassifiedBatch]) -> Iterator[Classified]:
+    return (row for batch in batches for row in batch.rows)
+
+
+def _show(rows: Iterable[Classified], top_k: int, as_json: bool) -> None:
+    from cloob_cli.inference.classify import columns
+
+    if as_json:
+        for row in rows:
+            console.json_line(row.as_dict())
+    else:
+        console.table(columns(top_k), (_cells(row) for row in rows))
+
+
+def _cells(row: Classified) -> list[str]:
+    return [f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row.as_row()]
+
+
+def _write(output: Path, batches: Iterable[ClassifiedBatch], top_k: int, skipped: Skipped, as_json: bool) -> None:
+    from cloob_cli.files import replacing_together
+    from cloob_cli.inference.classify import open_rows
+    from cloob_cli.inference.outputs import failures_path, write_failures
+
+    with replacing_together([output, failures_path(output)]) as [file, listing]:
+        with open_rows(file, output.suffix.lower(), top_k) as write:
+            for batch in batches:
+                write(batch.rows)
+                if as_json:
+                    for row in batch.rows:
+                        console.json_line(row.as_dict())
+        write_failures(listing, skipped.failures)

@@ -1,0 +1,99 @@
+"""`cloob embed`: pictures or texts in, embeddings as a NumPy array and its index as Parquet out."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cloob_cli import console
+from cloob_cli.commands.options import (
+    BatchSizeOption,
+    DeviceOption,
+    FastJpegOption,
+    JsonOption,
+    ModelOption,
+    PrecisionOption,
+    QuietOption,
+    WorkersOption,
+)
+from cloob_cli.errors import NothingFoundError, UsageError
+
+if TYPE_CHECKING:
+    from cloob_cli.inference.embed import Written
+
+
+def embed(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The .npy file; the .parquet and .failures.jsonl go beside it.")
+    ],
+    pictures: Annotated[
+        list[Path] | None, typer.Argument(metavar="[DIR]...", help="Folders (searched below) and pictures.")
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="Embed the lines of this UTF-8 file instead of pictures.")] = None,
+    dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of the stored numbers.")] = "float32",
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    batch_size: BatchSizeOption = 64,
+    workers: WorkersOption = None,
+    fast_jpeg: FastJpegOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Turn pictures or texts into embeddings of unit norm.
+
+    Row i of the .npy file belongs to row i of the .parquet file, whose first column is `path` (or `text`) and whose
+    metadata name the model, the sha256 of its weights, the preprocessing and the version. Pictures that cannot be
+    read are listed and skipped; the exit code is then 3.
+    """
+    console.configure(quiet=quiet)
+    if bool(pictures) == (text is not None):
+        raise UsageError("embed what?", "name folders and pictures, or a file of texts with --text FILE")
+    from cloob_cli.commands.pictures import Skipped, followed, model_name, open_model
+    from cloob_cli.inference import embed as inference
+    from cloob_cli.inference.labels import read_texts
+    from cloob_cli.inference.outputs import check_output, failures_path
+    from cloob_cli.inference.reading import collect_pictures
+    from cloob_cli.registry.store import weights_sha256
+
+    check_output(output, [".npy"])
+    # Everything that can be wrong with the input is found before the model is opened.
+    paths = collect_pictures(pictures) if pictures else []
+    if text is not None and next(read_texts(text), None) is None:
+        raise NothingFoundError(f"{text} holds no text", "one text a line")
+    opened, folder = open_model(model, device, precision)
+
+    if text is not None:
+        batches = inference.embed_texts(opened, read_texts(text), batch_size=batch_size)
+        unit, total = "texts", None
+    else:
+        batches = inference.embed_pictures(opened, paths, batch_size=batch_size, workers=workers, fast_jpeg=fast_jpeg)
+        unit, total = "pictures", len(paths)
+    skipped = Skipped(failures_path(output))
+    with closing(followed(batches, skipped, "embed", total, unit)) as work:
+        written = inference.write_embeddings(
+            output,
+            work,
+            width=opened.config.embed_dim,
+            dtype=dtype,
+            column="path" if text is None else "text",
+            metadata=inference.describe_embeddings(opened, model_name(opened, folder), weights_sha256(folder)),
+        )
+    _report(written, len(skipped.failures), as_json)
+    skipped.summarise()
+    if skipped.failures:
+        raise typer.Exit(3)
+
+
+def _report(written: Written, skipped: int, as_json: bool) -> None:
+    files = [path for path in (written.embeddings, written.index, written.failures) if path is not None]
+    if as_json:
+        names = ("embeddings", "index", "failures")
+        paths = {name: str(path) for name, path in zip(names, files, strict=False)}
+        console.json_document({**paths, "rows": written.rows, "skipped": skipped})
+    else:
+        for path in files:
+            console.line(str(path))

@@ -1,0 +1,146 @@
+"""Zero-shot classification of pictures: labels in, one row a picture out."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cloob_cli.core.model import CloobModel
+from cloob_cli.core.zero_shot import class_embeddings, probabilities
+from cloob_cli.data.images import Preprocess
+from cloob_cli.inference.encoding import device_of, encode_pictures
+from cloob_cli.inference.labels import Label
+from cloob_cli.inference.outputs import parquet_rows
+from cloob_cli.inference.reading import Failure, picture_batches
+
+OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One label for a picture: softmax(inv_tau · cosine) over all labels, and the cosine itself."""
+
+    label: str
+    probability: float
+    cosine: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"label": self.label, "probability": self.probability, "cosine": self.cosine}
+
+
+@dataclass(frozen=True)
+class Classified:
+    """A picture with its best labels, best first, at least one."""
+
+    path: str
+    top: list[Choice]
+
+    def as_dict(self) -> dict[str, Any]:
+        """`{"path", "label", "probability", "cosine", "top": [{"label", "probability", "cosine"}]}`."""
+        return {"path": self.path, **self.top[0].as_dict(), "top": [choice.as_dict() for choice in self.top]}
+
+    def as_row(self) -> list[Any]:
+        """path, then label, probability and cosine of every choice: the cells of `columns`."""
+        return [self.path, *(value for choice in self.top for value in choice.as_dict().values())]
+
+
+@dataclass
+class ClassifiedBatch:
+    """Rows of consecutive pictures, and the pictures among them that could not be read."""
+
+    rows: list[Classified]
+    failures: list[Failure] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def columns(top_k: int) -> list[str]:
+    """The names of a row's cells: path, label, probability, cosine, label_2, ..."""
+    first = ["label", "probability", "cosine"]
+    return ["path", *first, *(f"{name}_{rank}" for rank in range(2, top_k + 1) for name in first)]
+
+
+def classify(
+    model: CloobModel,
+    paths: Iterable[Path],
+    labels: Sequence[Label],
+    templates: Sequence[str],
+    *,
+    top_k: int = 1,
+    batch_size: int = 64,
+    workers: int | None = None,
+    fast_jpeg: bool = False,
+) -> Generator[ClassifiedBatch]:
+    """Classify pictures in their order; unreadable ones are failures of the batch they would have stood in.
+
+    Probabilities are softmax(inv_tau · cosine) over all labels, with the inv_tau of the model's configuration.
+    Where `top_k` exceeds the number of labels, all are given. Of equal cosines the label that stands first wins.
+    """
+    names = [label.name for label in labels]
+    assert model.tokenize is not None
+    classes = class_embeddings(
+        model.encode_text, model.tokenize, [label.names for label in labels], templates, batch_size, device_of(model)
+    ).cpu()
+    preprocess = Preprocess(model.config.vision.image_size, model.config.preprocess)
+    batches = picture_batches(paths, preprocess, batch_size=batch_size, workers=workers, fast_jpeg=fast_jpeg)
+    with closing(batches):
+        for batch in batches:
+            rows = []
+            if batch.paths:
+                cosines = encode_pictures(model, batch.pixels) @ classes.T
+                choices = _best(cosines, model.config.inv_tau, names, min(top_k, len(names)))
+                rows = [Classified(path, top) for path, top in zip(batch.paths, choices, strict=True)]
+            yield ClassifiedBatch(rows, batch.failures)
+
+
+def _best(cosines: Tensor, inv_tau: float, names: list[str], top_k: int) -> list[list[Choice]]:
+    order = torch.sort(cosines, dim=1, descending=True, stable=True).indices[:, :top_k]
+    shares = probabilities(cosines, inv_tau).gather(1, order).tolist()
+    kept = cosines.gather(1, order).tolist()
+    return [
+        [Choice(names[i], p, c) for i, p, c in zip(*row, strict=True)]
+        for row in zip(order.tolist(), shares, kept, strict=True)
+    ]
+
+
+Write = Callable[[Iterable[Classified]], None]
+
+
+@contextmanager
+def open_rows(path: Path, suffix: str, top_k: int) -> Iterator[Write]:
+    """Open a result file of the kind that `suffix` names; yields the function that appends rows."""
+    with {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[suffix](path, top_k) as write:
+        yield write
+
+
+@contextmanager
+def _csv(path: Path, top_k: int) -> Iterator[Write]:
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(columns(top_k))
+        yield lambda rows: writer.writerows(row.as_row() for row in rows)
+
+
+@contextmanager
+def _jsonl(path: Path, top_k: int) -> Iterator[Write]:
+    with path.open("w", encoding="utf-8") as stream:
+        yield lambda rows: stream.writelines(json.dumps(row.as_dict()) + "\n" for row in rows)
+
+
+@contextmanager
+def _parquet(path: Path, top_k: int) -> Iterator[Write]:
+    import pyarrow as pa
+
+    choice = [("label", pa.string()), ("probability", pa.float64()), ("cosine", pa.float64())]
+    schema = pa.schema([("path", pa.string()), *choice, ("top", pa.list_(pa.struct(choice)))])
+    with parquet_rows(path, schema) as file:
+        yield lambda rows: file.write(row.as_dict() for row in rows)

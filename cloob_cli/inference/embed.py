@@ -1,0 +1,131 @@
+"""Pictures or texts as embeddings in files: `emb.npy` and, in the same order, `emb.parquet`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from cloob_cli.core.model import CloobModel
+from cloob_cli.data.images import Preprocess
+from cloob_cli.errors import NothingFoundError
+from cloob_cli.files import replacing_together
+from cloob_cli.inference.encoding import encode_pictures, encode_texts
+from cloob_cli.inference.outputs import NpyRows, failures_path, parquet_rows, write_failures
+from cloob_cli.inference.reading import Failure, picture_batches
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+@dataclass
+class EmbeddedBatch:
+    """Embeddings, unit-norm float32 [B, D] on the CPU, of B named things (paths or texts), and what was skipped."""
+
+    names: list[str]
+    embeddings: Tensor | None
+    failures: list[Failure] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def embed_pictures(
+    model: CloobModel,
+    paths: Iterable[Path],
+    *,
+    batch_size: int = 64,
+    workers: int | None = None,
+    fast_jpeg: bool = False,
+) -> Generator[EmbeddedBatch]:
+    """Embed pictures in their order; unreadable ones are failures of the batch they would have stood in."""
+    preprocess = Preprocess(model.config.vision.image_size, model.config.preprocess)
+    batches = picture_batches(paths, preprocess, batch_size=batch_size, workers=workers, fast_jpeg=fast_jpeg)
+    with closing(batches):
+        for batch in batches:
+            embeddings = encode_pictures(model, batch.pixels) if batch.paths else None
+            yield EmbeddedBatch(batch.paths, embeddings, batch.failures)
+
+
+def embed_texts(model: CloobModel, texts: Iterable[str], *, batch_size: int = 64) -> Generator[EmbeddedBatch]:
+    """Embed texts in their order."""
+    texts = iter(texts)
+    while batch := list(islice(texts, batch_size)):
+        yield EmbeddedBatch(batch, encode_texts(model, batch))
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files of one run: `failures` is None where nothing was skipped."""
+
+    embeddings: Path
+    index: Path
+    failures: Path | None
+    rows: int
+
+
+def write_embeddings(
+    output: Path,
+    batches: Iterable[EmbeddedBatch],
+    *,
+    width: int,
+    dtype: str,
+    column: str,
+    metadata: dict[str, str],
+) -> Written:
+    """Stream batches to `output` (.npy), the names to the .parquet beside it and failures to .failures.jsonl.
+
+    All files appear together at the end, or none does and earlier ones stay as they were.
+
+    Args:
+        width: D, the length of an embedding.
+        dtype: "float32" or "float16".
+        column: the name of the index's column, "path" or "text".
+        metadata: what the index says about how the embeddings were made.
+
+    Raises:
+        NothingFoundError: not one row.
+    """
+    index, skipped = output.with_suffix(".parquet"), failures_path(output)
+    failures: list[Failure] = []
+    with replacing_together([output, index, skipped]) as [npy, parquet, listing]:
+        with npy.open("wb") as stream, parquet_rows(parquet, index_schema(column, metadata)) as names:
+            rows = NpyRows(stream, width, np.dtype(dtype))
+            for batch in batches:
+                failures += batch.failures
+                if batch.embeddings is not None:
+                    rows.write(batch.embeddings.numpy())
+                    names.write({column: name} for name in batch.names)
+            rows.finish()
+        if not rows.count:
+            raise NothingFoundError("there is nothing to embed: not one usable input")
+        write_failures(listing, failures)
+    return Written(output, index, skipped if failures else None, rows.count)
+
+
+def index_schema(column: str, metadata: dict[str, str]) -> pyarrow.Schema:
+    """The schema of an index of embeddings: one column of text, and `metadata` in the file's own metadata."""
+    import pyarrow as pa
+
+    return pa.schema([pa.field(column, pa.string(), nullable=False)], metadata=metadata)
+
+
+def describe_embeddings(model: CloobModel, name: str, weights_sha256: str) -> dict[str, str]:
+    """What somebody needs to know before comparing two files of embeddings; all values are text."""
+    from cloob_cli import __version__
+
+    config = model.config
+    preprocessing = {"image_size": config.vision.image_size, **config.preprocess.model_dump(mode="json")}
+    return {
+        "model": name,
+        "weights_sha256": weights_sha256,
+        "preprocessing": json.dumps(preprocessing),
+        "version": __version__,
+    }
