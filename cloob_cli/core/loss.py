@@ -14,7 +14,9 @@ from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
 from cloob_cli.core.gather import gather_differentiably
+from cloob_cli.core.loss_choice import choose_implementation, make_steps
 from cloob_cli.core.loss_inputs import LossInputs, check_inputs
+from cloob_cli.core.loss_tiled import tiled_loss
 from cloob_cli.errors import LossInputError
 
 Objective = Literal["cloob", "infoloob", "clip"]
@@ -118,7 +120,7 @@ def contrastive_loss(
             sums over negatives, and of nothing else. Retrieval stores and finds them as before, and each still has
             its own positive. A row without any negative exists only where all ids are equal, which is refused.
         implementation: "definition" keeps N x N matrices, "tiled" does not, "triton" is "tiled" with fused kernels;
-            "auto" takes what was measured to be the fastest (`loss_choice.py`).
+            "auto" takes the fastest (`loss_choice.choose_implementation`, which also says why).
         precision: number format of what enters the matrix products of "tiled" and "triton"; sums are float32 always.
             None is "fp32". Ignored for float64 and by "definition".
         process_group: the processes that hold the rest of the batch; None: the batch is all here. Each passes its own
@@ -130,14 +132,20 @@ def contrastive_loss(
         over processes that DDP takes of parameter gradients is the gradient that one process with the joint batch has.
 
     Raises:
-        LossInputError: see `check_inputs`; also an unknown objective or a scale_hopfield that is not above zero.
+        LossInputError: see `check_inputs`; also an unknown objective or precision, or a scale_hopfield not above zero.
     """
     if objective not in ("cloob", "infoloob", "clip"):
         raise LossInputError(f"unknown objective '{objective}'", "use cloob, infoloob or clip")
     if objective == "cloob" and not 0 < scale_hopfield < float("inf"):
         raise LossInputError(f"scale_hopfield must be a finite number above zero, not {scale_hopfield}")
     inputs = check_inputs(image_embeddings, text_embeddings, inv_tau, caption_ids, process_group)
-    return _definition(inputs, objective, scale_hopfield)
+    if precision not in (None, "fp32", "tf32", "bf16"):
+        raise LossInputError(f"unknown precision '{precision}'", "use fp32, tf32 or bf16")
+    device, dtype, layout = inputs.x.device, inputs.x.dtype, inputs.layout
+    choice = choose_implementation(device, dtype, layout.total, layout.processes, implementation)
+    if choice.name == "definition":
+        return _definition(inputs, objective, scale_hopfield)
+    return tiled_loss(inputs, objective, scale_hopfield, make_steps(choice, device, dtype, precision))
 
 
 def _definition(inputs: LossInputs, objective: Objective, scale_hopfield: float) -> Tensor:

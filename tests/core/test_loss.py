@@ -31,7 +31,7 @@ def embeddings(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64
 
 @pytest.mark.parametrize("objective", ["cloob", "infoloob", "clip"])
 @pytest.mark.parametrize("case", CASES, ids=[case["file"] for case in CASES])
-@pytest.mark.parametrize("implementation", ["definition"])
+@pytest.mark.parametrize("implementation", ["definition", "tiled"])
 def test_values_and_gradients_equal_the_reference_programs(case, objective, implementation):
     golden = load_file(GOLDEN / case["file"])
     x = golden["image_embeddings"].requires_grad_()

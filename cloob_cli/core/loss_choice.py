@@ -1,0 +1,90 @@
+"""Which form of the loss serves where: one table, and the reason in words."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+import torch
+
+from cloob_cli.core.loss_steps import Steps
+from cloob_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class DeviceSettings:
+    """What serves best on a kind of device.
+
+    `tiled_from`: the smallest joint batch for which the tiled form is at least as fast as the definition.
+    `tile`, `chunk_elements`: see `Steps`. A tile and its copies stay in the cache of a CPU core, or in a GPU's.
+    """
+
+    tiled_from: int
+    tile: tuple[int, int]
+    chunk_elements: int
+
+
+# CPU: measured with tests/benchmarks/bench_loss.py. CUDA and MPS: derived from the sizes of their caches and not yet
+# measured; tests/benchmarks/bench_loss.py on such a device says what should stand here.
+SETTINGS = {
+    "cpu": DeviceSettings(tiled_from=256, tile=(512, 1024), chunk_elements=1 << 20),
+    "cuda": DeviceSettings(tiled_from=1024, tile=(2048, 4096), chunk_elements=1 << 24),
+    "mps": DeviceSettings(tiled_from=1024, tile=(1024, 2048), chunk_elements=1 << 22),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`name` is "definition", "tiled" or "triton"; `reason` is for the log."""
+
+    name: str
+    reason: str
+
+
+def choose_implementation(
+    device: torch.device, dtype: torch.dtype, batch: int, processes: int = 1, requested: str = "auto"
+) -> Choice:
+    """What `contrastive_loss` takes for a joint batch of `batch` pairs. `dtype` is the format of the arithmetic.
+
+    "triton" is a wish: where its kernels cannot serve, the plain tiled form does, and the reason says why.
+
+    Raises:
+        UsageError: `requested` is none of auto, definition, tiled, triton.
+    """
+    if requested not in ("auto", "definition", "tiled", "triton"):
+        raise UsageError(f"unknown implementation '{requested}'", "use auto, definition, tiled or triton")
+    if requested in ("definition", "tiled"):
+        return Choice(requested, "as asked for")
+    smallest = _settings(device).tiled_from
+    if requested == "auto" and processes == 1 and batch < smallest:
+        return Choice("definition", f"{batch} pairs are fewer than {smallest}")
+    if requested == "auto" and device.type != "cuda":
+        return Choice("tiled", f"{batch} pairs on {device.type}")
+    obstacle = _kernels_obstacle(device, dtype)
+    if obstacle:
+        return Choice("tiled", f"the Triton kernels cannot serve: {obstacle}")
+    return Choice("triton", f"{batch} pairs on {device.type}")
+
+
+def make_steps(choice: Choice, device: torch.device, dtype: torch.dtype, precision: str | None) -> Steps:
+    """The steps of a tile for "tiled" or "triton"."""
+    if choice.name == "triton":
+        kind: type[Steps] = importlib.import_module("cloob_cli.core.loss_kernels").TritonSteps
+    else:
+        kind = Steps
+    settings = _settings(device)
+    return kind(device, dtype, precision or "fp32", settings.tile, settings.chunk_elements)
+
+
+def _settings(device: torch.device) -> DeviceSettings:
+    return SETTINGS.get(device.type, SETTINGS["cuda"])
+
+
+def _kernels_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    if dtype != torch.float32:
+        return f"they compute in float32, not {str(dtype).removeprefix('torch.')}"
+    try:
+        kernels = importlib.import_module("cloob_cli.core.loss_kernels")
+    except ImportError:
+        return "the package triton is not installed"
+    return kernels.obstacle(device)

@@ -1,0 +1,189 @@
+"""The exact losses in memory linear in the batch: tiles of the score matrices, made, used and forgotten.
+
+docs/loss.md derives every line, in the same names. The gradient is computed together with the loss: later it can only
+be multiplied by one number, so no score of the leave-one-out sums is made a second time, and the backward pass is that
+multiplication. What a tile goes through is in `loss_steps.py` (plain torch) and `loss_kernels.py` (Triton).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from cloob_cli.core.gather import RowLayout, gather_rows, scatter_sum, sum_over_processes
+from cloob_cli.core.loss_inputs import LossInputs
+from cloob_cli.core.loss_retrieval import Retrieval
+from cloob_cli.core.loss_steps import Steps
+
+
+@dataclass
+class LossAndGradient:
+    """A scalar and, where asked for, its gradient: for x and y [n, D] and the scalar inv_tau."""
+
+    loss: Tensor
+    x: Tensor | None = None
+    y: Tensor | None = None
+    inv_tau: Tensor | None = None
+
+
+def tiled_loss(inputs: LossInputs, objective: str, scale_hopfield: float, steps: Steps) -> Tensor:
+    """The loss of `contrastive_loss`, differentiable once with respect to own_x, own_y and inv_tau."""
+    tau = inputs.inv_tau if isinstance(inputs.inv_tau, Tensor) else inputs.x.new_tensor(inputs.inv_tau)
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (inputs.own_x, inputs.own_y, tau))
+    return _TiledLoss.apply(inputs.own_x, inputs.own_y, tau, inputs, objective, scale_hopfield, steps, wanted)
+
+
+class _TiledLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, own_x, own_y, inv_tau, inputs: LossInputs, objective, scale_hopfield, steps: Steps, wanted: bool):
+        with torch.autocast(own_x.device.type, enabled=False), steps.matmul_precision():
+            if objective == "cloob":
+                result = _cloob(inputs, inv_tau, scale_hopfield, steps, wanted)
+            else:
+                result = _two_directions(inputs, inv_tau, objective == "clip", steps, wanted)
+        ctx.processes = inputs.layout.processes
+        if wanted:
+            ctx.save_for_backward(result.x, result.y, result.inv_tau)
+        return result.loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, y, inv_tau = ctx.saved_tensors
+        wanted_x, wanted_y, wanted_inv_tau, *_ = ctx.needs_input_grad
+        scale = gradient * ctx.processes  # DDP averages over processes: the convention of contrastive_loss
+        return (
+            scale * x if wanted_x else None,
+            scale * y if wanted_y else None,
+            gradient * inv_tau if wanted_inv_tau else None,
+            *[None] * 5,
+        )
+
+
+def _cloob(inputs: LossInputs, inv_tau: Tensor, beta: float, steps: Steps, wanted: bool) -> LossAndGradient:
+    """1/2 [L(U_x, U_y) + L(V_y, V_x)], patterns in the order U_x, U_y, V_x, V_y."""
+    layout = inputs.layout
+    retrieval = Retrieval(inputs, beta, steps)
+    patterns = retrieval.forward()
+    norms = [_normalise_rows(pattern) for pattern in patterns]
+    gradients: list[Tensor | None] = [None] * 4
+    loss = inputs.x.new_zeros(())
+    for_tau = inputs.x.new_zeros(())
+    for anchors, partners in ((0, 1), (3, 2)):
+        part = _leave_one_out(patterns[anchors], patterns[partners], inputs, inv_tau, steps, wanted)
+        loss += part.loss / (2 * layout.total)
+        if not wanted:
+            continue
+        for_tau += part.inv_tau / (2 * layout.total)
+        for k, gradient in ((anchors, part.x), (partners, part.y)):
+            # Back through the normalisation. The mean's 1/(2N) goes in here.
+            along = (gradient * patterns[k]).sum(dim=1, keepdim=True)
+            gradient.addcmul_(patterns[k], along, value=-1).mul_(norms[k] / (2 * layout.total))
+            gradients[k] = steps.operand(gradient)
+            patterns[k] = None
+        del part, gradient
+    sum_over_processes(loss, layout)
+    if not wanted:
+        return LossAndGradient(loss)
+    return LossAndGradient(loss, *retrieval.backward(gradients), sum_over_processes(for_tau, layout))
+
+
+def _normalise_rows(rows: Tensor) -> Tensor:
+    """Give rows [n, D] unit norm in place; returns 1 / (their norms) [n, 1]. Rows of zeros stay zero, with 0.
+
+    A row may be as large as exp(40): its largest element is taken out before anything is squared.
+    """
+    largest = torch.linalg.vector_norm(rows, ord=torch.inf, dim=1, keepdim=True)
+    empty = largest == 0
+    rows.div_(largest.masked_fill_(empty, 1))
+    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True).masked_fill_(empty, 1)
+    rows.div_(norm)
+    return (1 / (largest * norm)).masked_fill_(empty, 0)
+
+
+def _leave_one_out(
+    anchors: Tensor, partners: Tensor, inputs: LossInputs, inv_tau: Tensor, steps: Steps, wanted: bool
+) -> LossAndGradient:
+    """N L(A, B), the terms of this process's rows, and the gradient of all terms for this process's rows of A and B.
+
+    A vector that all partners have in common adds the same to every logit of a row, which L does not see. It is taken
+    out, so that the numbers are as large as the differences that matter: retrieved patterns may be nearly alike.
+    """
+    layout = inputs.layout
+    everybody = gather_rows(partners, layout)
+    common = everybody.mean(dim=0)
+    everybody = steps.operand(everybody - common)
+    positives = (partners - common).mul_(inv_tau)
+    scaled = anchors * inv_tau
+    loss = -(anchors * positives).sum()
+    if wanted:
+        for_anchors = torch.empty_like(anchors)
+        for_partners = torch.zeros(layout.total, anchors.shape[1], dtype=steps.dtype, device=anchors.device)
+    operands = steps.operand(scaled)
+    height = steps.chunk_rows(layout.total)
+    for start in range(0, len(anchors), height):
+        chunk = slice(start, start + height)
+        logits = steps.product("scores", operands[chunk], everybody.T)
+        sums, weights, inverse = steps.softmax_rows(logits, layout.own.start + start, inputs.caption_ids)
+        loss += sums.sum()
+        if wanted:
+            steps.add_product(for_anchors[chunk], weights, everybody, keep=0).mul_(inverse * inv_tau)
+            steps.add_product(for_partners, weights.T, steps.operand(scaled[chunk] * inverse))
+    if not wanted:
+        return LossAndGradient(loss)
+    for_anchors.sub_(positives)
+    for_tau = (anchors * for_anchors).sum() / inv_tau  # logits are inv_tau a_i.b_j: Euler's rule for this product
+    return LossAndGradient(loss, for_anchors, scatter_sum(for_partners, layout).sub_(scaled), for_tau)
+
+
+def _two_directions(
+    inputs: LossInputs, inv_tau: Tensor, with_positives: bool, steps: Steps, wanted: bool
+) -> LossAndGradient:
+    """1/2 [L(X, Y) + L(Y, X)]: one score matrix, its rows for one direction and its columns for the other.
+
+    Each process makes the rows of its images; the columns' sums are put together from all processes. The gradient
+    needs both sums, so scores are made a second time, unless all of them fitted into one chunk.
+    """
+    layout = inputs.layout
+    own_x, own_y = inputs.x[layout.own], inputs.y[layout.own]
+    scaled = own_x * inv_tau
+    operands, texts = steps.operand(scaled), steps.operand(inputs.y)
+    column_sums = inputs.y.new_full((layout.total,), -torch.inf)
+    row_sums = inputs.x.new_empty(len(own_x), 1)
+    height = steps.chunk_rows(layout.total)
+    chunks = [slice(start, min(start + height, len(own_x))) for start in range(0, len(own_x), height)]
+
+    def scores(chunk: slice) -> Tensor:
+        logits = steps.product("scores", operands[chunk], texts.T)
+        return steps.leave_out(logits, layout.own.start + chunk.start, inputs.caption_ids, with_positives)
+
+    for chunk in chunks:
+        logits = scores(chunk)
+        row_sums[chunk] = steps.logsumexp_both(logits, column_sums)
+    column_sums = _logsumexp_over_processes(column_sums, layout)
+    loss = row_sums.sum() + column_sums[layout.own].sum() - 2 * (scaled * own_y).sum()
+    loss = sum_over_processes(loss / (2 * layout.total), layout)
+    if not wanted:
+        return LossAndGradient(loss)
+    for_x = torch.empty_like(own_x)
+    for_y = torch.zeros_like(inputs.y)
+    for chunk in chunks:
+        if len(chunks) > 1:
+            logits = scores(chunk)
+        weights = steps.softmax_both(logits, row_sums[chunk], column_sums)
+        steps.add_product(for_x[chunk], weights, texts, keep=0)
+        steps.add_product(for_y, weights.T, operands[chunk])
+    for_x.sub_(2 * own_y).mul_(inv_tau / (2 * layout.total))
+    for_y = scatter_sum(for_y, layout).sub_(2 * scaled).div_(2 * layout.total)
+    for_tau = sum_over_processes((own_x * for_x).sum() / inv_tau, layout)
+    return LossAndGradient(loss, for_x, for_y, for_tau)
+
+
+def _logsumexp_over_processes(partial: Tensor, layout: RowLayout) -> Tensor:
+    if layout.processes == 1:
+        return partial
+    one_each = RowLayout((1,) * layout.processes, layout.rank, layout.group)
+    return gather_rows(partial[None], one_each).logsumexp(dim=0)
