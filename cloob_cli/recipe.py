@@ -28,6 +28,7 @@ class ModelSection(Section):
     vision: VisionConfig | None = None
     text: TextConfig | None = None
     preprocess: PreprocessConfig = PreprocessConfig()
+    templates: list[str] = Field(default_factory=list, description="prompts that suit the model, {c} is the class")
 
     @model_validator(mode="before")
     @classmethod
@@ -157,6 +158,7 @@ class TrainSection(Section):
     log_every: int = Field(default=10, gt=0, description="steps between two rows of metrics.jsonl")
     checkpoint_every: int = Field(default=1000, gt=0, description="steps")
     keep_checkpoints: int = Field(default=2, gt=0)
+    save_precision: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="of the finished weights")
     ema: float = Field(default=0.0, ge=0.0, lt=1.0, description="decay of an averaged copy that is saved instead; 0: none")
 
     @model_validator(mode="after")

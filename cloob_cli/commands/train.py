@@ -1,0 +1,129 @@
+"""`cloob train`: a recipe in, a model folder out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cloob_cli import assets, console
+from cloob_cli.commands.options import DeviceOption, JsonOption, QuietOption
+from cloob_cli.recipe import Recipe, load_recipe
+
+_SKIPPED = 3  # exit code: done, but some pairs were skipped
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's path, or the name of a shipped one.", metavar="RECIPE")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder.", show_default="runs/NAME")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change one key of the recipe; may be repeated.", metavar="SECTION.KEY=VALUE"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest good checkpoint in --out.")] = False,
+    device: DeviceOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the resolved recipe, the model's size and the data found.")
+    ] = False,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a model by a recipe; the result is the path of its folder."""
+    console.configure(quiet=quiet)
+    loaded = load_recipe(assets.find_recipe(recipe), set_)
+    if dry_run:
+        _dry_run(loaded, json_)
+        return
+    from cloob_cli.training.loop import train as run
+
+    finished = _show(loaded.name, run(loaded, out or Path("runs") / loaded.name, device=device, resume=resume))
+    if finished is None:
+        return  # one of several processes: the main one tells the result
+    if json_:
+        console.json_document(dataclasses.asdict(finished) | {"model_folder": str(finished.model_folder)})
+    else:
+        console.line(str(finished.model_folder))
+    if finished.skipped:
+        raise typer.Exit(_SKIPPED)
+
+
+def _show(name: str, events: Iterable[Any]) -> Any:
+    """Draw the events of a run; its last one, where this process is the one that reports."""
+    from cloob_cli.training import events as kinds
+
+    finished = None
+    with console.live_status(name) as status:
+        for event in events:
+            match event:
+                case kinds.Started():
+                    console.talk(_start_text(event))
+                case kinds.StepDone():
+                    status.update(**_status_fields(event))
+                case kinds.Validated():
+                    console.talk(f"step {event.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in event.metrics.items()))
+                case kinds.CheckpointSaved():
+                    console.talk(f"step {event.step}: saved {event.path}")
+                case kinds.PairSkipped():
+                    console.warn(f"skipped {event.name}: {event.reason}")
+                case kinds.Notice():
+                    console.warn(event.text)
+                case kinds.Finished():
+                    finished = event
+    if finished is not None:
+        console.talk(f"trained in {_duration(finished.seconds)}: loss {finished.metrics['loss']:.4g}")
+        if finished.skipped:
+            listed = finished.model_folder.parent / "skipped.jsonl"
+            console.warn(f"{finished.skipped} pairs could not be read; they are listed in {listed}")
+    return finished
+
+
+def _start_text(started: Any) -> str:
+    resumed = f", from step {started.first_step:,}" if started.first_step else ""
+    held_out = f", {started.validation_pairs:,} held out" if started.validation_pairs else ""
+    processes = f" on {started.processes} processes" if started.processes > 1 else ""
+    return (
+        f"{started.pairs:,} pairs{held_out}; {started.parameters:,} parameters; {started.device}, {started.precision}; "
+        f"{started.steps:,} steps of {started.batch_size:,}{processes}{resumed}"
+    )
+
+
+def _status_fields(event: Any) -> dict[str, str]:
+    return {
+        "step": f"{event.step:,}",
+        "loss": f"{event.loss:.4f}",
+        "learning_rate": f"{event.learning_rate:.2e}",
+        "images/s": f"{event.images_per_second:,.0f}",
+        "waiting_for_data": f"{event.data_wait_share:.0%}",
+        "time_left": _duration(event.seconds_left),
+        "memory": f"{event.memory_gib:.1f} GiB",
+    }
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _dry_run(recipe: Recipe, json_: bool) -> None:
+    from cloob_cli.training.setup import survey
+
+    found = survey(recipe)
+    if json_:
+        console.json_document({"recipe": recipe.model_dump(mode="json"), **found})
+        return
+    console.table(["key", "value"], [*_flat(recipe.model_dump(mode="json")), *found.items()])
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in data.items():
+        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, _text(value))]
+    return rows
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)

@@ -1,0 +1,80 @@
+"""What a training run reports, in the order in which it happens. Whoever draws or logs reads these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Started:
+    """The run is set up and its first step comes next."""
+
+    steps: int
+    first_step: int  # above 0: resumed
+    device: str
+    precision: str
+    processes: int
+    parameters: int
+    pairs: int
+    validation_pairs: int
+    batch_size: int
+    micro_batch_size: int | None
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """Averages over the steps since the last one of these. `step` counts finished steps."""
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    images_per_second: float
+    data_wait_share: float  # of the time
+    seconds_left: float
+    memory_gib: float
+    gradient_norm: float
+    inv_tau: float
+
+
+@dataclass(frozen=True)
+class Validated:
+    """Scores on held-out data after `step` steps, by their names in metrics.jsonl."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class PairSkipped:
+    """A pair that could not be read; it is counted and listed, and training goes on."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that went on but not as asked."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    step: int
+    model_folder: Path
+    metrics: dict[str, Any]
+    skipped: int
+    seconds: float
+
+
+Event = Started | StepDone | Validated | CheckpointSaved | PairSkipped | Notice | Finished

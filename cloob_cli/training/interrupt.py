@@ -1,0 +1,41 @@
+"""Ctrl-C and SIGTERM while training: the first asks the loop to save and leave, the second leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from cloob_cli.errors import Interrupted
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """`requested` becomes true with the first signal."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            os._exit(Interrupted.exit_code)
+        self.requested = True
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Catch both signals inside the block. Outside the main thread, where Python delivers none, do nothing."""
+    stop = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop.on_signal) for number in _SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,229 @@
+"""A run's folder: its recipe, its checkpoints, and how to go on from the newest good one.
+
+    RUN/recipe.json                      the recipe with all defaults, paths made absolute
+    RUN/tokenizer.json                   the tokenizer that the run trains with
+    RUN/metrics.jsonl                    a row every `log_every` steps and every validation
+    RUN/loss.png                         a picture of the loss (extra `report`)
+    RUN/skipped.jsonl                    pairs that could not be read
+    RUN/checkpoints/step-00001000/       model.safetensors, average.safetensors (with train.ema), optimizer.pt,
+                                         state.json (step, hashes of the other files; written last)
+    RUN/model/                           the finished model
+
+Which sample comes when, the learning rate and the random numbers of a step are functions of the seed and the step
+number, so a checkpoint needs no more than the tensors and the step.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cloob_cli import __version__
+from cloob_cli.errors import TrainingError, UsageError
+from cloob_cli.files import replacing, replacing_folder, sha256_of
+from cloob_cli.recipe import Recipe
+from cloob_cli.training.average import WeightAverage
+
+# Keys that may change between a run and its continuation: they do not change what the weights become.
+_FREE_KEYS = {
+    "description", "data.workers", "data.in_memory", "train.log_every", "train.checkpoint_every",
+    "train.keep_checkpoints", "train.save_precision", "validation.every", "validation.retrieval_pairs",
+    "validation.zero_shot",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run."""
+
+    path: Path
+    checkpoints: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "checkpoints", self.path / "checkpoints")
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def skipped(self) -> Path:
+        return self.path / "skipped.jsonl"
+
+    @property
+    def loss_curve(self) -> Path:
+        return self.path / "loss.png"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    def check(self, recipe: Recipe, resume: bool) -> None:
+        """Make sure that this run may be written here, before anything is.
+
+        Raises:
+            UsageError: a run exists and `resume` is false, or it was made by a recipe with other settings.
+        """
+        if not self.recipe.exists():
+            if self.path.exists() and any(self.path.iterdir()):
+                raise UsageError(f"{self.path} exists and is not a run's folder", "choose another with --out")
+            return
+        if not resume:
+            raise UsageError(f"{self.path} already holds a run", "go on with --resume, or choose another --out")
+        try:
+            before = json.loads(self.recipe.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise UsageError(f"{self.recipe} cannot be read, so the run cannot be resumed") from None
+        differing = differences(before, recipe.model_dump(mode="json"))
+        if differing:
+            shown = "; ".join(f"{key}: {old!r} then, {new!r} now" for key, old, new in differing[:5])
+            more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+            raise UsageError(f"{self.path} was made by another recipe: {shown}{more}", "choose another --out")
+
+    def create(self, recipe: Recipe) -> None:
+        """Make the folder and write the resolved recipe."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        with replacing(self.recipe) as temporary:
+            temporary.write_text(json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(key, old, new) for every setting of two recipes that differs and matters for the weights."""
+    found = []
+    for key in sorted(before.keys() | now.keys()):
+        name, old, new = prefix + key, before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{name}.")
+        elif old != new and name not in _FREE_KEYS:
+            found.append((name, old, new))
+    return found
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands. `seconds` of training so far; `precision` is kept so that a continuation uses the same."""
+
+    step: int
+    seconds: float
+    precision: str
+
+
+def save_checkpoint(
+    folder: Path,
+    progress: Progress,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: Any | None,
+    average: WeightAverage | None,
+    keep: int,
+) -> Path:
+    """Write the checkpoint of a finished step under `folder`, then remove all but the newest `keep`."""
+    from safetensors.torch import save_file
+
+    path = folder / f"step-{progress.step:08d}"
+    with replacing_folder(path) as temporary:
+        save_file(_plain(model.state_dict()), temporary / "model.safetensors")
+        if average is not None:
+            save_file(_plain(average.tensors), temporary / "average.safetensors")
+        torch.save(
+            {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None},
+            temporary / "optimizer.pt",
+        )
+        state = {
+            "step": progress.step,
+            "seconds": progress.seconds,
+            "precision": progress.precision,
+            "cloob": __version__,
+            "torch": str(torch.__version__),
+            "sha256": {file.name: sha256_of(file) for file in sorted(temporary.iterdir())},
+        }
+        (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    for old in checkpoints(folder)[:-keep]:
+        _remove(old)
+    return path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint folders under `folder`, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name))
+
+
+def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose files are whole, and what is wrong with every newer one.
+
+    Raises:
+        TrainingError: there are checkpoints, and every one of them is damaged.
+    """
+    problems = []
+    found = checkpoints(folder)
+    for path in reversed(found):
+        problem = damage(path)
+        if problem is None:
+            return path, problems
+        problems.append(f"the checkpoint {path} is damaged ({problem})")
+    if found:
+        raise TrainingError(f"every checkpoint in {folder} is damaged", "start again with another --out")
+    return None, problems
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        hashes = json.loads((path / "state.json").read_text(encoding="utf-8"))["sha256"]
+        wrong = [name for name, sha256 in hashes.items() if sha256_of(path / name) != sha256]
+    except FileNotFoundError as missing:
+        return f"{Path(missing.filename).name} is missing"
+    except (OSError, ValueError, KeyError, AttributeError):
+        return "state.json cannot be read"
+    return f"{wrong[0]} is not what was written" if wrong else None
+
+
+def load_progress(path: Path) -> Progress:
+    """The `state.json` of a whole checkpoint."""
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return Progress(state["step"], state["seconds"], state["precision"])
+
+
+def load_checkpoint(
+    path: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: Any | None,
+    average: WeightAverage | None,
+) -> None:
+    """Put a whole checkpoint's tensors back."""
+    from safetensors.torch import load_file
+
+    model.load_state_dict(load_file(path / "model.safetensors"))
+    if average is not None:
+        for name, tensor in load_file(path / "average.safetensors").items():
+            average.tensors[name].copy_(tensor)
+    stored = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    optimizer.load_state_dict(stored["optimizer"])
+    if scaler is not None and stored["scaler"]:
+        scaler.load_state_dict(stored["scaler"])
+
+
+def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _remove(checkpoint: Path) -> None:
+    # state.json goes first: a removal that is cut short leaves a folder that is known to be damaged.
+    (checkpoint / "state.json").unlink(missing_ok=True)
+    for file in checkpoint.iterdir():
+        file.unlink()
+    checkpoint.rmdir()

@@ -1,0 +1,127 @@
+"""What a run leaves for later reading: metrics.jsonl, skipped.jsonl and a picture of the loss."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from cloob_cli.errors import MissingExtraError
+from cloob_cli.files import replacing
+from cloob_cli.training.events import StepDone, Validated
+
+
+class Window:
+    """The steps between two reports: their losses and gradient norms, and where their time went.
+
+    The numbers stay on the device until they are asked for, so that a GPU need not wait after every step.
+    """
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.waited = 0.0
+        self._started = time.monotonic()
+        self._losses: list[torch.Tensor] = []
+        self._norms: list[torch.Tensor] = []
+
+    def add(self, loss: torch.Tensor, norm: torch.Tensor, images: int) -> None:
+        self._losses.append(loss)
+        self._norms.append(norm)
+        self.images += images
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent inside counts as waiting for data."""
+        start = time.monotonic()
+        yield
+        self.waited += time.monotonic() - start
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside does not count."""
+        start = time.monotonic()
+        yield
+        self._started += time.monotonic() - start
+
+    def losses(self) -> list[float]:
+        return torch.stack(self._losses).float().tolist()
+
+    def norms(self) -> list[float]:
+        return torch.stack(self._norms).float().tolist()
+
+    def seconds(self) -> float:
+        return max(time.monotonic() - self._started, 1e-9)
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory on a CUDA device, else what this process holds now, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return psutil.Process().memory_info().rss / 2**30
+
+
+class MetricsFile:
+    """Appends a row for every `StepDone` and `Validated`; rows beyond `first_step` (of a lost run) are dropped."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        kept = [row for row in read_rows(path) if row["step"] <= first_step] if path.exists() else []
+        with replacing(path) as temporary:
+            temporary.write_text("".join(_line(row) for row in kept), encoding="utf-8")
+        self._stream = path.open("a", encoding="utf-8")
+
+    def add(self, event: StepDone | Validated) -> None:
+        row = asdict(event)
+        if isinstance(event, Validated):
+            row = {"step": event.step, **event.metrics}
+        self._stream.write(_line(row))
+        self._stream.flush()
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line that was cut off by a crash is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def draw_loss_curve(metrics: Path, picture: Path) -> None:
+    """Draw loss and learning rate over the steps of a metrics.jsonl as a PNG.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed (extra `report`).
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError.of("report", "matplotlib") from None
+    rows = [row for row in read_rows(metrics) if "loss" in row]
+    steps = [row["step"] for row in rows]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss = figure.add_subplot(xlabel="step", ylabel="loss")
+    loss.plot(steps, [row["loss"] for row in rows], color="tab:blue")
+    rate = loss.twinx()
+    rate.plot(steps, [row["learning_rate"] for row in rows], color="tab:gray", linewidth=0.8)
+    rate.set_ylabel("learning rate")
+    with replacing(picture) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def _line(row: dict[str, Any]) -> str:
+    # Not-a-number has no place in JSON; a run with one has stopped anyway.
+    return json.dumps({k: None if v != v else v for k, v in row.items()}) + "\n"

@@ -1,0 +1,72 @@
+"""Schedules against torch's own schedulers and closed forms; which parameters decay."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from cloob_cli.recipe import OptimizerSection
+from cloob_cli.training.optim import build_optimizer, learning_rate, parameter_groups, set_learning_rate
+
+
+def test_warm_up_and_cosine_equal_torchs_schedulers():
+    section = OptimizerSection(learning_rate=0.5, schedule="cosine", warmup_steps=7)
+    steps = 50
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 7, end_factor=1.0, total_iters=6)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps - 7)
+    expected = []
+    for step in range(steps):
+        if step == 7:
+            optimizer.param_groups[0]["lr"] = 0.5
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        (warmup if step < 7 else cosine).step()
+    assert [learning_rate(step, steps, section) for step in range(steps)] == pytest.approx(expected, abs=1e-9)
+
+
+def test_restarts_equal_torchs_warm_restarts():
+    section = OptimizerSection(learning_rate=0.2, schedule="cosine_restarts", cycles=4, warmup_steps=0)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2)
+    restarts = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=25)
+    for step in range(100):
+        assert learning_rate(step, 100, section) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+        optimizer.step()
+        restarts.step()
+
+
+def test_first_step_moves_and_the_end_is_zero():
+    section = OptimizerSection(learning_rate=1.0, warmup_share=0.1, schedule="cosine")
+    rates = [learning_rate(step, 100, section) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5)))
+    assert rates[100] == pytest.approx(0.0)
+
+
+def test_constant_and_a_run_shorter_than_its_warm_up():
+    section = OptimizerSection(learning_rate=1.0, warmup_steps=1000, schedule="constant")
+    assert learning_rate(9, 10, section) == pytest.approx(1.0)
+    assert learning_rate(5000, 10_000, section) == 1.0
+
+
+def test_gains_biases_and_temperature_do_not_decay():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 2))
+    model.temperature = torch.nn.Parameter(torch.zeros(()))
+    decayed, kept = parameter_groups(model, 0.3)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(p)] for p in decayed["params"]} == {"0.weight", "2.weight"}
+    assert decayed["weight_decay"] == 0.3
+    assert {names[id(p)] for p in kept["params"]} == {"0.bias", "1.weight", "1.bias", "2.bias", "temperature"}
+    assert kept["weight_decay"] == 0.0
+
+
+def test_frozen_parameters_are_not_optimised():
+    model = torch.nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    optimizer = build_optimizer(model, OptimizerSection())
+    assert [p for group in optimizer.param_groups for p in group["params"]] == [model.weight]
+    set_learning_rate(optimizer, 0.25)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.25}
