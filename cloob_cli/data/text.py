@@ -201,12 +201,10 @@ def _byte_order() -> list[str]:
 
 
 def _read(source: Path | str | bytes) -> Vocabulary:
+    name = "the tokenizer" if isinstance(source, bytes) else str(source)
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        return Vocabulary.from_buffer(source if isinstance(source, bytes) else Path(source).read_bytes())
     except OSError as problem:
-        raise ModelFolderError(f"{source}: {(problem.strerror or str(problem)).lower()}") from None
-    try:
-        return Vocabulary.from_buffer(data)
+        raise ModelFolderError(f"{name}: {(problem.strerror or str(problem)).lower()}") from None
     except Exception as problem:  # tokenizers raises a bare Exception
-        name = "the tokenizer" if isinstance(source, bytes) else str(source)
         raise ModelFolderError(f"{name} is not a tokenizer.json: {problem}") from None

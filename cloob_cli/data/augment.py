@@ -1,0 +1,168 @@
+"""Random changes of training pictures.
+
+Every change is decided by the sample's own random numbers (`order.uniforms`), so a picture's augmentation does not
+depend on what else is in its batch. Crops are cut picture by picture with Pillow; everything after them is done for
+a whole batch at once, on the CPU or on the device where the pictures are kept.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cloob_cli.recipe import AugmentSection
+
+# What each of a sample's random numbers decides. Only append: another order is another training run.
+DRAWS = (
+    "caption", "crop_area", "crop_ratio", "crop_x", "crop_y", "shift_x", "shift_y", "flip",
+    "brightness", "contrast", "saturation", "grayscale", "invert",
+)  # fmt: skip
+
+_LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's conversion to greyscale
+
+
+def draw(uniforms: np.ndarray, name: str) -> np.ndarray:
+    """One column of `order.uniforms(..., len(DRAWS))` by name -> float64 [B] in [0, 1)."""
+    return uniforms[:, DRAWS.index(name)]
+
+
+def crops(augment: AugmentSection) -> bool:
+    """Whether random crops are asked for."""
+    return augment.crop_scale != (1.0, 1.0)
+
+
+def crop_boxes(sizes: np.ndarray, uniforms: np.ndarray, augment: AugmentSection) -> np.ndarray:
+    """Where to cut: a share of the area in `crop_scale`, a ratio of the sides in `crop_ratio` (its logarithm even).
+
+    A crop that would stick out of its picture is narrowed to it.
+
+    Args:
+        sizes: float [B, 2], widths and heights in pixels.
+
+    Returns:
+        float64 [B, 4]: left, top, right, bottom.
+    """
+    width, height = sizes[:, 0].astype(np.float64), sizes[:, 1].astype(np.float64)
+    low, high = augment.crop_scale
+    area = width * height * (low + (high - low) * draw(uniforms, "crop_area"))
+    log_low, log_high = (math.log(ratio) for ratio in augment.crop_ratio)
+    ratio = np.exp(log_low + (log_high - log_low) * draw(uniforms, "crop_ratio"))
+    crop_width = np.minimum(np.sqrt(area * ratio), width)
+    crop_height = np.minimum(np.sqrt(area / ratio), height)
+    left = (width - crop_width) * draw(uniforms, "crop_x")
+    top = (height - crop_height) * draw(uniforms, "crop_y")
+    return np.stack([left, top, left + crop_width, top + crop_height], axis=1)
+
+
+def resized_crop(picture: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
+    """The box of a picture, uint8 [H, W, 3], at `size` x `size` (bicubic, antialiased) -> uint8 [size, size, 3]."""
+    bounds = (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
+    return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC, box=bounds))
+
+
+def resized_crops(pictures: torch.Tensor, boxes: np.ndarray, size: int) -> torch.Tensor:
+    """`resized_crop` for a batch on its own device: two products with banded matrices a picture.
+
+    Equal to Pillow's result up to rounding (Pillow rounds between the two directions).
+
+    Args:
+        pictures: uint8 [B, H, W, 3].
+        boxes: float64 [B, 4].
+
+    Returns:
+        uint8 [B, size, size, 3].
+    """
+    edges = torch.from_numpy(boxes).to(pictures.device, torch.float32)
+    across = _resampling(edges[:, 0], edges[:, 2], pictures.shape[2], size)
+    down = _resampling(edges[:, 1], edges[:, 3], pictures.shape[1], size)
+    planes = pictures.permute(0, 3, 1, 2).float()
+    resized = down[:, None] @ planes @ across.mT[:, None]
+    return resized.permute(0, 2, 3, 1).round().clamp_(0, 255).to(torch.uint8)
+
+
+def _resampling(start: torch.Tensor, stop: torch.Tensor, length: int, size: int) -> torch.Tensor:
+    """Rows of Pillow's bicubic kernel (a = -0.5, widened when shrinking), float32 [B, size, length]."""
+    scale = ((stop - start) / size)[:, None, None]
+    centres = start[:, None, None] + (torch.arange(size, device=start.device)[:, None] + 0.5) * scale
+    x = ((torch.arange(length, device=start.device) + 0.5 - centres) / scale.clamp(min=1.0)).abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
+def move(pictures: torch.Tensor, rows: torch.Tensor, uniforms: np.ndarray, augment: AugmentSection) -> torch.Tensor:
+    """Take pictures out of a store, shifted and mirrored; pixels from beyond an edge repeat the edge.
+
+    Args:
+        pictures: uint8 [n, S, S, 3].
+        rows: int64 [B], which of them.
+
+    Returns:
+        uint8 [B, S, S, 3].
+    """
+    if not augment.shift and not augment.flip:
+        return pictures.index_select(0, rows)
+    device, size = pictures.device, pictures.shape[1]
+    across, down = (_shifts(draw(uniforms, name), augment.shift) for name in ("shift_x", "shift_y"))
+    axis = np.arange(size)
+    y = np.clip(axis + down[:, None], 0, size - 1)
+    x = np.clip(axis + across[:, None], 0, size - 1)
+    if augment.flip:
+        x = np.where((draw(uniforms, "flip") < 0.5)[:, None], x[:, ::-1], x)
+    first = (rows * size)[:, None] + torch.from_numpy(y).to(device)
+    places = (first * size)[:, :, None] + torch.from_numpy(np.ascontiguousarray(x)).to(device)[:, None, :]
+    return pictures.view(-1, 3).index_select(0, places.view(-1)).view(len(rows), size, size, 3)
+
+
+def recolour(pictures: torch.Tensor, uniforms: np.ndarray, augment: AugmentSection) -> torch.Tensor:
+    """Brightness, contrast, saturation, loss of colour and inversion, as one affine map of RGB a picture.
+
+    Args:
+        pictures: uint8 [B, S, S, 3].
+
+    Returns:
+        uint8 [B, S, S, 3]; pictures to which nothing happens keep their exact values.
+    """
+    strength = augment.color_jitter
+    gray = draw(uniforms, "grayscale") < augment.grayscale
+    inverted = draw(uniforms, "invert") < augment.invert
+    changed = np.nonzero(gray | inverted | (strength > 0))[0]
+    if not len(changed):
+        return pictures
+    brightness, contrast, saturation = (
+        torch.from_numpy(1 + strength * (2 * draw(uniforms, name)[changed] - 1)).float()
+        for name in ("brightness", "contrast", "saturation")
+    )
+    saturation = torch.where(torch.from_numpy(gray[changed]), 0.0, saturation)
+    sign = torch.from_numpy(np.where(inverted[changed], -1.0, 1.0)).float()
+    offset = torch.from_numpy(np.where(inverted[changed], 255.0, 0.0)).float()
+
+    which = torch.from_numpy(changed).to(pictures.device)
+    chosen = pictures.index_select(0, which)
+    # Sums of integers are exact, so a picture's mean does not depend on how its batch is split over processes.
+    totals = chosen.sum(dim=(1, 2), dtype=torch.int64).cpu().double()
+    mean = (totals * _LUMA.double()).sum(dim=1).div(chosen.shape[1] * chosen.shape[2]).float()
+    # x -> saturation * y + (1 - saturation) * luma(y), with y = contrast * brightness * x + rest; then x or 255 - x
+    gain = brightness * contrast * sign
+    rest = brightness * (1 - contrast) * mean * sign + offset
+    mixing = saturation[:, None, None] * torch.eye(3) + (1 - saturation)[:, None, None] * _LUMA.expand(3, 3)
+    matrix = (gain[:, None, None] * mixing).to(pictures.device)[..., None, None]
+    rest = rest.to(pictures.device)[:, None, None]
+
+    # Plane by plane: the same few additions for every picture, whatever else is in the batch.
+    red, green, blue = chosen.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).unbind(1)
+    coloured = torch.empty_like(chosen)
+    for row in range(3):
+        plane = red * matrix[:, row, 0] + green * matrix[:, row, 1] + blue * matrix[:, row, 2] + rest
+        coloured[..., row] = plane.round_().clamp_(0, 255)
+    result = pictures.clone()
+    result[which] = coloured
+    return result
+
+
+def _shifts(uniform: np.ndarray, most: int) -> np.ndarray:
+    return np.floor(uniform * (2 * most + 1)).astype(np.int64) - most

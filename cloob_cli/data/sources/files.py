@@ -1,0 +1,160 @@
+"""Pairs whose pictures are files of their own: a folder with captions beside them, or a table of paths."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+from PIL import Image
+
+from cloob_cli.data.folder import list_images
+from cloob_cli.data.images import open_image
+from cloob_cli.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, caption_list, find_column
+from cloob_cli.errors import DataError
+
+METADATA_NAMES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
+_SEPARATORS = ("\t", ",", ";", "|")
+
+Row = tuple[str, list[str]]
+
+
+class FileSource:
+    """Pairs of a picture's path and its captions, held as Arrow arrays: compact, and cheap to send to a worker."""
+
+    blocks = None
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        paths, captions = [], []
+        for path, texts in rows:
+            paths.append(path)
+            captions.append(texts)
+        self._paths = pa.array(paths, pa.large_string())
+        self._captions = pa.array(captions, pa.large_list(pa.large_string()))
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name(self, index: int) -> str:
+        return self._paths[index].as_py()
+
+    def captions(self, index: int) -> list[str]:
+        return self._captions[index].as_py()
+
+    def image(self, index: int, size_hint: int | None = None) -> Image.Image:
+        return open_image(self.name(index), size_hint)
+
+
+def folder_rows(folder: Path, image_key: str | None, caption_key: str | None) -> list[Row]:
+    """Pairs of a folder: those of its metadata.csv, .tsv or .jsonl, or each picture with the NAME.txt beside it.
+
+    A text file holds one caption a line. A picture without one stays in the list with no caption, so that it is
+    counted and named among the skipped.
+
+    Raises:
+        DataError: not a single picture has a caption.
+    """
+    for name in METADATA_NAMES:
+        if (folder / name).is_file():
+            return table_rows(folder / name, image_key, caption_key, None)
+    rows: list[Row] = []
+    for path in list_images(folder):
+        beside = path.with_suffix(".txt")
+        rows.append((str(path), _text_lines(beside) if beside.is_file() else []))
+    if not any(captions for _, captions in rows):
+        raise DataError(
+            f"none of the {len(rows)} pictures in {folder} has a caption",
+            f"put NAME.txt beside each picture, or one {' or '.join(METADATA_NAMES)} in the folder",
+        )
+    return rows
+
+
+def table_rows(path: Path, image_key: str | None, caption_key: str | None, separator: str | None) -> list[Row]:
+    """Pairs of a CSV, TSV or JSON Lines file. Relative paths start from the file's folder, else from the current one.
+
+    Raises:
+        DataError: it cannot be read, is empty, or lacks the columns.
+    """
+    columns = _json_lines(path) if path.suffix.lower() in {".jsonl", ".ndjson"} else _csv(path, separator)
+    image_column = find_column(list(columns), image_key, IMAGE_NAMES, "image", str(path))
+    caption_column = find_column(list(columns), caption_key, CAPTION_NAMES, "caption", str(path))
+    images, captions = columns[image_column], columns[caption_column]
+    if not images:
+        raise DataError(f"{path} has a header and no rows")
+    base = _base(path.parent, images)
+    return [
+        (str(base / image) if image else f"{path}: row {row + 1}", caption_list(caption) if image else [])
+        for row, (image, caption) in enumerate(zip(images, captions, strict=True))
+    ]
+
+
+def _base(folder: Path, images: list[str | None]) -> Path:
+    first = next((image for image in images if image), "")
+    return Path() if not (folder / first).exists() and Path(first).exists() else folder
+
+
+def _text_lines(path: Path) -> list[str]:
+    try:
+        return caption_list(path.read_text(encoding="utf-8-sig", errors="replace").splitlines())
+    except OSError:
+        return []
+
+
+def _csv(path: Path, separator: str | None) -> dict[str, list]:
+    separator = separator or _sniff(path)
+    try:
+        table = pa.csv.read_csv(
+            path,
+            read_options=pa.csv.ReadOptions(use_threads=False),
+            parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+            convert_options=pa.csv.ConvertOptions(
+                column_types=dict.fromkeys(_header(path, separator), pa.string()),
+                strings_can_be_null=True,
+                null_values=[""],
+            ),
+        )
+    except (pa.ArrowInvalid, OSError) as problem:
+        raise DataError(f"{path} cannot be read as a table: {str(problem).splitlines()[0]}") from None
+    return {name: column.to_pylist() for name, column in zip(table.column_names, table.columns, strict=True)}
+
+
+def _sniff(path: Path) -> str:
+    """The separator with which the header holds both columns; tab, as open_clip's tables have it, comes first."""
+    names = [*IMAGE_NAMES, *CAPTION_NAMES]
+    known = {separator: sum(c.lower() in names for c in _header(path, separator)) for separator in _SEPARATORS}
+    counts = {separator: len(_header(path, separator)) for separator in _SEPARATORS}
+    return max(_SEPARATORS, key=lambda separator: (known[separator], counts[separator]))
+
+
+def _header(path: Path, separator: str) -> list[str]:
+    import csv
+
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            header = next(csv.reader(stream, delimiter=separator), [])
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text", "save it as UTF-8") from None
+    except (OSError, csv.Error) as problem:
+        raise DataError(f"{path} cannot be read: {problem}") from None
+    if not header:
+        raise DataError(f"{path} is empty")
+    return header
+
+
+def _json_lines(path: Path) -> dict[str, list]:
+    rows = []
+    try:
+        with path.open(encoding="utf-8-sig") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    rows.append(json.loads(line))
+                    if not isinstance(rows[-1], dict):
+                        raise DataError(f"{path}, line {number}: not a JSON object")
+    except (OSError, ValueError) as problem:
+        raise DataError(f"{path} cannot be read as JSON Lines: {problem}") from None
+    if not rows:
+        raise DataError(f"{path} is empty")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {name: [row.get(name) for row in rows] for name in names}

@@ -1,0 +1,116 @@
+"""Pairs in tar files as img2dataset writes them: members KEY.jpg, KEY.txt and KEY.json beside one another."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from cloob_cli.data.folder import suffixes
+from cloob_cli.data.images import open_image
+from cloob_cli.data.sources.columns import caption_list
+from cloob_cli.errors import DataError, ImageError
+
+_CAPTION_SUFFIXES = ("txt", "text", "caption", "json")
+
+
+class WebdatasetSource:
+    """An index of the members, made from the tar headers alone, so that any sample is read with one seek.
+
+    A sample's caption is its .txt, or the field `caption_key` ("caption") of its .json; `image_key` and `caption_key`
+    may also name a suffix, like "png" or "txt". Samples without a picture or a caption are left out and counted.
+
+    Raises:
+        DataError: a file cannot be read as a tar, or there is not a single sample with picture and caption.
+    """
+
+    blocks = None
+
+    def __init__(self, files: list[Path], image_key: str | None, caption_key: str | None) -> None:
+        self._files = files
+        self._image_suffixes = {image_key.lstrip(".")} if image_key else {s.lstrip(".") for s in suffixes()}
+        plain = caption_key is not None and caption_key.lstrip(".") in _CAPTION_SUFFIXES
+        self._field = "caption" if plain or caption_key is None else caption_key
+        self._caption_suffixes: tuple[str, ...] = _CAPTION_SUFFIXES
+        if caption_key is not None:
+            self._caption_suffixes = (caption_key.lstrip("."),) if plain else ("json",)
+        keys: list[str] = []
+        places: list[tuple[int, int, int, int, int, bool]] = []
+        for number, path in enumerate(files):
+            found, seen = self._index(path)
+            for key, (image, caption, is_json) in found.items():
+                keys.append(key)
+                places.append((number, *image, *caption, is_json))
+            if not found:
+                shown = ", ".join(f"{count} .{suffix}" for suffix, count in sorted(seen.items())) or "no files"
+                raise DataError(
+                    f"{path} holds no sample with a picture and a caption: {shown}",
+                    "expected members like 000000000.jpg and 000000000.txt; name others with data.image_key and "
+                    "data.caption_key",
+                )
+        self._keys = pa.array(keys, pa.large_string())
+        self._places = np.array(places, dtype=np.int64).reshape(-1, 6)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def name(self, index: int) -> str:
+        return f"{self._files[int(self._places[index, 0])]}/{self._keys[index].as_py()}"
+
+    def captions(self, index: int) -> list[str]:
+        file, _, _, offset, size, is_json = self._places[index].tolist()
+        text = self._read(file, offset, size).decode("utf-8", "replace")
+        if not is_json:
+            return caption_list([text.strip()])
+        try:
+            return caption_list(json.loads(text).get(self._field))
+        except (ValueError, AttributeError):
+            return []
+
+    def image(self, index: int, size_hint: int | None = None) -> Image.Image:
+        file, offset, size, *_ = self._places[index].tolist()
+        return open_image(self._read(file, offset, size), size_hint)
+
+    def _read(self, file: int, offset: int, size: int) -> bytes:
+        try:
+            with self._files[file].open("rb") as stream:
+                stream.seek(offset)
+                data = stream.read(size)
+        except OSError as problem:
+            raise ImageError(f"cannot be read: {problem.strerror}") from None
+        if len(data) < size:
+            raise ImageError("the tar file is truncated")
+        return data
+
+    def _index(self, path: Path) -> tuple[dict[str, tuple[tuple[int, int], tuple[int, int], bool]], dict[str, int]]:
+        images: dict[str, tuple[int, int]] = {}
+        captions: dict[str, tuple[int, tuple[int, int], bool]] = {}
+        seen: dict[str, int] = {}
+        try:
+            with tarfile.open(path, "r:") as tar:
+                for member in tar:
+                    if not member.isfile():
+                        continue
+                    folder, _, base = member.name.rpartition("/")
+                    stem, _, suffix = base.partition(".")
+                    key, suffix = f"{folder}/{stem}" if folder else stem, suffix.lower()
+                    seen[suffix] = seen.get(suffix, 0) + 1
+                    place = (member.offset_data, member.size)
+                    if suffix in self._image_suffixes:
+                        images.setdefault(key, place)
+                    elif suffix in self._caption_suffixes:
+                        rank = self._caption_suffixes.index(suffix)
+                        if key not in captions or rank < captions[key][0]:
+                            captions[key] = (rank, place, suffix == "json")
+        except tarfile.ReadError as problem:
+            if not images:
+                raise DataError(
+                    f"{path} is not a readable tar file: {problem}", "compressed tars cannot be indexed"
+                ) from None
+        except OSError as problem:
+            raise DataError(f"{path} cannot be read: {problem.strerror or problem}") from None
+        return {key: (place, *captions[key][1:]) for key, place in images.items() if key in captions}, seen
