@@ -145,7 +145,8 @@ class TrainSection(Section):
 
     `batch_size` is the contrastive batch over all processes: every pair sees that many minus one negatives.
     Gradient accumulation does not enlarge a contrastive batch (negatives of one slice never meet those of the
-    next), so there is no such key. `micro_batch_size` gives the exact gradient of the large batch in slices.
+    next), so there is no such key. `micro_batch_size`, the pairs that a process embeds at once, gives the exact
+    gradient of the large batch in slices, at the price of one more forward pass; "auto" finds what fits a GPU.
     """
 
     epochs: float | None = Field(default=None, gt=0)

@@ -111,6 +111,11 @@ class PairLoader:
     def batches_per_epoch(self) -> int:
         return len(self._pairs) // self._batch_size
 
+    @property
+    def share(self) -> int:
+        """Pairs of each batch that are this process's."""
+        return self._share.stop - self._share.start
+
     def batches(self, epoch: int, first_batch: int = 0) -> Iterator[PairBatch]:
         """The batches of an epoch from number `first_batch` on; what comes before is not read.
 

@@ -7,9 +7,11 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from cloob_cli.recipe import Recipe
 from cloob_cli.registry.store import save_model
 from cloob_cli.training import setup, state
 from cloob_cli.training.average import WeightAverage
+from cloob_cli.training.cached import cached_gradient_step, find_micro_batch_size
 from cloob_cli.training.card import model_card
 from cloob_cli.training.events import (
     CheckpointSaved,
@@ -119,6 +122,8 @@ class Run:
         self.average = WeightAverage(self.model, recipe.train.ema) if recipe.train.ema else None
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
         self.wrapped, self.accelerated_optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self.processes = torch.distributed.group.WORLD if self.accelerator.num_processes > 1 else None
+        self.micro_batch_size = self._micro_batch_size(recipe.train.micro_batch_size)
         self.step = 0
         self.seconds_before = 0.0
         self.saved: Path | None = checkpoint
@@ -205,14 +210,8 @@ class Run:
         if pixels.dtype == torch.uint8:
             pixels = normalise(pixels, self.model.config.preprocess)
         tokens = batch.tokens.to(self.device, non_blocking=True)
-        images, texts = self.wrapped(pixels, tokens)
-        try:
-            loss = self._loss(images, texts, batch.caption_ids)
-        except LossInputError:
-            if bool(images.isfinite().all()) and bool(texts.isfinite().all()):
-                raise
-            raise self._not_finite("the embeddings are", self.step) from None
-        self.accelerator.backward(loss)
+        caption_ids = batch.caption_ids.to(self.device) if self.recipe.objective.mask_equal_captions else None
+        loss = self._gradient(pixels, tokens, caption_ids)
         norm = self.accelerator.clip_grad_norm_(
             self.model.parameters(), self.recipe.optimizer.gradient_clip or math.inf
         )
@@ -223,21 +222,63 @@ class Run:
                 self.model.logit_scale.clamp_(max=math.log(self.recipe.objective.inv_tau_max))
         if self.average:
             self.average.update(self.model, self.step)
-        return loss.detach(), norm
+        return loss, norm
 
-    def _loss(self, images: Tensor, texts: Tensor, caption_ids: Tensor) -> Tensor:
+    def _gradient(self, pixels: Tensor, tokens: Tensor, caption_ids: Tensor | None) -> Tensor:
+        """Add the batch's gradient to the parameters; the loss, detached."""
+        learnt = [self.model.logit_scale] if self.recipe.objective.learn_inv_tau else []
+        if self.micro_batch_size is None:
+            loss = self._loss(caption_ids, *self.wrapped(pixels, tokens), *learnt)
+            self.accelerator.backward(loss)
+            return loss.detach()
+        # By the share that a process should have, so that all have equally many slices if some lack an unreadable pair.
+        count = math.ceil(self.loader.share / self.micro_batch_size)
+        return cached_gradient_step(
+            lambda piece: self.wrapped(*piece),
+            list(zip(pixels.tensor_split(count), tokens.tensor_split(count), strict=True)),
+            partial(self._loss, caption_ids),
+            model=self.model,
+            loss_tensors=learnt,
+            backward=self.accelerator.backward,
+            no_sync=lambda: self.accelerator.no_sync(self.wrapped),
+        )
+
+    def _loss(
+        self, caption_ids: Tensor | None, images: Tensor, texts: Tensor, logit_scale: Tensor | None = None
+    ) -> Tensor:
         section = self.recipe.objective
         warming_up = section.name == "cloob" and self.step < self.retrieval_from
-        return contrastive_loss(
-            images,
-            texts,
-            objective="infoloob" if warming_up else section.name,
-            inv_tau=self.model.inv_tau if section.learn_inv_tau else section.inv_tau,
-            scale_hopfield=section.scale_hopfield,
-            caption_ids=caption_ids.to(self.device) if section.mask_equal_captions else None,
-            implementation=section.implementation,
-            process_group=torch.distributed.group.WORLD if self.accelerator.num_processes > 1 else None,
-        )
+        try:
+            return contrastive_loss(
+                images,
+                texts,
+                objective="infoloob" if warming_up else section.name,
+                inv_tau=section.inv_tau if logit_scale is None else logit_scale.exp(),
+                scale_hopfield=section.scale_hopfield,
+                caption_ids=caption_ids,
+                implementation=section.implementation,
+                process_group=self.processes,
+            )
+        except LossInputError:
+            if bool(images.isfinite().all()) and bool(texts.isfinite().all()):
+                raise
+            raise self._not_finite("the embeddings are", self.step) from None
+
+    def _micro_batch_size(self, wanted: int | Literal["auto"] | None) -> int | None:
+        """Pairs that this process embeds at once; None: its whole share, which "auto" tries first on a GPU."""
+        share = self.loader.share
+        if wanted == "auto" and self.device.type != "cpu":
+            wanted = find_micro_batch_size(self._try_micro_batch, share, self.processes)
+        return wanted if isinstance(wanted, int) and wanted < share else None
+
+    def _try_micro_batch(self, size: int) -> None:
+        vision, text = self.model.config.vision, self.model.config.text
+        pixels = torch.zeros(size, 3, vision.image_size, vision.image_size, device=self.device)
+        tokens = torch.full((size, text.context_length), text.vocab_size - 1, device=self.device)
+        try:
+            sum(embeddings.sum() for embeddings in self.model(pixels, tokens)).backward()
+        finally:
+            self.model.zero_grad()
 
     def _any_process(self, flag: bool) -> bool:
         if self.accelerator.num_processes == 1:
@@ -248,7 +289,6 @@ class Run:
     # --- reports --------------------------------------------------------------------------------------------------
 
     def _started(self) -> Started:
-        micro_batch = self.recipe.train.micro_batch_size
         return Started(
             steps=self.steps,
             first_step=self.step,
@@ -259,7 +299,7 @@ class Run:
             pairs=len(self.data.indices),
             validation_pairs=len(self.data.held_out) if self.data.held_out else 0,
             batch_size=self.recipe.train.batch_size,
-            micro_batch_size=micro_batch if isinstance(micro_batch, int) else None,
+            micro_batch_size=self.micro_batch_size,
         )
 
     def _step_done(self, window: Window, rate: float) -> StepDone:
