@@ -163,6 +163,8 @@ def progress(description: str, total: float | None = None, unit: str = "it") -> 
         counted = [bars.DownloadColumn(), bars.TransferSpeedColumn()]
     else:
         counted = [bars.MofNCompleteColumn(), _rate_column(unit)]
+    # Rich sends what is printed meanwhile to the bar's own stream, stderr: right on a terminal, where it then stands
+    # above the bar, and never when stdout is a file or a pipe.
     columns = [
         bars.TextColumn("{task.description}", markup=False),
         bars.BarColumn(),
@@ -170,7 +172,7 @@ def progress(description: str, total: float | None = None, unit: str = "it") -> 
         bars.TimeRemainingColumn(),
         bars.TextColumn("{task.fields[note]}", markup=False),
     ]
-    with bars.Progress(*columns, console=_err(), transient=True) as bar:
+    with bars.Progress(*columns, console=_err(), transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
         yield _BarProgress(bar, bar.add_task(description, total=total, note=""))
 
 
@@ -229,7 +231,7 @@ def live_status(title: str, every_seconds: float = 10.0) -> Iterator[Status]:
         return
     from rich.live import Live
 
-    with Live(console=_err(), refresh_per_second=4, transient=False) as live:
+    with Live(console=_err(), refresh_per_second=4, transient=False, redirect_stdout=sys.stdout.isatty()) as live:
         yield _LiveStatus(title, live)
 
 

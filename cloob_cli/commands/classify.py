@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def classify(
-    pictures: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders (searched below) and pictures.")],
+    pictures: Annotated[list[Path], typer.Argument(metavar="DIR", help="Folders (searched below) and pictures.")],
     labels: Annotated[
         Path,
         typer.Option("--labels", "-l", help="One label a line; `label: synonym | synonym`; `#` starts a comment."),
@@ -97,14 +98,15 @@ def _rows(batches: Iterable[ClassifiedBatch]) -> Iterator[Classified]:
     return (row for batch in batches for row in batch.rows)
 
 
-def _show(rows: Iterable[Classified], top_k: int, as_json: bool) -> None:
+def _show(rows: Iterator[Classified], top_k: int, as_json: bool) -> None:
     from cloob_cli.inference.classify import columns
 
     if as_json:
         for row in rows:
             console.json_line(row.as_dict())
     else:
-        console.table(columns(top_k), (_cells(row) for row in rows))
+        first = next(rows)  # an error comes before the header
+        console.table(columns(top_k), (_cells(row) for row in chain([first], rows)))
 
 
 def _cells(row: Classified) -> list[str]:

@@ -30,7 +30,7 @@ def embed(
         Path, typer.Option("--output", "-o", help="The .npy file; the .parquet and .failures.jsonl go beside it.")
     ],
     pictures: Annotated[
-        list[Path] | None, typer.Argument(metavar="[DIR]...", help="Folders (searched below) and pictures.")
+        list[Path] | None, typer.Argument(metavar="DIR", help="Folders (searched below) and pictures.")
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Embed the lines of this UTF-8 file instead of pictures.")] = None,
     dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of the stored numbers.")] = "float32",
@@ -89,11 +89,10 @@ def embed(
 
 
 def _report(written: Written, skipped: int, as_json: bool) -> None:
-    files = [path for path in (written.embeddings, written.index, written.failures) if path is not None]
+    files = {"embeddings": written.embeddings, "index": written.index, "failures": written.failures}
     if as_json:
-        names = ("embeddings", "index", "failures")
-        paths = {name: str(path) for name, path in zip(names, files, strict=False)}
+        paths = {name: path and str(path) for name, path in files.items()}
         console.json_document({**paths, "rows": written.rows, "skipped": skipped})
     else:
-        for path in files:
+        for path in filter(None, files.values()):
             console.line(str(path))

@@ -1,0 +1,70 @@
+"""Class embeddings and probabilities, against a plain loop in NumPy."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloob_cli.core.zero_shot import class_embeddings, fill_template, probabilities
+
+
+def tokenize(texts: list[str]) -> torch.Tensor:
+    """A text as eight numbers that depend on all of it."""
+    return torch.tensor([list(hashlib.sha256(text.encode()).digest()[:8]) for text in texts])
+
+
+def encode_text(tokens: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(tokens.float() - 127.5, dim=1)
+
+
+CLASSES = [["cat"], ["dog", "hound", "puppy"], ["bird", "fowl"]]
+TEMPLATES = ["{c}", "a photo of a {c}.", "{} or {c}"]
+
+
+def test_is_the_normalised_mean_over_names_and_templates() -> None:
+    ours = class_embeddings(encode_text, tokenize, CLASSES, TEMPLATES).numpy()
+    for row, names in zip(ours, CLASSES, strict=True):
+        prompts = [f for n in names for f in (n, f"a photo of a {n}.", f"{n} or {n}")]
+        units = np.stack([encode_text(tokenize([prompt]))[0].numpy() for prompt in prompts])
+        mean = units.mean(axis=0)
+        np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 1000])
+def test_batches_change_nothing(batch_size: int) -> None:
+    whole = class_embeddings(encode_text, tokenize, CLASSES, TEMPLATES)
+    torch.testing.assert_close(class_embeddings(encode_text, tokenize, CLASSES, TEMPLATES, batch_size), whole)
+
+
+def test_batches_are_no_larger_than_asked() -> None:
+    sizes = []
+
+    def counting(tokens: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(tokens))
+        return encode_text(tokens)
+
+    class_embeddings(counting, tokenize, CLASSES, TEMPLATES, batch_size=4)
+    assert sizes == [4, 4, 4, 4, 2]
+
+
+@pytest.mark.parametrize(("classes", "templates"), [([], ["{c}"]), ([["a"], []], ["{c}"]), ([["a"]], [])])
+def test_refuses_nothing(classes: list[list[str]], templates: list[str]) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        class_embeddings(encode_text, tokenize, classes, templates)
+
+
+def test_fills_both_placeholders_and_leaves_other_braces() -> None:
+    assert fill_template("a {c}, {} and {x}{0.real}", "c{}{c}%s") == "a c{}{c}%s, c{}{c}%s and {x}{0.real}"
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=20), st.floats(0.1, 200))
+def test_probabilities_are_the_softmax_of_scaled_cosines(cosines: list[float], inv_tau: float) -> None:
+    ours = probabilities(torch.tensor([cosines], dtype=torch.float64), inv_tau)[0]
+    weights = np.exp(inv_tau * (np.array(cosines) - max(cosines)))
+    np.testing.assert_allclose(ours.numpy(), weights / weights.sum(), atol=2e-5)
+    assert ours.dtype == torch.float32

@@ -1,0 +1,43 @@
+"""Models made ready for inference give what they gave before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_model import RESNET, VIT, save_pictures, save_tiny_model
+from torch import nn
+
+from cloob_cli import load
+from cloob_cli.data.images import Preprocess
+from cloob_cli.inference.encoding import encode_pictures, encode_texts, prepare_for_inference
+from cloob_cli.inference.reading import picture_batches
+
+
+@pytest.mark.parametrize("vision", [VIT, RESNET], ids=["vit", "resnet"])
+def test_equals_the_plain_model(tmp_path: Path, vision: dict[str, object]) -> None:
+    folder = save_tiny_model(tmp_path / "model", vision)
+    plain, prepared = load(str(folder), "cpu"), load(str(folder), "cpu")
+    generator = torch.Generator().manual_seed(1)
+    for one, other in zip(plain.visual.modules(), prepared.visual.modules(), strict=True):
+        if isinstance(one, nn.BatchNorm2d):  # fresh statistics would make the folding trivial
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                values = torch.rand(one.num_features, generator=generator) + 0.5
+                for norm in (one, other):
+                    getattr(norm, name).copy_(values)
+    prepare_for_inference(prepared)
+    assert not [module for module in prepared.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    paths = save_pictures(tmp_path / "pictures", 3)
+    size = plain.config.vision.image_size
+    [batch] = picture_batches(paths, Preprocess(size, plain.config.preprocess), batch_size=8)
+    ours = encode_pictures(prepared, batch.pixels)
+    alone = torch.cat([plain.encode_image(plain.preprocess(Image.open(path))[None]) for path in paths])
+    torch.testing.assert_close(ours, alone, rtol=0, atol=2e-6)
+    assert (ours.dtype, ours.device.type, ours.requires_grad) == (torch.float32, "cpu", False)
+
+    texts = ["a red bicycle", "the sea"]
+    alone = torch.cat([plain.encode_text(plain.tokenize([text])) for text in texts])
+    torch.testing.assert_close(encode_texts(prepared, texts), alone, rtol=0, atol=2e-6)

@@ -1,0 +1,128 @@
+"""Batches of decoded pictures: order, bounds, failures."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_model import save_hostile_pictures, save_pictures
+
+from cloob_cli.data.images import Preprocess
+from cloob_cli.errors import InputError
+from cloob_cli.inference import reading
+from cloob_cli.inference.reading import collect_pictures, path_text, picture_batches
+
+PREPROCESS = Preprocess(32)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_order_and_pixels(tmp_path: Path, workers: int, batch_size: int) -> None:
+    paths = save_pictures(tmp_path, 10)
+    batches = list(picture_batches(paths, PREPROCESS, batch_size=batch_size, workers=workers))
+    assert [len(batch.paths) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+    assert [path for batch in batches for path in batch.paths] == [str(path) for path in paths]
+    alone = [PREPROCESS.crop(Image.open(path)) for path in paths]
+    np.testing.assert_array_equal(torch.cat([batch.pixels for batch in batches]), np.stack(alone))
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_unreadable_pictures_are_listed_and_the_others_go_on(tmp_path: Path, workers: int) -> None:
+    hostile = save_hostile_pictures(tmp_path)
+    good = save_pictures(tmp_path / "zz", 3)
+    paths = [tmp_path / name for name in hostile] + good
+    batches = list(picture_batches(paths, PREPROCESS, batch_size=2, workers=workers))
+    assert [path for batch in batches for path in batch.paths] == [str(path) for path in good]
+    failures = [failure for batch in batches for failure in batch.failures]
+    assert [failure.path for failure in failures] == [str(tmp_path / name) for name in hostile]
+    reasons = {Path(failure.path).name: failure.reason for failure in failures}
+    assert "truncated" in reasons["truncated.jpg"]
+    assert "empty" in reasons["empty.png"]
+    assert "too large" in reasons["bomb.png"]
+    assert "not a picture" in reasons["misnamed.png"]
+
+
+def test_a_decoder_that_raises_anything_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = save_pictures(tmp_path, 3)
+    broken = paths[1]
+    original = reading.open_image
+
+    def open_image(path: Path, size_hint: int | None) -> Image.Image:
+        if path == broken:
+            raise RecursionError("too deep")
+        return original(path, size_hint)
+
+    monkeypatch.setattr(reading, "open_image", open_image)
+    [batch] = picture_batches(paths, PREPROCESS, batch_size=8, workers=2)
+    assert [failure.reason for failure in batch.failures] == ["RecursionError: too deep"]
+    assert len(batch.paths) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes in folders")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    [batch] = picture_batches([tmp_path / "pipe.png"], PREPROCESS, batch_size=1, workers=1)
+    assert batch.failures[0].reason == "not a regular file"
+    assert batch.pixels.shape == (0, 32, 32, 3)
+
+
+def test_no_more_than_two_batches_are_read_ahead(tmp_path: Path) -> None:
+    [picture] = save_pictures(tmp_path, 1)
+    taken = 0
+
+    def endless() -> Iterator[Path]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield picture
+
+    batches = picture_batches(endless(), PREPROCESS, batch_size=8, workers=4)
+    for number in range(1, 6):
+        next(batches)
+        time.sleep(0.02)  # whatever runs ahead has the time to
+        assert taken <= 8 * number + 8 + 4
+    batches.close()
+
+
+def test_leaving_early_stops_the_threads(tmp_path: Path) -> None:
+    batches = picture_batches(save_pictures(tmp_path, 20), PREPROCESS, batch_size=2, workers=3)
+    next(batches)
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_fast_jpeg_is_near_and_changes_nothing_else(tmp_path: Path) -> None:
+    save_pictures(tmp_path, 1, size=(1600, 1200), suffix=".jpg")
+    save_pictures(tmp_path, 2, size=(1600, 1200), suffix=".png")
+    paths = collect_pictures([tmp_path])
+    [exact] = picture_batches(paths, PREPROCESS, batch_size=4)
+    [fast] = picture_batches(paths, PREPROCESS, batch_size=4, fast_jpeg=True)
+    difference = (exact.pixels.int() - fast.pixels.int()).abs()
+    jpeg = [path.endswith(".jpg") for path in exact.paths]
+    assert 0 < difference[jpeg].max() <= 16
+    assert difference[[not one for one in jpeg]].max() == 0
+
+
+def test_collects_each_picture_once_in_the_order_of_the_arguments(tmp_path: Path) -> None:
+    inside = save_pictures(tmp_path / "b", 2)
+    [single] = save_pictures(tmp_path / "a", 1)
+    assert collect_pictures([inside[1], tmp_path / "b", single]) == [inside[1], inside[0], single]
+    with pytest.raises(InputError):
+        collect_pictures([tmp_path / "missing"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_not_utf8_become_text(tmp_path: Path) -> None:
+    [picture] = save_pictures(tmp_path, 1)
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    picture.rename(odd)
+    [batch] = picture_batches(collect_pictures([tmp_path]), PREPROCESS, batch_size=1)
+    assert batch.paths == [f"{tmp_path}/caf\\xe9.png"] == [path_text(odd)]
