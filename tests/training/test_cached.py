@@ -1,0 +1,162 @@
+"""Cached gradients against the gradient of the whole batch, on one process and under DDP."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cloob_cli.core.config import ModelConfig
+from cloob_cli.core.loss import contrastive_loss
+from cloob_cli.core.model import CloobModel, build
+from cloob_cli.training.cached import cached_gradient_step, find_micro_batch_size
+
+
+def small_vit() -> CloobModel:
+    vision = {"kind": "vit", "image_size": 16, "patch_size": 8, "width": 48, "layers": 2, "heads": 3}
+    text = {"context_length": 8, "vocab_size": 600, "width": 32, "layers": 2, "heads": 2}
+    return build(ModelConfig.model_validate({"embed_dim": 32, "vision": vision, "text": text}), seed=0)
+
+
+def pictogram_vit() -> CloobModel:
+    vision = {"kind": "vit", "image_size": 64, "patch_size": 8, "width": 192, "layers": 6, "heads": 3}
+    text = {"context_length": 20, "vocab_size": 8192, "width": 128, "layers": 3, "heads": 2}
+    return build(ModelConfig.model_validate({"embed_dim": 256, "vision": vision, "text": text}), seed=0)
+
+
+def pairs(model: CloobModel, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    size, text = model.config.vision.image_size, model.config.text
+    pixels = torch.randn(count, 3, size, size, generator=generator)
+    tokens = torch.randint(1, text.vocab_size - 1, (count, text.context_length), generator=generator)
+    tokens[:, -1] = text.vocab_size - 1
+    return pixels, tokens
+
+
+def loss_function(images: torch.Tensor, texts: torch.Tensor, inv_tau: torch.Tensor) -> torch.Tensor:
+    return contrastive_loss(images, texts, inv_tau=inv_tau)
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    return found
+
+
+def check_against_whole_batch(model: CloobModel, batch: int, micro_batch: int) -> None:
+    pixels, tokens = pairs(model, batch)
+    # The whole batch, its gradient taken without a line of the code under test.
+    whole_loss = loss_function(*model(pixels, tokens), model.inv_tau)
+    whole_loss.backward()
+    whole = gradients(model)
+    slices = list(zip(pixels.split(micro_batch), tokens.split(micro_batch), strict=True))
+    loss = cached_gradient_step(
+        lambda piece: model(*piece), slices, loss_function, model=model, loss_tensors=[model.inv_tau]
+    )
+    assert loss.item() == pytest.approx(whole_loss.item(), abs=1e-5)
+    largest = max(gradient.abs().max() for gradient in whole.values())
+    for name, gradient in gradients(model).items():
+        assert (gradient - whole[name]).abs().max() < 1e-5 * max(1.0, largest), name
+        assert (
+            torch.linalg.vector_norm(gradient - whole[name]) <= 1e-5 * torch.linalg.vector_norm(whole[name]) + 1e-7
+        ), name
+
+
+@pytest.mark.parametrize("micro_batch", [16, 24, 64])
+def test_slices_give_the_gradient_of_the_whole_batch(micro_batch):
+    check_against_whole_batch(small_vit(), 64, micro_batch)
+
+
+@pytest.mark.slow
+def test_the_pictogram_recipes_model_at_4096_in_slices_of_256():
+    check_against_whole_batch(pictogram_vit(), 4096, 256)
+
+
+class Towers(nn.Module):
+    """Linear towers with drop-out and BatchNorm between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 4))
+        self.text = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+
+    def forward(self, pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return nn.functional.normalize(self.image(pixels)), nn.functional.normalize(self.text(tokens))
+
+
+def test_both_passes_draw_the_same_random_numbers():
+    torch.manual_seed(0)
+    model = Towers()
+    slices = [tuple(torch.randn(2, 5, 6)) for _ in range(3)]
+    seen = []
+
+    def embed(piece):
+        result = model(*piece)
+        seen.append([rows.detach().clone() for rows in result])
+        return result
+
+    def plain_loss(images, texts):
+        return contrastive_loss(images, texts)
+
+    cached_gradient_step(embed, slices, plain_loss, model=model)
+    for first, second in zip(seen[:3], seen[3:], strict=True):
+        for a, b in zip(first, second, strict=True):
+            assert torch.equal(a, b)
+    assert not torch.equal(model.image(slices[0][0]), model.image(slices[0][0])), "drop-out is on"
+
+
+def test_running_statistics_move_once_a_step():
+    torch.manual_seed(0)
+    model, once = Towers(), Towers()
+    once.load_state_dict(model.state_dict())
+    slices = [tuple(torch.randn(2, 5, 6)) for _ in range(3)]
+    cached_gradient_step(lambda piece: model(*piece), slices, contrastive_loss, model=model)
+    for piece in slices:
+        once(*piece)
+    assert torch.equal(model.text[1].running_mean, once.text[1].running_mean)
+    assert model.text[1].num_batches_tracked == 3
+
+
+def test_backward_of_a_scaler_is_taken():
+    torch.manual_seed(0)
+    model = Towers().eval()
+    slices = [tuple(torch.randn(2, 5, 6)) for _ in range(2)]
+    cached_gradient_step(lambda piece: model(*piece), slices, contrastive_loss, model=model)
+    plain = gradients(model)
+    cached_gradient_step(
+        lambda piece: model(*piece),
+        slices,
+        contrastive_loss,
+        model=model,
+        backward=lambda loss: (loss * 1024).backward(),
+    )
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, plain[name] * 1024)
+
+
+def test_micro_batch_is_halved_until_it_fits():
+    tried = []
+
+    def attempt(size: int) -> None:
+        tried.append(size)
+        if size > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    assert find_micro_batch_size(attempt, 1000) == 62
+    assert tried == [1000, 500, 250, 125, 62]
+
+
+def test_other_errors_of_an_attempt_are_not_memory():
+    def attempt(size: int) -> None:
+        raise ValueError("wrong")
+
+    with pytest.raises(ValueError, match="wrong"):
+        find_micro_batch_size(attempt, 8)
+
+
+def test_nothing_fits():
+    def attempt(size: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    with pytest.raises(RuntimeError, match="zero"):
+        find_micro_batch_size(attempt, 8)
