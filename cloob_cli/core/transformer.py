@@ -112,7 +112,7 @@ class Block(nn.Module):
         self.ln_1 = nn.LayerNorm(width, eps=epsilon)
         self.attn = SelfAttention(width, heads)
         self.ln_2 = nn.LayerNorm(width, eps=epsilon)
-        self.mlp = Mlp(width, int(width * mlp_ratio), activation)
+        self.mlp = Mlp(width, round(width * mlp_ratio), activation)
 
     def forward(
         self, x: Tensor, causal: bool = False, valid_queries: Tensor | None = None, valid_keys: Tensor | None = None

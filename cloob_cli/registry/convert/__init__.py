@@ -1,0 +1,163 @@
+"""Other programs' checkpoints in our form: one module a layout, and readers that never run what they read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cloob_cli.errors import ConversionError, ModelFolderError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cloob_cli.core.config import ModelConfig
+    from cloob_cli.core.model import CloobModel
+    from cloob_cli.data.text import Tokenizer
+
+FORMATS = ("mljku", "crowsonkb", "japanese")
+CONFIG_FILE = "config.json"
+_WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin", "checkpoint.pt", "checkpoint.pkl")
+_ZIP, _PICKLE, _OLD_TORCH = b"PK\x03\x04", b"\x80", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A converted checkpoint: what a model folder is written from.
+
+    Attributes:
+        format: the layout that the source had.
+        ignored: the source's tensors that have no place in the model; every other was used exactly once.
+    """
+
+    model: CloobModel
+    config: ModelConfig
+    tokenizer: Tokenizer
+    ignored: list[str]
+    format: str
+
+
+def convert_checkpoint(
+    path: Path,
+    format: str | None = None,
+    config: Path | dict[str, Any] | None = None,
+    architecture: str | None = None,
+    name: str = "",
+    tokenizer: Path | None = None,
+) -> Converted:
+    """Read another program's checkpoint without running any of it, and convert it.
+
+    Args:
+        path: the checkpoint, or a folder that holds it.
+        format: one of `FORMATS`; None: the file shows it.
+        config: the checkpoint's own configuration; None: the `config.json` beside it where there is one.
+            `{"architecture": "RN50"}` names an architecture instead.
+        architecture: an open_clip name, where there is no configuration. Without either the shapes decide.
+        name: the model's name, for its configuration.
+        tokenizer: the folder of a sentence-piece vocabulary (format "japanese"); None: the checkpoint's folder.
+
+    Raises:
+        UnsafeCheckpointError: it asks for anything but numbers in containers; nothing of it was run.
+        ConversionError: it is damaged or does not have the layout of its format.
+        MissingExtraError: format "japanese" without the extra `transformers`.
+    """
+    from cloob_cli.core.model import with_weights
+
+    path = _locate(Path(path))
+    upstream = _upstream(path, config)
+    if upstream is not None and set(upstream) == {"architecture"}:
+        architecture, upstream = str(upstream["architecture"]), None
+    contents = _read(path, format)
+    format = format or _recognise(path, contents)
+    model_config, tensors, ignored = _converter(format)(contents, upstream, architecture)
+    del contents
+    model_config = model_config.model_copy(update={"name": name})
+    try:
+        model = with_weights(model_config, tensors)
+    except ModelFolderError as problem:
+        raise ConversionError(f"{path}: {problem.message}", problem.hint) from None
+    model.eval().requires_grad_(False)
+    return Converted(model, model_config, _tokenizer(model_config, tokenizer or path.parent), ignored, format)
+
+
+def _locate(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for name in _WEIGHTS_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise ConversionError(f"{path} holds no checkpoint", f"expected one of {', '.join(_WEIGHTS_FILES)}")
+
+
+def _upstream(path: Path, config: Path | dict[str, Any] | None) -> dict[str, Any] | None:
+    if isinstance(config, dict):
+        return config or None
+    file = path.parent / CONFIG_FILE if config is None else Path(config)
+    if config is None and not file.is_file():
+        return None
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as problem:
+        raise ConversionError(f"{file} cannot be read as JSON ({problem})") from None
+    if not isinstance(described, dict):
+        raise ConversionError(f"{file} holds no JSON object")
+    return described
+
+
+def _read(path: Path, format: str | None) -> Any:
+    from cloob_cli.registry.convert.haiku_pickle import read_haiku_pickle
+    from cloob_cli.registry.convert.torch_file import read_safetensors, read_torch_file
+
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(len(_OLD_TORCH))
+    except OSError as problem:
+        raise ConversionError(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
+    if format is None:
+        is_haiku = start.startswith(_PICKLE) and start != _OLD_TORCH
+        if not is_haiku and not start.startswith(_ZIP) and start != _OLD_TORCH:
+            raise ConversionError(f"{path} is no checkpoint that cloob knows", "it knows torch, pickle and safetensors")
+    else:
+        is_haiku = format == "crowsonkb"
+    return read_haiku_pickle(path) if is_haiku else read_torch_file(path)
+
+
+def _recognise(path: Path, contents: Any) -> str:
+    from cloob_cli.registry.convert import japanese, mljku
+
+    if isinstance(contents, dict) and "params" in contents:
+        return "crowsonkb"
+    if mljku.recognises(contents):
+        return "mljku"
+    if japanese.recognises(contents):
+        return "japanese"
+    raise ConversionError(f"{path} has none of the layouts that cloob converts", f"they are {', '.join(FORMATS)}")
+
+
+_Converter = Callable[[Any, "dict[str, Any] | None", "str | None"], "tuple[ModelConfig, dict[str, Tensor], list[str]]"]
+
+
+def _converter(format: str) -> _Converter:
+    from cloob_cli.registry.convert import crowsonkb, japanese, mljku
+
+    known: dict[str, _Converter] = {
+        "mljku": mljku.convert,
+        "crowsonkb": crowsonkb.convert,
+        "japanese": japanese.convert,
+    }
+    if format not in known:
+        raise ConversionError(f"unknown format {format!r}", f"known: {', '.join(FORMATS)}")
+    return known[format]
+
+
+def _tokenizer(config: ModelConfig, folder: Path) -> Tokenizer:
+    from cloob_cli.data.text import Tokenizer, clip_tokenizer
+    from cloob_cli.registry.convert.sentencepiece_vocabulary import read_sentencepiece
+
+    if config.tokenizer.kind == "roberta":
+        return Tokenizer(read_sentencepiece(folder), config.tokenizer, config.text.context_length)
+    return clip_tokenizer(config.text.context_length)

@@ -1,0 +1,96 @@
+"""Reads a file that `torch.save` wrote, or a safetensors file, without running any of it."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cloob_cli.errors import ConversionError, UnsafeCheckpointError
+
+# How torch's restricted reader says that a file asks for more than tensors in containers.
+_ASKS_FOR_CODE = re.compile(
+    r"unsupported|global|not (an )?allowed|can only|trying to|getattr|torchscript", re.IGNORECASE
+)
+
+
+def read_torch_file(path: Path) -> Any:
+    """What `torch.save` wrote: tensors (on the CPU; mapped from the file where its form allows) in plain containers.
+
+    Only torch's restricted reader is used (`weights_only`), which knows tensors and containers and no other names.
+
+    Raises:
+        UnsafeCheckpointError: the file asks for anything else; nothing of it was run.
+        ConversionError: it is truncated, damaged or no such file.
+    """
+    path = Path(path)
+    is_zip = zipfile.is_zipfile(path)
+    try:
+        if is_zip:
+            _refuse_compressed(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own notices about storages of old files
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except OSError as problem:
+        raise ConversionError(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+            ArithmeticError, MemoryError, zipfile.BadZipFile, NotImplementedError) as problem:  # fmt: skip
+        reason = _reason(problem)
+        if _ASKS_FOR_CODE.search(reason):
+            raise UnsafeCheckpointError(
+                f"{path} is refused: it asks for more than tensors ({reason})",
+                "nothing of it was run; do not open it with another program either",
+            ) from None
+        raise ConversionError(f"{path} is not a sound torch checkpoint ({reason})") from None
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, mapped from it.
+
+    Raises:
+        ConversionError: it is truncated, damaged or no such file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as problem:
+        raise ConversionError(f"{path} is not a sound safetensors file ({problem})") from None
+
+
+def plain_tensor(name: str, tensor: Any) -> Tensor:
+    """A copy of its own of a checkpoint's tensor: float32, or int64 where it holds whole numbers.
+
+    Raises:
+        ConversionError: it is no ordinary tensor, or claims more numbers than the file holds.
+    """
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        raise ConversionError(f"'{name}' is not an ordinary tensor")
+    if tensor.is_quantized or tensor.is_complex():
+        raise ConversionError(f"'{name}' has the type {tensor.dtype}, which no checkpoint of these models has")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ConversionError(f"'{name}' claims more numbers than the file holds")
+    dtype = torch.float32 if tensor.is_floating_point() else torch.int64
+    return tensor.detach().to(dtype, copy=True).contiguous()
+
+
+def _refuse_compressed(path: Path) -> None:
+    # torch never compresses; a file that does could unpack to any size.
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ConversionError(f"{path} is not a sound torch checkpoint (a part of it is compressed)")
+
+
+def _reason(problem: BaseException) -> str:
+    text = str(problem)
+    # torch wraps the cause in advice on how to load the file all the same, which must not reach anybody.
+    found = re.search(r"WeightsUnpickler error: (.*)", text)
+    first = found.group(1) if found else (text.splitlines() or [""])[0]
+    return " ".join(first.split())[:200] or type(problem).__name__
