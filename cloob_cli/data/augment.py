@@ -21,6 +21,7 @@ DRAWS = (
     "brightness", "contrast", "saturation", "grayscale", "invert",
 )  # fmt: skip
 
+_IN_CACHE = 64  # pictures that a CPU changes at a time
 _LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's conversion to greyscale
 
 
@@ -127,40 +128,46 @@ def recolour(pictures: torch.Tensor, uniforms: np.ndarray, augment: AugmentSecti
     Returns:
         uint8 [B, S, S, 3]; pictures to which nothing happens keep their exact values.
     """
-    strength = augment.color_jitter
     gray = draw(uniforms, "grayscale") < augment.grayscale
     inverted = draw(uniforms, "invert") < augment.invert
-    changed = np.nonzero(gray | inverted | (strength > 0))[0]
+    changed = np.nonzero(gray | inverted | (augment.color_jitter > 0))[0]
     if not len(changed):
         return pictures
-    brightness, contrast, saturation = (
-        torch.from_numpy(1 + strength * (2 * draw(uniforms, name)[changed] - 1)).float()
-        for name in ("brightness", "contrast", "saturation")
-    )
-    saturation = torch.where(torch.from_numpy(gray[changed]), 0.0, saturation)
-    sign = torch.from_numpy(np.where(inverted[changed], -1.0, 1.0)).float()
-    offset = torch.from_numpy(np.where(inverted[changed], 255.0, 0.0)).float()
+    factors = np.stack([draw(uniforms, name)[changed] for name in ("brightness", "contrast", "saturation")], axis=1)
+    factors = 1 + augment.color_jitter * (2 * factors - 1)
+    factors[gray[changed], 2] = 0.0
+    result = pictures.clone()
+    at_once = _IN_CACHE if pictures.device.type == "cpu" else len(changed)
+    for start in range(0, len(changed), at_once):
+        part = changed[start : start + at_once]
+        which = torch.from_numpy(part).to(pictures.device)
+        selected = factors[start : start + at_once]
+        result[which] = _recoloured(pictures.index_select(0, which), selected, inverted[part])
+    return result
 
-    which = torch.from_numpy(changed).to(pictures.device)
-    chosen = pictures.index_select(0, which)
+
+def _recoloured(pictures: torch.Tensor, factors: np.ndarray, inverted: np.ndarray) -> torch.Tensor:
+    """uint8 [B, S, S, 3] with float64 [B, 3] factors of brightness, contrast and saturation -> the same form.
+
+    y = contrast * brightness * x + (1 - contrast) * brightness * mean luma(x); saturation * y + (1 - saturation) *
+    luma(y); and 255 minus that where `inverted`.
+    """
+    brightness, contrast, saturation = torch.from_numpy(factors).float().unbind(1)
     # Sums of integers are exact, so a picture's mean does not depend on how its batch is split over processes.
-    totals = chosen.sum(dim=(1, 2), dtype=torch.int64).cpu().double()
-    mean = (totals * _LUMA.double()).sum(dim=1).div(chosen.shape[1] * chosen.shape[2]).float()
-    # x -> saturation * y + (1 - saturation) * luma(y), with y = contrast * brightness * x + rest; then x or 255 - x
-    gain = brightness * contrast * sign
-    rest = brightness * (1 - contrast) * mean * sign + offset
+    totals = pictures.sum(dim=(1, 2), dtype=torch.int64).cpu().double()
+    mean = (totals * _LUMA.double()).sum(dim=1).div(pictures.shape[1] * pictures.shape[2]).float()
+    negative = torch.from_numpy(inverted)
+    sign = torch.where(negative, -1.0, 1.0)
     mixing = saturation[:, None, None] * torch.eye(3) + (1 - saturation)[:, None, None] * _LUMA.expand(3, 3)
-    matrix = (gain[:, None, None] * mixing).to(pictures.device)[..., None, None]
+    matrix = ((brightness * contrast * sign)[:, None, None] * mixing).to(pictures.device)[..., None, None]
+    rest = brightness * (1 - contrast) * mean * sign + torch.where(negative, 255.0, 0.0)
     rest = rest.to(pictures.device)[:, None, None]
-
-    # Plane by plane: the same few additions for every picture, whatever else is in the batch.
-    red, green, blue = chosen.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).unbind(1)
-    coloured = torch.empty_like(chosen)
+    # Plane by plane: the same few operations for every picture, whatever else is in the batch.
+    red, green, blue = pictures.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).unbind(1)
+    result = torch.empty_like(pictures)
     for row in range(3):
         plane = red * matrix[:, row, 0] + green * matrix[:, row, 1] + blue * matrix[:, row, 2] + rest
-        coloured[..., row] = plane.round_().clamp_(0, 255)
-    result = pictures.clone()
-    result[which] = coloured
+        result[..., row] = plane.round_().clamp_(0, 255)
     return result
 
 

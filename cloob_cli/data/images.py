@@ -11,6 +11,7 @@ import io
 import os
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ MAX_PIXELS = 2 * 89_478_485
 
 # Beyond this ratio of the sides a whole resized picture could take gigabytes of which the crop keeps a sliver.
 _EXTREME_RATIO = 16
+
+
+_MAGIC = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "GIF": b"GIF8"}
 
 
 def open_image(source: Path | str | bytes, size_hint: int | None = None) -> Image.Image:
@@ -45,12 +49,21 @@ def open_image(source: Path | str | bytes, size_hint: int | None = None) -> Imag
         # Pillow warns of odd metadata and large pictures; a folder of pictures is not the place to repeat that.
         warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
         try:
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                return _decode(image, size_hint)
+            with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
+                return _decode(Image.open(stream, formats=_format_of(stream)), size_hint)
         except ImageError:
             raise
         except Exception as problem:  # Pillow's decoders raise nearly every class there is on hostile files
             raise ImageError(_reason(source, problem)) from None
+
+
+def _format_of(stream: BinaryIO) -> tuple[str, ...] | None:
+    """The format that the first bytes belong to; None leaves it to Pillow, which tries one after the other, slowly."""
+    head = stream.read(12)
+    stream.seek(0)
+    if head[:4] == b"RIFF" and head[8:] == b"WEBP":
+        return ("WEBP",)
+    return next(((name,) for name, magic in _MAGIC.items() if head.startswith(magic)), None)
 
 
 def _decode(image: Image.Image, size_hint: int | None) -> Image.Image:
