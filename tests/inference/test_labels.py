@@ -23,7 +23,13 @@ def parsed(folder: Path, text: str | bytes) -> list[tuple[str, ...]]:
 
 def test_labels_synonyms_and_comments(tmp_path: Path) -> None:
     text = "# animals\ncat\n\n  dog :  puppy | hound|  # the friend\nbird: fowl\r\nC# and #5\nkeycap #\n"
-    assert parsed(tmp_path, text) == [("cat",), ("dog", "puppy", "hound"), ("bird", "fowl"), ("C# and #5",), ("keycap #",)]
+    assert parsed(tmp_path, text) == [
+        ("cat",),
+        ("dog", "puppy", "hound"),
+        ("bird", "fowl"),
+        ("C# and #5",),
+        ("keycap #",),
+    ]
 
 
 def test_a_bar_without_colon_lists_names(tmp_path: Path) -> None:

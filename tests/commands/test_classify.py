@@ -1,0 +1,212 @@
+"""`cloob classify` as a process: results, formats, exit codes, and what it leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from command_line import COMMAND, cloob, environment
+from PIL import Image
+from tiny_model import RESNET, save_hostile_pictures, save_pictures, save_tiny_model
+
+import cloob_cli
+from cloob_cli.inference.labels import DEFAULT_TEMPLATES
+
+LABELS = "cat\ndog: puppy | hound\n# not this\nsea\nroof\n"
+CLASSES = {"cat": ["cat"], "dog": ["dog", "puppy", "hound"], "sea": ["sea"], "roof": ["roof"]}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, labels and seven pictures."""
+    folder = tmp_path_factory.mktemp("classify")
+    save_tiny_model(folder / "model")
+    save_pictures(folder / "pictures" / "deeper", 4, suffix=".jpg")
+    save_pictures(folder / "pictures", 3)
+    (folder / "labels.txt").write_text(LABELS, encoding="utf-8")
+    return folder
+
+
+def expected(place: Path, model: str, templates: tuple[str, ...], paths: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and cosines [pictures, classes], one picture and one prompt at a time through the public API."""
+    m = cloob_cli.load(str(place / model), device="cpu")
+    classes = []
+    for names in CLASSES.values():
+        prompts = [template.replace("{c}", name) for name in names for template in templates]
+        mean = torch.cat([m.encode_text(m.tokenize([prompt])) for prompt in prompts]).mean(0).numpy()
+        classes.append(mean / np.linalg.norm(mean))
+    images = [m.encode_image(m.preprocess(Image.open(place / path).convert("RGB"))[None])[0].numpy() for path in paths]
+    cosines = np.stack(images) @ np.stack(classes).T
+    weights = np.exp(m.config.inv_tau * cosines)
+    return weights / weights.sum(axis=1, keepdims=True), cosines
+
+
+def check_objects(objects: list[dict], place: Path, model: str, templates: tuple[str, ...], top_k: int) -> None:
+    """The objects are the issue's shape, and their numbers those of the plain loop."""
+    probabilities, cosines = expected(place, model, templates, [one["path"] for one in objects])
+    names = list(CLASSES)
+    for one, shares, cosine in zip(objects, probabilities, cosines, strict=True):
+        assert list(one) == ["path", "label", "probability", "cosine", "top"]
+        assert {name: one[name] for name in ("label", "probability", "cosine")} == one["top"][0]
+        assert [choice["label"] for choice in one["top"]] == [names[i] for i in np.argsort(-cosine)[:top_k]]
+        for choice in one["top"]:
+            assert list(choice) == ["label", "probability", "cosine"]
+            index = names.index(choice["label"])
+            assert choice["probability"] == pytest.approx(shares[index], abs=1e-4)
+            assert choice["cosine"] == pytest.approx(cosine[index], abs=5e-6)
+
+
+def test_json_lines_equal_a_plain_loop(place: Path) -> None:
+    result = cloob(
+        "classify", "pictures", "--labels", "labels.txt", "--model", "model", "--json", "--top-k", 3,
+        "--batch-size", 2, "--workers", 2, cwd=place,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    objects = [json.loads(line) for line in result.stdout.splitlines()]
+    wanted = ["pictures/0000.png", "pictures/0001.png", "pictures/0002.png"]
+    assert [one["path"] for one in objects] == wanted + [f"pictures/deeper/000{i}.jpg" for i in range(4)]
+    check_objects(objects, place, "model", DEFAULT_TEMPLATES, 3)
+    assert result.stderr == "model tiny on cpu in float32\n"
+
+
+def test_templates_and_a_resnet(place: Path) -> None:
+    templates = ("art of {c}", "{c}")
+    save_tiny_model(place / "resnet", RESNET, name="", inv_tau=12.5, templates=list(templates))
+    (place / "templates.txt").write_text("art of {}\n{c}\n", encoding="utf-8")
+    arguments = ["classify", "pictures/0001.png", "pictures/deeper", "-l", "labels.txt", "--json", "-q", "--workers", 0]
+    own = cloob(*arguments, cwd=place, CLOOB_MODEL="resnet")
+    given = cloob(*arguments, "-m", "resnet", "--templates", "templates.txt", cwd=place, CLOOB_MODEL="nonsense")
+    assert (own.returncode, own.stderr) == (0, "")
+    objects = [json.loads(line) for line in own.stdout.splitlines()]
+    assert objects[0]["path"] == "pictures/0001.png"
+    assert len(objects) == 5
+    check_objects(objects, place, "resnet", templates, 1)
+    assert given.stdout == own.stdout
+
+
+def test_files_and_columns_agree(place: Path) -> None:
+    hostile = save_hostile_pictures(place / "hostile")
+    arguments = ["classify", "hostile", "pictures", "-l", "labels.txt", "-m", "model", "--top-k", 2]
+    as_json = cloob(*arguments, "--json", "-o", "out.csv", cwd=place)
+    objects = [json.loads(line) for line in as_json.stdout.splitlines()]
+    assert as_json.returncode == 3
+    assert len(objects) == 8  # the hostile folder has one good picture
+
+    failures = [json.loads(line) for line in (place / "out.failures.jsonl").read_text().splitlines()]
+    assert [one["path"] for one in failures] == sorted(f"hostile/{name}" for name in hostile)
+    assert all(set(one) == {"path", "reason"} and one["reason"] for one in failures)
+    for one in failures:
+        assert one["path"].replace("\n", "\\n") in as_json.stderr
+
+    with (place / "out.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.reader(stream))
+    assert rows[0] == ["path", "label", "probability", "cosine", "label_2", "probability_2", "cosine_2"]
+    assert [[row[0], row[1], float(row[2]), float(row[3]), row[4]] for row in rows[1:]] == [
+        [one["path"], one["label"], one["probability"], one["cosine"], one["top"][1]["label"]] for one in objects
+    ]
+    for name in ("out.jsonl", "out.parquet"):
+        result = cloob(*arguments, "-q", "-o", name, cwd=place)
+        assert (result.returncode, result.stdout) == (3, "")
+    assert [json.loads(line) for line in (place / "out.jsonl").read_text().splitlines()] == objects
+    assert pq.read_table(place / "out.parquet").to_pylist() == objects
+
+    plain = cloob(*arguments, cwd=place)
+    assert plain.returncode == 3
+    header, *lines = [line.split("\t") for line in plain.stdout.splitlines()]
+    assert header == rows[0]
+    assert [line[:2] for line in lines] == [[one["path"], one["label"]] for one in objects]
+
+
+def test_a_run_without_failures_removes_the_old_list(place: Path) -> None:
+    (place / "clean.failures.jsonl").write_text("{}\n")
+    result = cloob("classify", "pictures", "-l", "labels.txt", "-m", "model", "-o", "clean.csv", cwd=place)
+    assert (result.returncode, result.stdout) == (0, "")
+    assert (place / "clean.csv").exists()
+    assert not (place / "clean.failures.jsonl").exists()
+
+
+def test_wrong_input_is_one_line_and_exit_code_2(place: Path) -> None:
+    (place / "empty").mkdir()
+    (place / "notes").mkdir()
+    (place / "notes" / "a.txt").write_text("no picture")
+    (place / "none").mkdir()
+    (place / "none" / "a.png").write_bytes(b"no picture either")
+    (place / "duplicates.txt").write_text("cat\ncat\n")
+    (place / "old.csv").write_text("precious")
+    cases = [
+        (["nowhere", "-l", "labels.txt"], "nowhere"),
+        (["empty", "-l", "labels.txt"], "no pictures in empty"),
+        (["notes", "-l", "labels.txt"], "no pictures in notes"),
+        (["none", "-l", "labels.txt", "-m", "model", "-o", "old.csv"], "not one of the 1 pictures can be read"),
+        (["none", "-l", "labels.txt", "-m", "model"], "not one of the 1 pictures can be read"),
+        (["pictures", "-l", "duplicates.txt"], "stands already on line 1"),
+        (["pictures", "-l", "labels.txt", "--templates", "labels.txt"], "no {c} in the template"),
+        (["pictures", "-l", "labels.txt", "-o", "out.xls"], "unknown kind of file"),
+        (["pictures", "-l", "labels.txt", "-m", "pictures"], "model.safetensors"),
+    ]
+    for arguments, message in cases:
+        result = cloob("classify", *arguments, cwd=place)
+        assert (result.returncode, result.stdout) == (2, ""), (arguments, result.stderr)
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, result.stderr
+        assert message in errors[0]
+        assert "Traceback" not in result.stderr
+    assert (place / "old.csv").read_text() == "precious"
+    assert not list(place.glob(".*partial"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing(place: Path, tmp_path: Path, number: signal.Signals) -> None:
+    [large] = save_pictures(tmp_path / "many", 1, size=(3000, 2000), suffix=".jpg")
+    for copy in range(600):
+        os.link(large, large.with_name(f"copy{copy}.jpg"))
+    (tmp_path / "out.csv").write_text("of an earlier run")
+    options = ["-l", place / "labels.txt", "-m", place / "model", "-o", "out.csv"]
+    command = [*COMMAND, "classify", "many", *map(str, options)]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, encoding="utf-8"
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob(".out.csv.*")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, talk = process.communicate(timeout=120)
+    assert process.returncode == 130, talk
+    assert "Traceback" not in talk
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["many", "out.csv"]
+    assert (tmp_path / "out.csv").read_text() == "of an earlier run"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+def test_a_bar_on_the_terminal_takes_nothing_from_a_pipe(place: Path) -> None:
+    import pty
+
+    keeper, terminal = pty.openpty()
+    command = [*COMMAND, "classify", "pictures", "-l", "labels.txt", "-m", "model", "--json", "--batch-size", "1"]
+    env = environment(TERM="xterm", COLUMNS="80")
+    with subprocess.Popen(command, cwd=place, env=env, stdout=subprocess.PIPE, stderr=terminal) as process:
+        os.close(terminal)
+        assert process.stdout is not None
+        lines = process.stdout.read().decode().splitlines()
+        shown = b""
+        try:
+            while piece := os.read(keeper, 65536):
+                shown += piece
+        except OSError:  # Linux's way to say that the other end is closed
+            pass
+        os.close(keeper)
+    assert process.returncode == 0, shown
+    assert b"classify" in shown  # the bar
+    assert [json.loads(line)["path"] for line in lines][:2] == ["pictures/0000.png", "pictures/0001.png"]
+    assert len(lines) == 7

@@ -1,0 +1,144 @@
+"""`cloob embed` as a process: numbers, order, metadata, memory, exit codes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from command_line import cloob, peak_memory
+from PIL import Image
+from tiny_model import RESNET, save_hostile_pictures, save_pictures, save_tiny_model
+
+import cloob_cli
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, seven good pictures and some that are not."""
+    folder = tmp_path_factory.mktemp("embed")
+    save_tiny_model(folder / "model", RESNET)
+    save_pictures(folder / "pictures" / "deeper", 4, suffix=".jpg")
+    save_pictures(folder / "pictures", 3)
+    return folder
+
+
+def test_pictures(place: Path) -> None:
+    result = cloob("embed", "pictures", "-o", "out/emb.npy", "-m", "model", "--batch-size", 3, cwd=place)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [os.path.join("out", "emb.npy"), os.path.join("out", "emb.parquet")]
+    assert sorted(entry.name for entry in (place / "out").iterdir()) == ["emb.npy", "emb.parquet"]
+    assert result.stderr == "model tiny on cpu in float32\n"
+
+    table = pq.read_table(place / "out" / "emb.parquet")
+    paths = table.column(0).to_pylist()
+    assert table.column_names[0] == "path"
+    assert paths == sorted(paths)
+    assert len(paths) == 7
+    m = cloob_cli.load(str(place / "model"), device="cpu")
+    alone = [m.encode_image(m.preprocess(Image.open(place / path).convert("RGB"))[None]) for path in paths]
+    embeddings = np.load(place / "out" / "emb.npy")
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(embeddings, torch.cat(alone).numpy(), atol=2e-6)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+
+    metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+    weights = (place / "model" / "model.safetensors").read_bytes()
+    assert metadata["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+    assert (metadata["model"], metadata["version"]) == ("tiny", cloob_cli.__version__)
+    preprocessing = json.loads(metadata["preprocessing"])
+    assert preprocessing["image_size"] == 64
+    assert preprocessing["mean"] == list(m.config.preprocess.mean)
+
+
+def test_failures_make_fewer_rows(place: Path) -> None:
+    hostile = save_hostile_pictures(place / "pictures" / "a")
+    try:
+        arguments = ["embed", "pictures", "-o", "some.npy", "--dtype", "float16", "--json", "-m", "model"]
+        result = cloob(*arguments, "--workers", 0, cwd=place)
+        single = cloob("embed", "pictures", "-o", "one.npy", "-m", "model", "-q", "--batch-size", 1, cwd=place)
+    finally:
+        for name in hostile:
+            (place / "pictures" / "a" / name).unlink()
+    assert (result.returncode, single.returncode) == (3, 3)
+    assert json.loads(result.stdout) == {
+        "embeddings": "some.npy",
+        "index": "some.parquet",
+        "failures": "some.failures.jsonl",
+        "rows": 8,
+        "skipped": len(hostile),
+    }
+    embeddings = np.load(place / "some.npy")
+    assert (embeddings.dtype, embeddings.shape) == (np.float16, (8, 16))
+    np.testing.assert_array_equal(embeddings, np.load(place / "one.npy").astype(np.float16))
+    paths = pq.read_table(place / "some.parquet").column("path").to_pylist()
+    assert paths[3] == "pictures/a/good/0000.jpg"
+    failures = [json.loads(line)["path"] for line in (place / "some.failures.jsonl").read_text().splitlines()]
+    assert failures == sorted(f"pictures/a/{name}" for name in hostile)
+
+
+def test_texts(place: Path) -> None:
+    texts = ["a red bicycle", "# zwei Käfer", "a red bicycle", "sea"]
+    (place / "texts.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(texts).encode())
+    result = cloob("embed", "--text", "texts.txt", "-o", "texts.npy", "-m", "model", "--batch-size", 3, cwd=place)
+    assert result.returncode == 0, result.stderr
+    m = cloob_cli.load(str(place / "model"), device="cpu")
+    alone = torch.cat([m.encode_text(m.tokenize([text])) for text in texts])
+    np.testing.assert_allclose(np.load(place / "texts.npy"), alone.numpy(), atol=2e-6)
+    assert pq.read_table(place / "texts.parquet").to_pydict() == {"text": texts}
+
+
+def test_wrong_input_is_one_line_and_exit_code_2(place: Path) -> None:
+    (place / "empty.txt").write_text("\n \n")
+    (place / "latin.txt").write_bytes(b"fine\ncaf\xe9\n")
+    cases = [
+        (["-o", "x.npy"], "embed what?"),
+        (["pictures", "--text", "empty.txt", "-o", "x.npy"], "embed what?"),
+        (["pictures", "-o", "x.npz"], "unknown kind of file"),
+        (["nowhere", "-o", "x.npy"], "nowhere"),
+        (["--text", "empty.txt", "-o", "x.npy"], "holds no text"),
+        (["--text", "missing.txt", "-o", "x.npy"], "missing.txt"),
+        (["--text", "latin.txt", "-o", "x.npy", "-m", "model"], "line 2: is not UTF-8"),
+        (["pictures", "-o", "x.npy", "-m", "no-such-model"], "no-such-model"),
+    ]
+    for arguments, message in cases:
+        result = cloob("embed", *arguments, cwd=place)
+        assert (result.returncode, result.stdout) == (2, ""), (arguments, result.stderr)
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, result.stderr
+        assert message in errors[0]
+    assert not list(place.glob("x.*"))
+    assert not list(place.glob(".*partial"))
+
+
+def check_memory(place: Path, folder: Path, count: int) -> int:
+    """Embed `count` pictures of 64x64 in a process of its own; the peak of its resident memory in bytes."""
+    save_pictures(folder / "many", count, size=(64, 64), suffix=".jpg")
+    code, peak = peak_memory("embed", "many", "-o", "emb.npy", "-m", place / "model", cwd=folder)
+    assert code == 0
+    paths = pq.read_table(folder / "emb.parquet").column("path").to_pylist()
+    assert paths == [f"many/{number:04}.jpg" for number in range(count)]
+    assert np.load(folder / "emb.npy", mmap_mode="r").shape == (count, 16)
+    assert peak < 1.5e9
+    return peak
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="resource usage of a child")
+def test_memory_does_not_grow_with_the_folder(place: Path, tmp_path: Path) -> None:
+    few = check_memory(place, tmp_path / "few", 200)
+    many = check_memory(place, tmp_path / "many", 2000)
+    # The 1,800 further pictures are 22 MB as cropped pixels and 88 MB as normalised ones.
+    assert many - few < 15e6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="resource usage of a child")
+def test_twenty_thousand_pictures(place: Path, tmp_path: Path) -> None:
+    peak = check_memory(place, tmp_path, 20_000)
+    print(f"peak resident memory: {peak / 1e9:.2f} GB")
