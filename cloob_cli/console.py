@@ -111,6 +111,21 @@ def json_document(value: Any) -> None:
     line(json.dumps(value, ensure_ascii=True, allow_nan=False, indent=2))
 
 
+def bytes_text(count: int | None) -> str | None:
+    """A number of bytes for people: "408 MB"."""
+    if count is None:
+        return None
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} B"
+
+
+def can_ask() -> bool:
+    """Whether a person is there to answer a question."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def _plain(cell: object) -> str:
     text = "" if cell is None else str(cell)
     return _printable(text)
@@ -128,12 +143,14 @@ class Progress(Protocol):
     def advance(self, amount: float = 1) -> None: ...
     def total(self, amount: float | None) -> None: ...
     def note(self, text: str) -> None: ...
+    def restart(self, done: float, total: float | None) -> None: ...
 
 
 class _NoProgress:
     def advance(self, amount: float = 1) -> None: ...
     def total(self, amount: float | None) -> None: ...
     def note(self, text: str) -> None: ...
+    def restart(self, done: float, total: float | None) -> None: ...
 
 
 class _BarProgress:
@@ -148,6 +165,10 @@ class _BarProgress:
 
     def note(self, text: str) -> None:
         self._bar.update(self._task, note=text)
+
+    def restart(self, done: float, total: float | None) -> None:
+        # What was there before counts as done, but not for the rate.
+        self._bar.reset(self._task, completed=int(done), total=total)
 
 
 @contextmanager

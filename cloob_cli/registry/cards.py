@@ -30,7 +30,8 @@ class Source(Section):
     tokenizer_repository: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$")
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="of the file at `url`")
     download_bytes: int | None = Field(default=None, gt=0)
-    config: dict[str, Any] = Field(default_factory=dict, description="the upstream configuration, for the converter")
+    architecture: str | None = Field(default=None, description="the upstream architecture, where the format has names")
+    config: dict[str, Any] | None = Field(default=None, description="the upstream configuration, for the converter")
 
     @model_validator(mode="after")
     def _one_place(self) -> Source:

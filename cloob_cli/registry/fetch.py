@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from cloob_cli.errors import ChecksumError, DiskSpaceError, DownloadError, UsageError
 from cloob_cli.files import replacing, sha256_of
 from cloob_cli.registry.events import Notice, Received, Report, Started, unreported
-from cloob_cli.registry.locks import lock
+from cloob_cli.registry.locks import lock, lock_name
 from cloob_cli.registry.store import home
 
 if TYPE_CHECKING:
@@ -120,6 +120,32 @@ def download(
         return _Transfer(url, sha256, report, patience or Patience(), room_factor, free).run()
 
 
+def finished(url: str) -> Downloaded | None:
+    """What an earlier call fetched whole and nobody took away, without asking anybody."""
+    complete = _paths(url)[2]
+    return Downloaded(complete, sha256_of(complete), 0) if complete.is_file() else None
+
+
+def remote_size(url: str) -> int | None:
+    """The size of a file in bytes, where the server says so.
+
+    Raises:
+        UsageError: not an https address.
+        DownloadError: no answer, or no such file.
+    """
+    import httpx2
+
+    check_address(url)
+    try:
+        response = httpx2.head(url, follow_redirects=True, headers={"Accept-Encoding": "identity"}, timeout=15)
+    except (httpx2.HTTPError, httpx2.InvalidURL) as problem:
+        raise DownloadError(f"{_shown(url)}: {problem}", "try again later") from None
+    if response.is_error:
+        raise DownloadError(f"{_shown(url)}: the server answered {response.status_code} {response.reason_phrase}")
+    length = response.headers.get("Content-Length", "")
+    return int(length) if length.isdigit() else None
+
+
 def downloads_folder() -> Path:
     """Where unfinished downloads, and finished ones that are not installed yet, are kept."""
     return home() / "downloads"
@@ -152,10 +178,8 @@ class _Transfer:
         self.url, self.expected, self.report, self.patience = url, sha256, report, patience
         self.room_factor, self.free = room_factor, free
         self.name = Path(urlsplit(url).path).name or "download"
-        key = hashlib.sha256(url.encode()).hexdigest()[:16]
-        folder = downloads_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        self.partial, self.notes, self.complete = (folder / f"{key}.{end}" for end in ("partial", "json", "complete"))
+        self.partial, self.notes, self.complete = _paths(url)
+        self.partial.parent.mkdir(parents=True, exist_ok=True)
         self.validator: str | None = None
         self.hash = hashlib.sha256()
         self.have = 0
@@ -337,6 +361,12 @@ def _validator(response: httpx2.Response) -> str | None:
         return str(etag)
     modified = response.headers.get("Last-Modified")
     return str(modified) if modified else None
+
+
+def _paths(url: str) -> tuple[Path, Path, Path]:
+    """Where the unfinished file, the note beside it and the finished file of an address are."""
+    key = lock_name(url)
+    return tuple(downloads_folder() / f"{key}.{end}" for end in ("partial", "json", "complete"))  # type: ignore[return-value]
 
 
 def _shown(url: str) -> str:

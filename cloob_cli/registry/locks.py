@@ -5,18 +5,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from cloob_cli.registry.store import home
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+
+def lock_name(name: str) -> str:
+    """The stem of a lock's file: any text becomes a short name that every file system takes."""
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 @contextmanager
 def lock(name: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold the lock called `name`; `waiting` is called once where another process has it."""
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
-    folder = home() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    held = FileLock(folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock")
+    held = _file_lock(lock_name(name))
     try:
         held.acquire(timeout=0)
     except Timeout:
@@ -27,3 +34,24 @@ def lock(name: str, waiting: Callable[[], None] | None = None) -> Iterator[None]
         yield
     finally:
         held.release()
+
+
+def is_held(stem: str) -> bool:
+    """Whether a process holds the lock whose `lock_name` is `stem`."""
+    from filelock import Timeout
+
+    held = _file_lock(stem)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        return True
+    held.release()
+    return False
+
+
+def _file_lock(stem: str) -> FileLock:
+    from filelock import FileLock
+
+    folder = home() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{stem}.lock")

@@ -28,6 +28,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 README_FILE = "README.md"
+FINGERPRINT_FILE = "fingerprint.safetensors"
 MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, README_FILE)
 CONFIG_KEY = "config"  # in the metadata of the weights
 BUNDLED_MODEL = "cloob-vit-xs-pictograms"
@@ -108,7 +109,7 @@ def find(name: str | Path | None = None) -> Path:
             for folder in (installed_folder(name), bundled_folder(name)):
                 if is_model_folder(folder):
                     return folder
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # which leaves a ~name alone that nobody has
     if path.is_dir():
         return path
     if path.is_file():
@@ -153,16 +154,21 @@ def save_model(
     from safetensors.torch import save_file
 
     with replacing_folder(Path(folder)) as temporary:
-        config = model.config.model_dump_json(indent=2, exclude_none=True)
         tensors = {
             name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
             for name, tensor in model.state_dict().items()
         }
         metadata = {"format": "pt", CONFIG_KEY: model.config.model_dump_json(exclude_none=True)}
         save_file(tensors, temporary / WEIGHTS_FILE, metadata=metadata)
-        (temporary / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
+        write_config(temporary, model.config)
         tokenizer.save(temporary / TOKENIZER_FILE)
         (temporary / README_FILE).write_text(card_text, encoding="utf-8")
+
+
+def write_config(folder: Path, config: ModelConfig) -> None:
+    """Write `config.json`."""
+    text = config.model_dump_json(indent=2, exclude_none=True)
+    (Path(folder) / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 # ---------------------------------------------------------------- opening

@@ -1,0 +1,116 @@
+"""`cloob zoo`: the models there are, and which of them is used."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cloob_cli import console
+from cloob_cli.commands import zoo_convert, zoo_install
+from cloob_cli.commands.options import JsonOption
+
+app = typer.Typer(
+    help="The zoo of CLOOB models: list, pull, verify, convert, export.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+NameArgument = Annotated[str, typer.Argument(help="Zoo name, model folder or hf://ORG/REPO[@REVISION].")]
+
+
+@app.command("list")
+def list_models(json: JsonOption = False) -> None:
+    """All models: installed or not, size, resolution, training data, score, licence."""
+    from cloob_cli.registry.inventory import inventory
+
+    entries = inventory()
+    if json:
+        console.json_document([entry.as_json() for entry in entries])
+        return
+    columns = ["name", "state", "default", "size", "pixels", "data", "score", "licence"]
+    rows = []
+    for entry in entries:
+        first = entry.scores[0] if entry.scores else None
+        rows.append(
+            [
+                entry.name,
+                entry.state,
+                "yes" if entry.is_default else None,
+                console.bytes_text(entry.size_bytes),
+                entry.image_size,
+                entry.data,
+                f"{first.dataset} {first.metric} {first.value:g} %" if first else None,
+                entry.licence or "not stated",
+            ]
+        )
+    console.table(columns, rows)
+
+
+@app.command("show")
+def show(name: NameArgument, json: JsonOption = False) -> None:
+    """All that is known of one model."""
+    facts = _facts(name)
+    if json:
+        console.json_document(facts)
+    else:
+        console.table(["field", "value"], list(_lines(facts)))
+
+
+@app.command("path")
+def path(name: NameArgument) -> None:
+    """Print the folder of an installed or bundled model."""
+    from cloob_cli.registry import store
+
+    console.line(str(store.find(name)))
+
+
+@app.command("default")
+def default(
+    name: Annotated[str | None, typer.Argument(help="The model to use from now on; left out: print it.")] = None,
+) -> None:
+    """Print or choose the model that is used where none is named."""
+    from cloob_cli.files import replacing
+    from cloob_cli.registry import store
+
+    if name is None:
+        console.line(store.default_model())
+        return
+    folder = store.find(name)
+    chosen = str(folder.resolve()) if folder not in (store.installed_folder(name), store.bundled_folder(name)) else name
+    chosen = name if name.startswith("hf://") else chosen
+    with replacing(store.default_file()) as temporary:
+        temporary.write_text(chosen + "\n", encoding="utf-8")
+    console.line(chosen)
+
+
+def _facts(name: str) -> dict[str, Any]:
+    from cloob_cli.registry import cards, store
+    from cloob_cli.registry.inventory import folder_size, install_record
+
+    facts: dict[str, Any] = {}
+    if name in cards.card_names():
+        facts = cards.card(name).model_dump(exclude_none=True)
+        if not any(store.is_model_folder(at(name)) for at in (store.installed_folder, store.bundled_folder)):
+            return facts | {"state": "not installed"}
+    folder = store.find(name)
+    if not facts:
+        facts = store.read_config(folder).model_dump(exclude_none=True)
+    facts |= {"state": "here", "path": str(folder), "size_bytes": folder_size(folder)}
+    record = install_record(folder)
+    return facts | ({"installed": record} if record else {})
+
+
+def _lines(facts: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested values as lines of `a.b.c` and a text."""
+    if isinstance(facts, dict):
+        return [line for key, value in facts.items() for line in _lines(value, f"{prefix}.{key}" if prefix else key)]
+    if isinstance(facts, list) and any(isinstance(item, dict | list) for item in facts):
+        return [line for number, item in enumerate(facts, 1) for line in _lines(item, f"{prefix}.{number}")]
+    if isinstance(facts, list):
+        return [(prefix, ", ".join(str(item) for item in facts))] if facts else []
+    return [(prefix, str(facts))]
+
+
+zoo_install.register(app)
+zoo_convert.register(app)

@@ -1,0 +1,89 @@
+"""`cloob zoo convert | export | bundle | push`: a model into another form or to another place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cloob_cli import console
+from cloob_cli.commands.options import QuietOption
+from cloob_cli.errors import UsageError
+
+InputNameArgument = Annotated[str, typer.Argument(help="Zoo name or model folder.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to `cloob zoo`."""
+    app.command("convert")(convert)
+    app.command("export")(export)
+    app.command("bundle")(bundle)
+    app.command("push")(push)
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A released checkpoint, or the folder that holds it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to write.")],
+    format: Annotated[
+        str | None, typer.Option("--format", help="mljku, crowsonkb or japanese; left out: the file shows it.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="The checkpoint's own configuration (JSON).")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Convert another program's checkpoint to a model folder, without running any of it."""
+    from cloob_cli.registry.install import convert_to_folder
+
+    console.configure(quiet=quiet)
+    _must_be_new(output)
+    ignored = convert_to_folder(checkpoint, output, format, config)
+    if ignored:
+        console.talk(f"left out, as inference does not need them: {', '.join(ignored)}")
+    console.line(str(output))
+
+
+def export(
+    name: InputNameArgument,
+    to: Annotated[str, typer.Option("--to", help="open_clip or onnx.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    quiet: QuietOption = False,
+) -> None:
+    """Write a model in the form of another program."""
+    from cloob_cli.registry import store
+    from cloob_cli.registry.export import export_model
+
+    console.configure(quiet=quiet)
+    _must_be_new(output)
+    export_model(store.find(name), to, output)
+    console.line(str(output))
+
+
+def bundle(
+    name: InputNameArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    quiet: QuietOption = False,
+) -> None:
+    """Write a model into one file, which `cloob zoo pull FILE` installs on a machine without network."""
+    from cloob_cli.registry.share import bundle_model
+
+    console.configure(quiet=quiet)
+    bundle_model(name, output)
+    console.line(str(output))
+
+
+def push(
+    name: InputNameArgument,
+    repository: Annotated[str, typer.Argument(metavar="ORG/REPO", help="The repository on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Upload a model folder and its card to the Hugging Face Hub."""
+    from cloob_cli.registry.share import push_model
+
+    console.configure(quiet=quiet)
+    console.line(push_model(name, repository, private))
+
+
+def _must_be_new(output: Path) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(f"{output} exists already", "name a folder that does not exist")

@@ -1,0 +1,174 @@
+"""`cloob zoo pull | add | verify | rm | prune`: what is installed on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cloob_cli import console
+from cloob_cli.commands.options import JsonOption, QuietOption
+from cloob_cli.errors import UsageError, VerificationError
+
+if TYPE_CHECKING:
+    from cloob_cli.registry.events import Event, Report
+    from cloob_cli.registry.remove import Removal
+
+FormatOption = Annotated[
+    str | None, typer.Option("--format", help="mljku, crowsonkb, japanese or cloob; left out: the file shows it.")
+]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="The checkpoint's own configuration (JSON).")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to `cloob zoo`."""
+    app.command("pull")(pull)
+    app.command("add")(add)
+    app.command("verify")(verify)
+    app.command("rm")(remove)
+    app.command("prune")(prune)
+
+
+def pull(
+    target: Annotated[
+        str, typer.Argument(help="Zoo name, hf://ORG/REPO[@REVISION], https address, or a file, folder or bundle.")
+    ],
+    name: Annotated[str | None, typer.Option(help="What to call it.", show_default="as the target")] = None,
+    format: FormatOption = None,
+    config: ConfigOption = None,
+    sha256: Annotated[str | None, typer.Option(help="What the file at an https address must hash to.")] = None,
+    dry_run: DryRunOption = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model that is installed.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Fetch a model, convert it to safetensors where it is something else, verify and install it."""
+    from cloob_cli.registry import install
+    from cloob_cli.registry.origin import resolve
+
+    console.configure(quiet=quiet)
+    origin = resolve(target, name, format, _checked_hash(sha256))
+    options = install.Options(force=force, offline=offline, config=config)
+    if dry_run:
+        plan = install.plan(origin, options)
+        size = console.bytes_text(plan.download_bytes) or "not known"
+        console.table(
+            ["field", "value"],
+            [
+                ("name", plan.name),
+                ("from", plan.origin),
+                ("format", plan.format or "as the file shows"),
+                ("to", plan.folder),
+                ("download", "none, it is here" if plan.present and not force else size),
+                ("sha256", plan.sha256 or "not published: trusted on first use"),
+            ],
+        )
+        return
+    with _reporting() as report:
+        folder = install.pull(origin, options, report)
+    console.line(str(folder))
+
+
+def add(
+    source: Annotated[Path, typer.Argument(help="A model folder, a checkpoint or a bundle on this disk.")],
+    name: Annotated[str, typer.Option(help="What to call it.")],
+    format: FormatOption = None,
+    config: ConfigOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model that is installed.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Install a model that is on this disk under a name of your own."""
+    from cloob_cli.registry import install
+    from cloob_cli.registry.origin import local
+
+    console.configure(quiet=quiet)
+    with _reporting() as report:
+        folder = install.pull(local(source, name, format), install.Options(force=force, config=config), report)
+    console.line(str(folder))
+
+
+def verify(
+    name: Annotated[str, typer.Argument(help="Zoo name or model folder.")],
+    deep: Annotated[bool, typer.Option("--deep", help="Also compute an embedding and compare it.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Hold a model's files against their recorded hashes; exit 1 where one differs."""
+    from cloob_cli.registry.verify import verify_model
+
+    checks = verify_model(name, deep)
+    if json:
+        console.json_document([check.__dict__ for check in checks])
+    else:
+        console.table(["what", "state", "detail"], [(check.what, check.state, check.detail) for check in checks])
+    wrong = [check.what for check in checks if check.failed]
+    if wrong:
+        raise VerificationError(f"{name} is not what was stored: {', '.join(wrong)}", f"cloob zoo pull {name} --force")
+
+
+def remove(
+    name: Annotated[str, typer.Argument(help="An installed model.")],
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
+) -> None:
+    """Remove an installed model."""
+    from cloob_cli.registry import remove as removal
+
+    _carry_out([removal.model_removal(name)], dry_run, yes)
+
+
+def prune(dry_run: DryRunOption = False, yes: YesOption = False) -> None:
+    """Remove unfinished downloads, files that were set aside, and what interrupted installs left."""
+    from cloob_cli.registry import remove as removal
+
+    _carry_out(removal.leftovers(), dry_run, yes)
+
+
+def _carry_out(removals: list[Removal], dry_run: bool, yes: bool) -> None:
+    from cloob_cli.registry.remove import carry_out
+
+    console.table(
+        ["path", "what", "frees"], [(each.path, each.what, console.bytes_text(each.bytes)) for each in removals]
+    )
+    freed = console.bytes_text(sum(each.bytes for each in removals))
+    if not removals or dry_run:
+        console.talk(f"{freed} would be freed" if removals else "nothing to remove")
+        return
+    if not yes:
+        if not console.can_ask():
+            raise UsageError("nobody is there to ask", "give -y to remove these, or --dry-run to only list them")
+        typer.confirm(f"Remove these and free {freed}?", abort=True, err=True)
+    carry_out(removals)
+    console.talk(f"freed {freed}")
+
+
+def _checked_hash(sha256: str | None) -> str | None:
+    if sha256 is None:
+        return None
+    cleaned = sha256.strip().lower()
+    if len(cleaned) != 64 or not all(sign in "0123456789abcdef" for sign in cleaned):
+        raise UsageError(f"{sha256!r} is not a sha256: it has 64 hexadecimal digits")
+    return cleaned
+
+
+@contextmanager
+def _reporting() -> Iterator[Report]:
+    """Events become a bar of bytes and notices."""
+    from cloob_cli.registry.events import Notice, Received, Started
+
+    with console.progress("downloading", unit="B") as bar:
+
+        def report(event: Event) -> None:
+            if isinstance(event, Started):
+                bar.restart(event.done, event.total)
+                bar.note(event.name)
+            elif isinstance(event, Received):
+                bar.advance(event.bytes)
+            elif isinstance(event, Notice):
+                console.talk(event.text)
+
+        yield report

@@ -1,0 +1,120 @@
+"""A model in one file, for machines without network: an uncompressed tar with a manifest of hashes first."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from cloob_cli import __version__
+from cloob_cli.errors import ChecksumError, RegistryError
+from cloob_cli.files import replacing, sha256_of
+
+MANIFEST = "cloob-bundle.json"
+_LARGEST_MANIFEST = 1 << 20
+_CHUNK = 1 << 20
+
+
+def write_bundle(folder: Path, name: str, names: list[str], target: Path) -> None:
+    """Write the named files of a model folder into one file at `target`."""
+    files = {file: {"sha256": sha256_of(folder / file), "bytes": (folder / file).stat().st_size} for file in names}
+    manifest = json.dumps({"cloob_bundle": 1, "name": name, "version": __version__, "files": files}, indent=2).encode()
+    with replacing(target) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(_member(MANIFEST, len(manifest)), io.BytesIO(manifest))
+        for file in names:
+            with (folder / file).open("rb") as stream:
+                tar.addfile(_member(file, files[file]["bytes"]), stream)  # type: ignore[arg-type]
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a file begins like a bundle."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            first = tar.next()
+            return first is not None and first.name == MANIFEST
+    except (tarfile.TarError, OSError, EOFError, ValueError):
+        return False
+
+
+def bundle_name(path: Path) -> str:
+    """The name of the model in a bundle.
+
+    Raises:
+        RegistryError: its manifest is unsound.
+    """
+    with _opened(path) as tar:
+        return str(_manifest(path, tar)["name"])
+
+
+def extract_bundle(path: Path, folder: Path, allowed: list[str]) -> None:
+    """Put the files of a bundle into `folder`; every byte is checked against the manifest.
+
+    Only plain files that the manifest names and `allowed` lists are written, by their bare names.
+
+    Raises:
+        RegistryError: it is no bundle, or names files that a model does not have.
+        ChecksumError: a file differs from the manifest.
+    """
+    with _opened(path) as tar:
+        files = _manifest(path, tar)["files"]
+        foreign = sorted(set(files) - set(allowed))
+        if foreign:
+            raise RegistryError(f"{path} holds {foreign[0]!r}, which no model folder has: refused")
+        missing = set(files)
+        while (member := tar.next()) is not None:
+            if not member.isreg() or member.name not in missing:
+                raise RegistryError(f"{path} holds {member.name!r}, which its manifest does not name: refused")
+            missing.remove(member.name)
+            stream = tar.extractfile(member)
+            assert stream is not None  # it is a regular file
+            found = _copy(stream, folder / member.name)
+            if found != files[member.name]["sha256"]:
+                raise ChecksumError(
+                    f"{path}: {member.name} is damaged: sha256 {found}, expected {files[member.name]['sha256']}",
+                    "copy the bundle again",
+                )
+        if missing:
+            raise RegistryError(f"{path} ends before {min(missing)!r}", "copy the bundle again")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tarfile.TarFile]:
+    try:
+        with tarfile.open(path, "r:") as tar:
+            yield tar
+    except (tarfile.TarError, EOFError) as problem:
+        raise RegistryError(f"{path} is no sound bundle ({problem})", "copy the bundle again") from None
+
+
+def _manifest(path: Path, tar: tarfile.TarFile) -> dict[str, Any]:
+    first = tar.next()
+    stream = tar.extractfile(first) if first and first.name == MANIFEST and first.isreg() else None
+    if first is None or stream is None or first.size > _LARGEST_MANIFEST:
+        raise RegistryError(f"{path} is not a bundle: it has no {MANIFEST}")
+    try:
+        manifest = json.loads(stream.read())
+        files = {str(name): {"sha256": str(entry["sha256"])} for name, entry in manifest["files"].items()}
+        return {"name": str(manifest["name"]), "files": files}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise RegistryError(f"{path}: {MANIFEST} is unsound") from None
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    # No owner, time or mode of this machine: equal models give equal bundles.
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = size, 0o644
+    return member
+
+
+def _copy(source: IO[bytes], target: Path) -> str:
+    digest = hashlib.sha256()
+    with target.open("wb") as out:
+        while block := source.read(_CHUNK):
+            digest.update(block)
+            out.write(block)
+    return digest.hexdigest()

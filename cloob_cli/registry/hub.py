@@ -1,0 +1,207 @@
+"""Models on the Hugging Face Hub, through huggingface_hub: its cache, token, endpoint and offline mode."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from cloob_cli.errors import ChecksumError, DownloadError, RegistryError, UsageError
+from cloob_cli.files import sha256_of
+from cloob_cli.registry.events import Received, Report, Started, unreported
+from cloob_cli.registry.fetch import check_space, set_aside
+from cloob_cli.registry.store import FINGERPRINT_FILE, MODEL_FILES, WEIGHTS_FILE
+
+_REFERENCE = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?/?")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A repository on the Hub, and a branch, tag or commit of it (None: main)."""
+
+    repository: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"hf://{self.repository}" + (f"@{self.revision}" if self.revision else "")
+
+
+@dataclass(frozen=True)
+class HubFile:
+    name: str
+    size: int | None
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a repository holds at one commit."""
+
+    reference: Reference
+    commit: str
+    files: tuple[HubFile, ...]
+
+
+def parse_reference(text: str) -> Reference:
+    """`hf://ORG/REPO[@REVISION]`; raises UsageError for anything else."""
+    match = _REFERENCE.fullmatch(text)
+    if not match:
+        raise UsageError(f"{text!r} is not of the form hf://ORG/REPO[@REVISION]")
+    return Reference(match["repository"], match["revision"])
+
+
+def offline_by_environment() -> bool:
+    """Whether `HF_HUB_OFFLINE` is set."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def listing(reference: Reference) -> Listing:
+    """Ask the Hub what a repository holds.
+
+    Raises:
+        DownloadError: no such repository or revision, no access, or no answer.
+        RegistryError: the list names a file outside of its folder.
+    """
+    from huggingface_hub import HfApi
+
+    with plain_errors(reference):
+        info = HfApi().model_info(reference.repository, revision=reference.revision, files_metadata=True)
+    files = tuple(HubFile(one.rfilename, one.size, one.lfs.sha256 if one.lfs else None) for one in info.siblings or ())
+    for file in files:
+        check_inside(file.name, str(reference))
+    return Listing(reference, str(info.sha), files)
+
+
+def check_inside(name: str, where: str) -> None:
+    """Raise RegistryError where a file's name would leave the folder that it is written to, on any system."""
+    for path in (PurePosixPath(name), PureWindowsPath(name)):
+        if not path.parts or path.is_absolute() or path.drive or ".." in path.parts or "\0" in name:
+            raise RegistryError(f"{where} names the file {name!r}, which lies outside of its folder: refused")
+
+
+def snapshot(found: Listing, names: Sequence[str], report: Report = unreported, force: bool = False) -> Path:
+    """Bring the named files of a listing into the Hub's own cache.
+
+    Returns:
+        The folder of that commit in the cache.
+
+    Raises:
+        DownloadError, DiskSpaceError, ChecksumError.
+    """
+    from huggingface_hub import constants, hf_hub_download
+
+    chosen = [file for file in found.files if file.name in names]
+    if not chosen:
+        raise DownloadError(f"{found.reference} has none of the files {', '.join(names)}")
+    check_space(Path(constants.HF_HUB_CACHE), sum(file.size or 0 for file in chosen))
+    folder = Path()
+    for file in chosen:
+        with plain_errors(found.reference):
+            path = Path(
+                hf_hub_download(
+                    found.reference.repository,
+                    file.name,
+                    revision=found.commit,
+                    force_download=force,
+                    tqdm_class=_bar_class(report),
+                )
+            )
+        if file.sha256 and sha256_of(path) != file.sha256:
+            _reject(path, file, found.reference)
+        folder = path.parents[len(PurePosixPath(file.name).parts) - 1]
+    return folder
+
+
+def cached(reference: Reference, names: Sequence[str]) -> Path:
+    """The folder of a repository in the Hub's cache, without asking the Hub.
+
+    Raises:
+        DownloadError: it is not there.
+    """
+    from huggingface_hub import snapshot_download
+
+    with plain_errors(reference):
+        return Path(
+            snapshot_download(
+                reference.repository, revision=reference.revision, allow_patterns=list(names), local_files_only=True
+            )
+        )
+
+
+def model_folder(text: str, report: Report = unreported) -> Path:
+    """A model in our form on the Hub, as a folder in the Hub's cache: what `--model hf://ORG/REPO` opens.
+
+    Raises:
+        UsageError: not a reference.
+        DownloadError: it is not there, not reachable and not cached, or not in our form.
+    """
+    reference, names = parse_reference(text), (*MODEL_FILES, FINGERPRINT_FILE)
+    if offline_by_environment():
+        return cached(reference, names)
+    found = listing(reference)
+    if WEIGHTS_FILE not in {file.name for file in found.files}:
+        raise DownloadError(
+            f"{reference} has no {WEIGHTS_FILE}: it is not a cloob model folder",
+            f"a released checkpoint is converted with `cloob zoo pull {reference}`",
+        )
+    return snapshot(found, names, report)
+
+
+def _reject(path: Path, file: HubFile, reference: Reference) -> None:
+    actual, blob = sha256_of(path), path.resolve()
+    aside = set_aside(blob, PurePosixPath(file.name).name)
+    path.unlink(missing_ok=True)
+    raise ChecksumError(
+        f"{reference}: {file.name} is not the file that the Hub names: sha256 {actual}, expected {file.sha256}",
+        f"it was set aside as {aside}; pull again to fetch it anew",
+    )
+
+
+@contextmanager
+def plain_errors(reference: Reference) -> Iterator[None]:
+    import httpx2
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise DownloadError(f"{reference} is only for those who accepted its terms", "hf auth login") from None
+    except errors.RepositoryNotFoundError:
+        raise DownloadError(
+            f"the Hub has no repository {reference.repository}, or it is private", "check the name; or: hf auth login"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise DownloadError(f"{reference.repository} has no revision {reference.revision}") from None
+    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError):
+        raise DownloadError(
+            f"{reference} is not in the Hub's cache and could not be fetched", "it needs a network, and no offline mode"
+        ) from None
+    except (errors.HFValidationError, errors.HfUriError) as problem:
+        raise UsageError(f"{reference}: {_first_line(problem)}") from None
+    except (errors.HfHubHTTPError, errors.EntryNotFoundError, httpx2.HTTPError) as problem:
+        raise DownloadError(f"{reference}: {_first_line(problem)}", "try again later") from None
+
+
+def _first_line(problem: BaseException) -> str:
+    return next((line for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
+
+
+def _bar_class(report: Report) -> Any:
+    """A tqdm for huggingface_hub that draws nothing and reports instead."""
+    from huggingface_hub.utils import tqdm
+
+    class Reporting(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*args, **(options | {"disable": True}))
+            report(Started(str(options.get("desc", "")), int(options.get("initial") or 0), options.get("total")))
+
+        def update(self, n: float | None = 1) -> bool | None:
+            report(Received(int(n or 0)))
+            return None
+
+    return Reporting

@@ -1,0 +1,106 @@
+"""What a person means by the target of a pull: a card, the Hub, an address, or something on this disk."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from cloob_cli.errors import InputError, UsageError
+from cloob_cli.registry import cards
+from cloob_cli.registry.cards import Card
+from cloob_cli.registry.hub import Reference, parse_reference
+
+# What a file's name says of its layout; a bundle is recognised by its contents.
+_FORMATS_BY_SUFFIX = {".pt": "mljku", ".pth": "mljku", ".pkl": "crowsonkb", ".safetensors": "cloob"}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from (exactly one of the first four is set) and how it will be called."""
+
+    name: str
+    bundled: bool = False
+    url: str | None = None
+    reference: Reference | None = None
+    path: Path | None = None
+    format: str | None = None
+    sha256: str | None = None
+    card: Card | None = None
+    renamed: bool = False
+
+    def __str__(self) -> str:
+        if self.bundled:
+            return "the package"
+        return str(self.url or self.reference or self.path)
+
+
+def resolve(target: str, name: str | None = None, format: str | None = None, sha256: str | None = None) -> Origin:
+    """Make sense of a target.
+
+    Args:
+        target: a card's name, `hf://ORG/REPO[@REVISION]`, an https address, or a local file or folder.
+        name: how the model is to be called; None takes it from the target.
+        format: the layout of a checkpoint; None goes by the card or the file's name.
+        sha256: what the file at an address must hash to.
+
+    Raises:
+        UnknownModelError: no card of that name and no such file.
+        UsageError: a name that cannot be a folder's.
+    """
+    if target in cards.card_names():
+        card = cards.card(target)
+        source = card.source
+        return Origin(
+            name=_checked(name or card.name),
+            bundled=source.bundled,
+            url=source.url,
+            reference=Reference(source.repository, source.revision) if source.repository else None,
+            format=format or source.format,
+            sha256=sha256 or source.sha256,
+            card=card,
+        )
+    if target.startswith("hf://"):
+        reference = parse_reference(target)
+        return Origin(_checked(name or reference.repository.split("/")[1]), reference=reference, format=format)
+    if "://" in target:
+        file_name = PurePosixPath(urlsplit(target).path).name
+        return Origin(
+            _checked(name or _stem(file_name)), url=target, format=format or _format_of(file_name), sha256=sha256
+        )
+    path = Path(target).expanduser()
+    if not path.exists():
+        cards.card(target)  # raises, with the nearest name
+    return local(path, name, format)
+
+
+def local(path: Path, name: str | None = None, format: str | None = None) -> Origin:
+    """Something on this disk as an origin.
+
+    Raises:
+        InputError: there is nothing at `path`.
+        UsageError: a name that cannot be a folder's.
+    """
+    if not path.exists():
+        raise InputError(f"there is nothing at {path}")
+    path = path.resolve()
+    own = _stem(path.name) if path.is_file() else path.name
+    return Origin(_checked(name or own), path=path, format=format or _format_of(path.name), renamed=name is not None)
+
+
+def _format_of(file_name: str) -> str | None:
+    return _FORMATS_BY_SUFFIX.get(PurePosixPath(file_name).suffix.lower())
+
+
+def _stem(file_name: str) -> str:
+    return re.sub(r"(\.cloob)?\.(tar|pt|pth|pkl|safetensors)$", "", file_name, flags=re.IGNORECASE)
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot be a model's name", "give one with --name: letters, digits, '.', '_' and '-'"
+        )
+    return name

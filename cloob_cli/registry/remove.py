@@ -1,0 +1,93 @@
+"""What may go: installed models by name, and whatever interrupted or failed pulls left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloob_cli.errors import RegistryError, UnknownModelError
+from cloob_cli.registry import cards, store
+from cloob_cli.registry.fetch import downloads_folder, rejected_folder
+from cloob_cli.registry.inventory import folder_size
+from cloob_cli.registry.locks import is_held, lock, lock_name
+from cloob_cli.schema import nearest
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One file or folder that can be deleted, and why."""
+
+    path: Path
+    what: str
+    bytes: int
+    model: str | None = None
+
+
+def model_removal(name: str) -> Removal:
+    """The removal of an installed model.
+
+    Raises:
+        UnknownModelError: no model of that name is installed.
+    """
+    if name in store.installed_models():
+        folder = store.installed_folder(name)
+        return Removal(folder, f"model {name}", folder_size(folder), name)
+    if store.is_model_folder(store.bundled_folder(name)) and name in cards.card_names():
+        raise RegistryError(f"{name} is part of the package and cannot be removed")
+    near = nearest(name, store.installed_models())
+    raise UnknownModelError(
+        f"no model {name!r} is installed", f"did you mean {near!r}?" if near else "`cloob zoo list` shows them"
+    )
+
+
+def leftovers() -> list[Removal]:
+    """Unfinished and finished downloads, files set aside, and temporary folders, but for those now in use."""
+    return sorted([*_downloads(), *_rejected(), *_unfinished_installs()], key=lambda removal: str(removal.path))
+
+
+def carry_out(removals: list[Removal]) -> None:
+    """Delete them. A model is renamed first, so that nobody ever opens half of one."""
+    for removal in removals:
+        if removal.model:
+            with lock(f"model:{removal.model}"):
+                aside = removal.path.with_name(f".{removal.model}.removed")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(removal.path, aside)
+                shutil.rmtree(aside)
+            _forget_default(removal.model)
+        elif removal.path.is_dir():
+            shutil.rmtree(removal.path)
+        else:
+            removal.path.unlink(missing_ok=True)
+
+
+def _downloads() -> Iterator[Removal]:
+    for path in _entries(downloads_folder()):
+        if not is_held(path.name.split(".")[0].lstrip(".")):  # a download in progress holds the lock of that name
+            what = "finished download" if path.suffix == ".complete" else "unfinished download"
+            yield Removal(path, what, path.stat().st_size)
+
+
+def _rejected() -> Iterator[Removal]:
+    for path in _entries(rejected_folder()):
+        yield Removal(path, "file that was set aside", path.stat().st_size)
+
+
+def _unfinished_installs() -> Iterator[Removal]:
+    for path in _entries(store.home() / "models"):
+        if path.name.startswith(".") and path.is_dir():
+            name = path.name[1:].rsplit(".", 2)[0]  # ".NAME.RANDOM.partial"
+            if not is_held(lock_name(f"model:{name}")):
+                yield Removal(path, "unfinished install", folder_size(path))
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _forget_default(name: str) -> None:
+    if store.default_file().is_file() and store.default_file().read_text(encoding="utf-8").strip() == name:
+        store.default_file().unlink()

@@ -1,0 +1,88 @@
+"""Is a model still what was stored? Its files' hashes, and on request what it computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cloob_cli.errors import CloobError
+from cloob_cli.files import sha256_of
+from cloob_cli.registry import cards, store
+from cloob_cli.registry.inventory import install_record
+
+_HASHED = (*store.MODEL_FILES, store.FINGERPRINT_FILE)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was held against what is recorded of it."""
+
+    what: str
+    state: Literal["right", "wrong", "missing", "not recorded"]
+    detail: str = ""
+
+    @property
+    def failed(self) -> bool:
+        return self.state in {"wrong", "missing"}
+
+
+def verify_model(name: str, deep: bool = False) -> list[Check]:
+    """Check the files of a model against the hashes that were recorded when it was installed or shipped.
+
+    Args:
+        name: as `store.find` takes it.
+        deep: also open it and compare what it computes with its stored fingerprint.
+
+    Raises:
+        UnknownModelError: nothing has that name.
+    """
+    folder = store.find(name)
+    expected = _recorded_hashes(folder, name)
+    checks = [_check_file(folder / file, expected.get(file)) for file in _HASHED if _concerns(folder / file, expected)]
+    checks.append(_check_opening(folder))
+    if deep and not any(check.failed for check in checks):
+        checks.append(_check_fingerprint(folder))
+    return checks
+
+
+def _recorded_hashes(folder: Path, name: str) -> dict[str, str]:
+    if folder == store.bundled_folder(name):
+        return cards.card(name).files
+    files = install_record(folder).get("files")
+    return {str(file): str(value) for file, value in files.items()} if isinstance(files, dict) else {}
+
+
+def _concerns(path: Path, expected: dict[str, str]) -> bool:
+    return path.name in expected or path.is_file()
+
+
+def _check_file(path: Path, expected: str | None) -> Check:
+    if not path.is_file():
+        return Check(path.name, "missing", f"sha256 should be {expected}")
+    found = sha256_of(path)
+    if expected is None:
+        return Check(path.name, "not recorded", f"sha256 {found}")
+    if found != expected:
+        return Check(path.name, "wrong", f"sha256 is {found}, should be {expected}")
+    return Check(path.name, "right", f"sha256 {found}")
+
+
+def _check_opening(folder: Path) -> Check:
+    try:
+        config = store.read_config(folder)
+    except CloobError as error:
+        return Check("configuration", "wrong", error.message)
+    return Check("configuration", "right", f"{config.vision.kind}, {config.vision.image_size} pixels")
+
+
+def _check_fingerprint(folder: Path) -> Check:
+    from cloob_cli.registry.fingerprint import check_fingerprint
+
+    if not (folder / store.FINGERPRINT_FILE).is_file():
+        return Check("fingerprint", "missing", "no embedding was stored with this model")
+    try:
+        detail = check_fingerprint(folder)
+    except CloobError as error:
+        return Check("fingerprint", "wrong", error.message)
+    return Check("fingerprint", "right", detail)
