@@ -47,7 +47,7 @@ class Steps:
             torch.set_float32_matmul_precision(before)
 
     def chunk_rows(self, columns: int) -> int:
-        return max(64, self.chunk_elements // columns)
+        return max(1, self.chunk_elements // columns)
 
     def buffer(self, name: str, rows: int, columns: int, dtype: torch.dtype | None = None) -> Tensor:
         """Memory for a tile, used again for every tile of that name."""

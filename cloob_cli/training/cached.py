@@ -19,7 +19,6 @@ from typing import TypeVar
 
 import torch
 import torch.distributed
-from accelerate.utils import find_executable_batch_size
 from torch import Tensor, nn
 
 Slice = TypeVar("Slice")
@@ -38,8 +37,8 @@ def cached_gradient_step(
     """Add to every parameter's `.grad` what `loss_function(*embed(whole batch)).backward()` would add.
 
     Args:
-        embed: image and text embeddings [m, D] of a slice of m pairs; calls the towers, DDP's wrapper included. Drop-out
-            is welcome: both passes over a slice draw the same random numbers.
+        embed: image and text embeddings [m, D] of a slice of m pairs; calls the towers, through DDP's wrapper if any.
+            Both passes over a slice draw the same random numbers, so that drop-out is welcome.
         slices: the batch in pieces, in order. With several processes each must have the same number of them.
         loss_function: (images [n, D], texts [n, D], *loss_tensors) -> scalar, of this process's whole batch.
         model: what `embed` calls, to find its device and its running statistics.
@@ -59,20 +58,21 @@ def cached_gradient_step(
             embedded.append(embed(piece))
     images, texts = (torch.cat(parts).requires_grad_() for parts in zip(*embedded, strict=True))
     sizes = [len(image_embeddings) for image_embeddings, _ in embedded]
-    del embedded
     leaves = [tensor.detach().requires_grad_() for tensor in loss_tensors]
     loss = loss_function(images, texts, *leaves)
     backward(loss)
+    assert images.grad is not None
+    assert texts.grad is not None
+    pulls = list(zip(images.grad.split(sizes), texts.grad.split(sizes), strict=True))
 
-    pulls = zip(images.grad.split(sizes), texts.grad.split(sizes), strict=True)
-    for number, (piece, state, pull) in enumerate(zip(slices, states, pulls, strict=True)):
+    for number, (piece, state) in enumerate(zip(slices, states, strict=True)):
         _restore_random_state(device, state)
         last = number == len(slices) - 1
         with nullcontext() if last else no_sync():
             # DDP counts every parameter's gradient once, in the last backward pass: the loss's own tensors go with it.
             extra = [pair for pair in zip(loss_tensors, leaves, strict=True) if pair[0].requires_grad] if last else []
             outputs = [*embed(piece), *(tensor for tensor, _ in extra)]
-            torch.autograd.backward(outputs, [*pull, *(leaf.grad for _, leaf in extra)])
+            torch.autograd.backward(outputs, [*pulls[number], *(leaf.grad for _, leaf in extra)])
     return loss.detach()
 
 
@@ -81,12 +81,13 @@ def find_micro_batch_size(
 ) -> int:
     """The largest of pairs, pairs/2, pairs/4, ... for which `attempt(size)` does not run out of memory.
 
-    `attempt` embeds `size` pairs and goes back through the towers, on this process alone (without DDP: where one process
-    has to try again, the others would wait for it). The answer is the smallest over the processes of the group.
+    `attempt` embeds `size` pairs and goes back through the towers, on this process alone (without DDP: where one has to
+    try again, the others would wait for it). The answer is the smallest over the processes of the group.
 
     Raises:
         RuntimeError: not even one pair fits.
     """
+    from accelerate.utils import find_executable_batch_size
 
     def try_size(size: int) -> int:
         attempt(size)

@@ -1,0 +1,116 @@
+"""One of several gloo processes: `python loss_process.py FOLDER RANK PROCESSES`.
+
+For each number of processes from 1 to PROCESSES, each objective and each form, computes the loss of this process's part
+of FOLDER/batch.pt under DDP and saves loss, gradients and counted bytes as FOLDER/result-RANK.pt. Then the same for
+cached gradients.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as distributed
+from torch import nn
+from torch.nn.functional import normalize
+
+from cloob_cli.core import loss_choice
+from cloob_cli.core.loss import contrastive_loss
+from cloob_cli.training.cached import cached_gradient_step
+
+
+class Towers(nn.Module):
+    """Two linear towers and a learnable temperature."""
+
+    def __init__(self, weights: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.image = nn.Parameter(weights["image"].clone())
+        self.text = nn.Parameter(weights["text"].clone())
+        self.logit_scale = nn.Parameter(weights["logit_scale"].clone())
+
+    def forward(self, pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return normalize(pixels @ self.image, dim=1), normalize(tokens @ self.text, dim=1)
+
+
+class CountedBytes:
+    """Counts what this process receives from others in collectives."""
+
+    def __init__(self, processes: int) -> None:
+        self.total = 0
+        self.share = (processes - 1) / processes
+
+    def __enter__(self) -> CountedBytes:
+        self.kept = {name: getattr(distributed, name) for name in ("all_gather_into_tensor", "all_to_all_single")}
+        for name, collective in self.kept.items():
+            setattr(distributed, name, self._counting(collective))
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        for name, collective in self.kept.items():
+            setattr(distributed, name, collective)
+
+    def _counting(self, collective):
+        def counted(output, *arguments, **options):
+            self.total += output.numel() * output.element_size() * self.share
+            return collective(output, *arguments, **options)
+
+        return counted
+
+
+def run(batch: dict, rank: int, processes: int, group: distributed.ProcessGroup, folder: Path) -> dict:
+    rows = batch["rows"][processes]
+    own = slice(sum(rows[:rank]), sum(rows[: rank + 1]))
+    pixels, tokens, ids = (batch[name][own] for name in ("pixels", "tokens", "caption_ids"))
+    results = {}
+    for objective, scale_hopfield in (("cloob", 8.0), ("cloob", 400.0), ("infoloob", 8.0), ("clip", 8.0)):
+        for implementation in ("definition", "tiled"):
+            for masked in (False, True) if scale_hopfield == 8.0 else (False,):
+                model = nn.parallel.DistributedDataParallel(Towers(batch), process_group=group)
+                with CountedBytes(processes) as received:
+                    loss = contrastive_loss(
+                        *model(pixels, tokens),
+                        objective,
+                        model.module.logit_scale.exp(),
+                        scale_hopfield,
+                        caption_ids=ids if masked else None,
+                        implementation=implementation,
+                        process_group=group,
+                    )
+                    loss.backward()
+                gradients = {name: parameter.grad for name, parameter in model.module.named_parameters()}
+                key = (processes, objective, scale_hopfield, implementation, masked)
+                results[key] = {"loss": loss.detach(), "gradients": gradients, "received": received.total}
+
+    model = nn.parallel.DistributedDataParallel(Towers(batch), process_group=group)
+    loss = cached_gradient_step(
+        lambda piece: model(*piece),
+        list(zip(pixels.tensor_split(3), tokens.tensor_split(3), strict=True)),
+        lambda images, texts, tau: contrastive_loss(images, texts, inv_tau=tau, process_group=group),
+        model=model,
+        loss_tensors=[model.module.logit_scale.exp()],
+        no_sync=model.no_sync,
+    )
+    gradients = {name: parameter.grad for name, parameter in model.module.named_parameters()}
+    results[(processes, "cached")] = {"loss": loss, "gradients": gradients}
+    return results
+
+
+def main() -> None:
+    folder, rank, most = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(1)
+    # Tiles and chunks smaller than any process's part.
+    loss_choice.SETTINGS["cpu"] = loss_choice.DeviceSettings(2, tile=(5, 7), chunk_elements=100)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=most)
+    batch = torch.load(folder / "batch.pt", weights_only=True)
+    results = {}
+    for processes in range(1, most + 1):
+        group = distributed.new_group(list(range(processes)))
+        if rank < processes:
+            results |= run(batch, rank, processes, group, folder)
+    torch.save(results, folder / f"result-{rank}.pt")
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
