@@ -92,27 +92,29 @@ def snapshot(found: Listing, names: Sequence[str], report: Report = unreported, 
     Raises:
         DownloadError, DiskSpaceError, ChecksumError.
     """
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import constants, snapshot_download
 
     chosen = [file for file in found.files if file.name in names]
     if not chosen:
         raise DownloadError(f"{found.reference} has none of the files {', '.join(names)}")
-    check_space(Path(constants.HF_HUB_CACHE), sum(file.size or 0 for file in chosen))
-    folder = Path()
-    for file in chosen:
-        with plain_errors(found.reference):
-            path = Path(
-                hf_hub_download(
-                    found.reference.repository,
-                    file.name,
-                    revision=found.commit,
-                    force_download=force,
-                    tqdm_class=_bar_class(report),
-                )
+    total = sum(file.size or 0 for file in chosen)
+    check_space(Path(constants.HF_HUB_CACHE), total)
+    report(Started(found.reference.repository, 0, total))
+    with plain_errors(found.reference):
+        folder = Path(
+            snapshot_download(
+                found.reference.repository,
+                revision=found.reference.revision,
+                allow_patterns=[file.name for file in chosen],
+                force_download=force,
+                tqdm_class=_bar_class(report),
             )
-        if file.sha256 and sha256_of(path) != file.sha256:
-            _reject(path, file, found.reference)
-        folder = path.parents[len(PurePosixPath(file.name).parts) - 1]
+        )
+    if folder.name != found.commit:
+        raise DownloadError(f"{found.reference} changed while it was fetched", "pull again")
+    for file in chosen:
+        if file.sha256 and sha256_of(folder / file.name) != file.sha256:
+            _reject(folder / file.name, file, found.reference)
     return folder
 
 
@@ -196,12 +198,13 @@ def _bar_class(report: Report) -> Any:
 
     class Reporting(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
-            options.pop("name", None)
+            # The other bars count files, and the bytes on the wire of what is compressed there.
+            self._counts_bytes = options.get("unit") == "B" and not str(options.get("name", "")).endswith("transfer")
             super().__init__(*args, **(options | {"disable": True}))
-            report(Started(str(options.get("desc", "")), int(options.get("initial") or 0), options.get("total")))
 
         def update(self, n: float | None = 1) -> bool | None:
-            report(Received(int(n or 0)))
+            if self._counts_bytes:
+                report(Received(int(n or 0)))
             return None
 
     return Reporting

@@ -32,7 +32,7 @@ from cloob_cli.registry.hub import Reference
 from cloob_cli.registry.inventory import INSTALL_RECORD, folder_size, install_record, read_json_object
 from cloob_cli.registry.locks import lock
 from cloob_cli.registry.model_card import model_card
-from cloob_cli.registry.origin import Origin
+from cloob_cli.registry.origin import Origin, checked_name
 from cloob_cli.registry.trust import trust, trusted_hash
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def pull(origin: Origin, options: Options | None = None, report: Report = unrepo
     if origin.bundled:
         return _bundled(origin)
     if origin.path and not origin.renamed and origin.path.is_file() and is_bundle(origin.path):
-        origin = replace(origin, name=bundle_name(origin.path))
+        origin = replace(origin, name=checked_name(bundle_name(origin.path)))
     folder = store.installed_folder(origin.name)
     waiting = Notice(f"another process is installing {origin.name}; waiting for it")
     with lock(f"model:{origin.name}", lambda: report(waiting)):
@@ -290,7 +290,7 @@ def _convert(folder: Path, fetched: _Fetched, origin: Origin, options: Options, 
     )
     if converted.ignored:
         report(Notice(f"left out, as inference does not need them: {', '.join(converted.ignored)}"))
-    _save(folder, converted, str(origin), fetched.sha256, origin.card)
+    _save(folder, converted, origin.public, fetched.sha256, origin.card)
 
 
 def _save(folder: Path, converted: Converted, origin: str, sha256: str | None, card: Card | None) -> None:

@@ -36,6 +36,11 @@ class Origin:
             return "the package"
         return str(self.url or self.reference or self.path)
 
+    @property
+    def public(self) -> str:
+        """The same for others to read: of a place on this disk only the last part."""
+        return self.path.name if self.path else str(self)
+
 
 def resolve(target: str, name: str | None = None, format: str | None = None, sha256: str | None = None) -> Origin:
     """Make sense of a target.
@@ -54,7 +59,7 @@ def resolve(target: str, name: str | None = None, format: str | None = None, sha
         card = cards.card(target)
         source = card.source
         return Origin(
-            name=_checked(name or card.name),
+            name=checked_name(name or card.name),
             bundled=source.bundled,
             url=source.url,
             reference=Reference(source.repository, source.revision) if source.repository else None,
@@ -64,11 +69,11 @@ def resolve(target: str, name: str | None = None, format: str | None = None, sha
         )
     if target.startswith("hf://"):
         reference = parse_reference(target)
-        return Origin(_checked(name or reference.repository.split("/")[1]), reference=reference, format=format)
+        return Origin(checked_name(name or reference.repository.split("/")[1]), reference=reference, format=format)
     if "://" in target:
         file_name = PurePosixPath(urlsplit(target).path).name
         return Origin(
-            _checked(name or _stem(file_name)), url=target, format=format or _format_of(file_name), sha256=sha256
+            checked_name(name or _stem(file_name)), url=target, format=format or _format_of(file_name), sha256=sha256
         )
     path = Path(target).expanduser()
     if not path.exists():
@@ -87,7 +92,7 @@ def local(path: Path, name: str | None = None, format: str | None = None) -> Ori
         raise InputError(f"there is nothing at {path}")
     path = path.resolve()
     own = _stem(path.name) if path.is_file() else path.name
-    return Origin(_checked(name or own), path=path, format=format or _format_of(path.name), renamed=name is not None)
+    return Origin(checked_name(name or own), path=path, format=format or _format_of(path.name), renamed=name is not None)
 
 
 def _format_of(file_name: str) -> str | None:
@@ -98,7 +103,8 @@ def _stem(file_name: str) -> str:
     return re.sub(r"(\.cloob)?\.(tar|pt|pth|pkl|safetensors)$", "", file_name, flags=re.IGNORECASE)
 
 
-def _checked(name: str) -> str:
+def checked_name(name: str) -> str:
+    """The name itself; raises UsageError where it could not be a folder's."""
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} cannot be a model's name", "give one with --name: letters, digits, '.', '_' and '-'"

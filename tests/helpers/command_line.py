@@ -1,11 +1,15 @@
-"""`cloob` as a user runs it: a process of its own, with its exit code, stdout and stderr."""
+"""`cloob` as a user runs it: a process of its own, with its exit code, stdout and stderr; or in this process."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 COMMAND = [sys.executable, "-m", "cloob_cli"]
 
@@ -26,6 +30,29 @@ def cloob(*arguments: object, cwd: Path | None = None, **env: str) -> subprocess
         timeout=300,
         check=False,
     )
+
+
+def cloob_here(*arguments: object, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """The same without a new process, for the many short cases: torch is imported once."""
+    from cloob_cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    words = ["cloob", *map(str, arguments)]
+    on_term = signal.getsignal(signal.SIGTERM)
+    with (
+        mock.patch.object(sys, "argv", words),
+        mock.patch.dict(os.environ, environment(**env), clear=True),
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main.run()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        finally:
+            signal.signal(signal.SIGTERM, on_term)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def peak_memory(*arguments: object, cwd: Path) -> tuple[int, int]:

@@ -79,6 +79,12 @@ def serving(**files: bytes) -> Iterator[FileServer]:
                 return
             self._send(content, fault)
 
+        def do_HEAD(self) -> None:
+            content = state.files.get(self.path)
+            self.send_response(200 if content is not None else 404)
+            self.send_header("Content-Length", str(len(content or b"")))
+            self.end_headers()
+
         def _send(self, content: bytes, fault: Fault) -> None:
             etag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
             start = self._start(content, etag) if state.ranges and not fault.ignore_range else 0

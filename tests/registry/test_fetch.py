@@ -25,10 +25,16 @@ def server() -> object:
         yield running
 
 
-def get(server: FileServer, sha256: str | None = HASH, **options: object) -> tuple[bytes, fetch.Downloaded, list[Event]]:
+def get(
+    server: FileServer, sha256: str | None = HASH, **options: object
+) -> tuple[bytes, fetch.Downloaded, list[Event]]:
     events: list[Event] = []
     result = fetch.download(
-        f"{server.url}/model.pt", sha256=sha256, report=events.append, patience=QUICK, **options  # type: ignore[arg-type]
+        f"{server.url}/model.pt",
+        sha256=sha256,
+        report=events.append,
+        patience=QUICK,
+        **options,  # type: ignore[arg-type]
     )
     return result.path.read_bytes(), result, events
 
@@ -292,7 +298,9 @@ def test_a_disk_that_fills_up_on_the_way(server: FileServer, monkeypatch: pytest
         get(server)
 
 
-@pytest.mark.parametrize("url", ["http://example.com/x.pt", "ftp://example.com/x", "https://", "file:///etc/passwd", "https://[x"])
+@pytest.mark.parametrize(
+    "url", ["http://example.com/x.pt", "ftp://example.com/x", "https://", "file:///etc/passwd", "https://[x"]
+)
 def test_other_addresses_are_refused_before_anything_is_sent(url: str) -> None:
     with pytest.raises(UsageError):
         fetch.download(url)

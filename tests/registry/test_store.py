@@ -66,9 +66,7 @@ def test_config_json_serves_weights_without_metadata(model_folder: Path) -> None
     assert load(str(model_folder), device="cpu").config.name == "tiny"
 
 
-def test_float16_weights_open_as_float32_on_a_cpu(
-    tmp_path: Path, tiny_model: CloobModel, tokenizer: Tokenizer
-) -> None:
+def test_float16_weights_open_as_float32_on_a_cpu(tmp_path: Path, tiny_model: CloobModel, tokenizer: Tokenizer) -> None:
     store.save_model(tmp_path / "half", tiny_model, tokenizer, card_text="", dtype=torch.float16)
     header, _ = store.read_header(tmp_path / "half" / store.WEIGHTS_FILE)
     assert {dtype for dtype, _ in header.values()} == {"F16"}
@@ -243,9 +241,7 @@ def test_a_header_that_lies_is_refused(model_folder: Path, data: bytes) -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 3000), value=st.integers(0, 255))
-def test_any_byte_of_the_header_may_change_without_a_traceback(
-    model_folder: Path, position: int, value: int
-) -> None:
+def test_any_byte_of_the_header_may_change_without_a_traceback(model_folder: Path, position: int, value: int) -> None:
     path = model_folder / store.WEIGHTS_FILE
     original = path.read_bytes()
     changed = bytearray(original)
@@ -260,8 +256,17 @@ def test_any_byte_of_the_header_may_change_without_a_traceback(
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda s: st.lists(s) | st.dictionaries(
-    st.sampled_from(["embed_dim", "vision", "text", "kind", "layers", "width"]) | st.text(), s)))
+@given(
+    data=st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(),
+        lambda s: (
+            st.lists(s)
+            | st.dictionaries(
+                st.sampled_from(["embed_dim", "vision", "text", "kind", "layers", "width"]) | st.text(), s
+            )
+        ),
+    )
+)
 def test_any_json_as_configuration_is_an_error_of_one_line(model_folder: Path, data: object) -> None:
     (model_folder / "config.json").write_text(json.dumps(data))
     with pytest.raises(ModelFolderError) as caught:
@@ -289,9 +294,7 @@ def install(name: str, folder: Path) -> Path:
     return target
 
 
-def test_a_name_comes_before_a_folder_of_that_name(
-    model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_comes_before_a_folder_of_that_name(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(model_folder.parent)
     assert store.find("tiny") == Path("tiny")
     installed = install("tiny", model_folder)

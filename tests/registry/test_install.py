@@ -1,0 +1,418 @@
+"""From a target to an installed model, or to an error that harms nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from file_server import Fault, FileServer, serving
+from safetensors.torch import load_file
+
+from cloob_cli import load
+from cloob_cli.errors import (
+    ChecksumError,
+    CloobError,
+    ConversionError,
+    DiskSpaceError,
+    DownloadError,
+    InputError,
+    ModelFolderError,
+    RegistryError,
+    UnknownModelError,
+    UnsafeCheckpointError,
+    UsageError,
+)
+from cloob_cli.registry import fetch, install, store
+from cloob_cli.registry.bundle import MANIFEST
+from cloob_cli.registry.events import Event, Notice
+from cloob_cli.registry.inventory import INSTALL_RECORD, install_record
+from cloob_cli.registry.origin import Origin, resolve
+from cloob_cli.registry.share import bundle_model
+from cloob_cli.registry.trust import trust_file, trusted_hash
+from cloob_cli.registry.verify import verify_model
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+QUICK = fetch.Patience(attempts=2, first_wait=0.01, longest_wait=0.02, stall_seconds=0.5, progress_bytes=1)
+OPTIONS = install.Options(patience=QUICK)
+
+
+@pytest.fixture
+def bundle(model_folder: Path, tmp_path: Path) -> Path:
+    target = tmp_path / "tiny.tar"
+    bundle_model(str(model_folder), target)
+    return target
+
+
+@pytest.fixture
+def server(bundle: Path) -> Iterator[FileServer]:
+    with serving(**{"tiny.tar": bundle.read_bytes()}) as running:
+        yield running
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def no_half_models() -> bool:
+    return not [path for path in (store.home() / "models").glob(".*") if path.exists()]
+
+
+# ------------------------------------------------------------------ the good ways
+
+
+def test_a_local_folder(model_folder: Path) -> None:
+    folder = install.pull(resolve(str(model_folder)))
+    assert folder == store.installed_folder("tiny")
+    assert load("tiny", device="cpu").config == store.read_config(model_folder)
+    assert not [check for check in verify_model("tiny") if check.state != "right"]
+
+
+def test_only_the_files_of_a_model_are_taken(model_folder: Path) -> None:
+    (model_folder / "evil.sh").write_text("echo")
+    (model_folder / "sub").mkdir()
+    folder = install.pull(resolve(str(model_folder)))
+    assert {path.name for path in folder.iterdir()} <= {*install.KEPT_FILES, INSTALL_RECORD}
+
+
+def test_a_single_weights_file_with_its_tokenizer_beside_it(model_folder: Path) -> None:
+    (model_folder / "config.json").unlink()
+    folder = install.pull(resolve(str(model_folder / "model.safetensors"), name="one"))
+    assert (folder / "config.json").is_file()
+    assert load("one", device="cpu").config.name == "tiny"
+
+
+def test_a_bundle_made_here_installs_under_its_own_name(bundle: Path, model_folder: Path) -> None:
+    folder = install.pull(resolve(str(bundle)))
+    assert folder.name == "tiny"
+    original, copy = (load_file(at / store.WEIGHTS_FILE) for at in (model_folder, folder))
+    assert original.keys() == copy.keys()
+    assert all(torch.equal(original[name], copy[name]) for name in original)
+
+
+def test_equal_models_give_equal_bundles(model_folder: Path, tmp_path: Path) -> None:
+    for name in ("a.tar", "b.tar"):
+        bundle_model(str(model_folder), tmp_path / name)
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+
+
+def test_a_checkpoint_is_converted(tmp_path: Path) -> None:
+    source = GOLDEN / "mljku_vit"
+    folder = install.pull(resolve(str(source / "checkpoint.pt"), name="vit"))
+    expected = load_file(source / "expected.safetensors")
+    model = load("vit", device="cpu")
+    with torch.no_grad():
+        image, text = model.encode_image(expected["images"]), model.encode_text(expected["tokens"])
+    for ours, features in ((image, expected["image_features"]), (text, expected["text_features"])):
+        assert torch.allclose(ours, torch.nn.functional.normalize(features, dim=-1), atol=1e-5)
+    assert "vit" in (folder / "README.md").read_text()
+    assert str(source) not in (folder / "README.md").read_text() + (folder / "config.json").read_text()
+
+
+def test_an_address(server: FileServer) -> None:
+    events: list[Event] = []
+    origin = resolve(f"{server.url}/tiny.tar")
+    folder = install.pull(origin, OPTIONS, events.append)
+    data = server.files["/tiny.tar"]
+    digest = hashlib.sha256(data).hexdigest()
+    assert load("tiny", device="cpu").config.name == "tiny"
+    assert install_record(folder)["sha256"] == digest
+    assert trusted_hash(origin.url or "") == digest
+    assert any(isinstance(e, Notice) and "first use" in e.text and digest in e.text for e in events)
+    assert not list(fetch.downloads_folder().iterdir())
+
+
+def test_a_second_pull_fetches_nothing(server: FileServer) -> None:
+    origin = resolve(f"{server.url}/tiny.tar")
+    assert install.pull(origin, OPTIONS) == install.pull(origin, OPTIONS)
+    assert len(server.requests) == 1
+
+
+def test_force_fetches_again(server: FileServer) -> None:
+    origin = resolve(f"{server.url}/tiny.tar")
+    install.pull(origin, OPTIONS)
+    install.pull(origin, install.Options(force=True, patience=QUICK))
+    assert len(server.requests) == 2
+
+
+# ------------------------------------------------------------------ trust
+
+
+def test_a_hash_once_trusted_is_held_even_after_removal(server: FileServer, tmp_path: Path) -> None:
+    origin = resolve(f"{server.url}/tiny.tar")
+    folder = install.pull(origin, OPTIONS)
+    shutil.rmtree(folder)
+    other = bytearray(server.files["/tiny.tar"])
+    other[-3000] ^= 1
+    server.files["/tiny.tar"] = bytes(other)
+    with pytest.raises(ChecksumError):
+        install.pull(origin, OPTIONS)
+    assert not folder.exists()
+
+
+def test_a_file_that_is_no_model_is_not_trusted_and_not_taken_up_again(server: FileServer) -> None:
+    good = server.files["/tiny.tar"]
+    server.files["/tiny.tar"] = b"<html>please log in</html>" * 100
+    origin = resolve(f"{server.url}/tiny.tar")
+    with pytest.raises(CloobError) as caught:
+        install.pull(origin, OPTIONS)
+    assert "set aside" in str(caught.value.hint)
+    assert trusted_hash(origin.url or "") is None
+    server.files["/tiny.tar"] = good
+    install.pull(origin, OPTIONS)
+
+
+def test_an_unreadable_trust_file_stops_everything(server: FileServer) -> None:
+    trust_file().parent.mkdir(parents=True, exist_ok=True)
+    trust_file().write_text("{broken")
+    with pytest.raises(RegistryError, match="trusted.json"):
+        install.pull(resolve(f"{server.url}/tiny.tar"), OPTIONS)
+
+
+def test_a_published_hash_needs_no_trust(server: FileServer) -> None:
+    digest = hashlib.sha256(server.files["/tiny.tar"]).hexdigest()
+    install.pull(resolve(f"{server.url}/tiny.tar", sha256=digest), OPTIONS)
+    assert not trust_file().exists()
+
+
+# ------------------------------------------------------------------ nothing is harmed
+
+
+BAD_SERVERS = {
+    "404": [Fault(status=404)],
+    "503": [Fault(status=503)] * 9,
+    "cut for ever": [Fault(cut_after=10, ignore_range=True)] * 9,
+    "corrupt": [Fault(corrupt_at=20_000)],
+}
+
+
+@pytest.mark.parametrize("faults", BAD_SERVERS.values(), ids=BAD_SERVERS.keys())
+def test_a_failed_forced_pull_leaves_the_installed_model(server: FileServer, faults: list[Fault]) -> None:
+    digest = hashlib.sha256(server.files["/tiny.tar"]).hexdigest()
+    origin = resolve(f"{server.url}/tiny.tar", sha256=digest)
+    folder = install.pull(origin, OPTIONS)
+    before = contents(folder)
+    server.faults = list(faults)
+    with pytest.raises((DownloadError, ChecksumError)):
+        install.pull(origin, install.Options(force=True, patience=QUICK))
+    assert contents(folder) == before
+    assert no_half_models()
+    load("tiny", device="cpu")
+
+
+def test_a_full_disk_leaves_the_installed_model(server: FileServer) -> None:
+    origin = resolve(f"{server.url}/tiny.tar")
+    folder = install.pull(origin, OPTIONS)
+    before = contents(folder)
+    with pytest.raises(DiskSpaceError):
+        install.pull(origin, install.Options(force=True, patience=QUICK, free=lambda at: 1000))
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_an_unsound_folder_is_not_installed(model_folder: Path, name: str) -> None:
+    (model_folder / name).write_bytes((model_folder / name).read_bytes()[:100])
+    with pytest.raises((ModelFolderError, ConversionError)):
+        install.pull(resolve(str(model_folder)))
+    assert store.installed_models() == []
+    assert no_half_models()
+
+
+def test_an_interrupted_conversion_leaves_nothing(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "open_model", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        install.pull(resolve(str(model_folder)))
+    assert store.installed_models() == []
+    assert no_half_models()
+
+
+def test_another_model_of_the_same_name_is_not_passed_off(model_folder: Path, bundle: Path) -> None:
+    install.pull(resolve(str(model_folder)))
+    with pytest.raises(RegistryError, match="installed already, from"):
+        install.pull(resolve(str(bundle)))
+
+
+def test_a_hostile_checkpoint_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+    import pickle
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return eval, (f"open({str(tmp_path / 'ran')!r}, 'w')",)
+
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"params": Payload()}))
+    with pytest.raises(UnsafeCheckpointError):
+        install.pull(resolve(str(tmp_path / "x.pkl")))
+    assert not (tmp_path / "ran").exists()
+    assert store.installed_models() == []
+
+
+# ------------------------------------------------------------------ bundles that lie
+
+
+def tar_of(path: Path, *members: tuple[tarfile.TarInfo, bytes], manifest: object) -> Path:
+    with tarfile.open(path, "w") as tar:
+        text = json.dumps(manifest).encode()
+        for info, data in ((tarfile.TarInfo(MANIFEST), text), *members):
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def manifest_of(**files: bytes) -> dict[str, object]:
+    listed = {name: {"sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    return {"cloob_bundle": 1, "name": "evil", "files": listed}
+
+
+def symlink(name: str, target: str) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = tarfile.SYMTYPE, target
+    return info
+
+
+EVIL_NAMES = ["../evil", "/etc/evil", "..\\evil", "C:\\evil", "a/../../evil", "README.md/../../evil", "evil.sh"]
+
+
+@pytest.mark.parametrize("name", EVIL_NAMES)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_bundle_cannot_write_outside_of_its_folder(tmp_path: Path, name: str, named: bool) -> None:
+    manifest = manifest_of(**{name: b"x"}) if named else manifest_of()
+    path = tar_of(tmp_path / "evil.tar", (tarfile.TarInfo(name), b"x"), manifest=manifest)
+    with pytest.raises(RegistryError, match="refused"):
+        install.pull(resolve(str(path)))
+    assert not [found for found in tmp_path.rglob("*evil*") if found != path and "locks" not in found.parts]
+    assert no_half_models()
+
+
+def test_a_bundle_cannot_hold_links(tmp_path: Path) -> None:
+    path = tar_of(
+        tmp_path / "evil.tar", (symlink("README.md", "/etc/passwd"), b""), manifest=manifest_of(**{"README.md": b""})
+    )
+    with pytest.raises(RegistryError, match="refused"):
+        install.pull(resolve(str(path)))
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "", ".hidden"])
+def test_a_bundle_cannot_choose_a_name_that_leaves_the_zoo(tmp_path: Path, name: str) -> None:
+    path = tar_of(tmp_path / "evil.tar", manifest=manifest_of() | {"name": name})
+    with pytest.raises(UsageError):
+        install.pull(resolve(str(path)))
+
+
+@pytest.mark.parametrize(
+    "manifest", [[], {}, {"name": "x"}, {"name": "x", "files": []}, {"name": "x", "files": {"a": 1}}]
+)
+def test_a_bundle_with_an_unsound_manifest(tmp_path: Path, manifest: object) -> None:
+    path = tar_of(tmp_path / "evil.tar", manifest=manifest)
+    with pytest.raises(RegistryError):
+        install.pull(resolve(str(path)))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
+def test_a_cut_bundle(bundle: Path, share: float) -> None:
+    data = bundle.read_bytes()
+    bundle.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises((RegistryError, ChecksumError)):
+        install.pull(resolve(str(bundle)))
+    assert store.installed_models() == []
+
+
+def test_a_bundle_with_a_changed_byte(bundle: Path) -> None:
+    data = bytearray(bundle.read_bytes())
+    position = data.find(b"ln_final.weight")
+    data[position + 200_000] ^= 1
+    bundle.write_bytes(bytes(data))
+    with pytest.raises(ChecksumError, match=r"model\.safetensors is damaged"):
+        install.pull(resolve(str(bundle)))
+
+
+# ------------------------------------------------------------------ two at once
+
+
+def test_two_processes_at_once_make_one_download_and_two_successes(server: FileServer) -> None:
+    server.pause_seconds = 0.01
+    command = [sys.executable, "-m", "cloob_cli", "zoo", "pull", f"{server.url}/tiny.tar", "--name", "tiny"]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    results = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0], results
+    assert {out.strip() for out, _ in results} == {str(store.installed_folder("tiny"))}
+    assert server.served_bytes == len(server.files["/tiny.tar"])
+    load("tiny", device="cpu")
+
+
+def test_a_killed_pull_is_resumed_by_the_next_one(server: FileServer) -> None:
+    server.pause_seconds = 0.02
+    url = f"{server.url}/tiny.tar"
+    process = subprocess.Popen([sys.executable, "-m", "cloob_cli", "zoo", "pull", url], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while server.served_bytes < 60_000 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    server.pause_seconds = 0.0
+    (partial,) = fetch.downloads_folder().glob("*.partial")
+    kept = partial.stat().st_size
+    assert kept > 0
+    install.pull(resolve(url), OPTIONS)
+    assert server.requests[-1][2] == f"bytes={kept}-"
+
+
+# ------------------------------------------------------------------ targets, plans, offline
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("hf://org/My-Model@v1", "My-Model"),
+        ("https://example.com/a/b/model_x.pt?token=1", "model_x"),
+        ("https://example.com/a/b/m.cloob.tar", "m"),
+        ("cloob-rn50-yfcc", "cloob-rn50-yfcc"),
+    ],
+)
+def test_what_a_target_will_be_called(target: str, name: str) -> None:
+    assert resolve(target).name == name
+
+
+def test_a_nearly_right_name_is_suggested() -> None:
+    with pytest.raises(UnknownModelError) as caught:
+        resolve("cloob-rn50-yfc")
+    assert caught.value.hint == "did you mean 'cloob-rn50-yfcc'?"
+
+
+@pytest.mark.parametrize("target", ["hf://", "hf://a", "hf://a/b/c", "hf://a/b@", "hf://../x/y"])
+def test_references_that_are_none(target: str) -> None:
+    with pytest.raises(InputError):
+        resolve(target)
+
+
+def test_a_plan_does_nothing(server: FileServer) -> None:
+    plan = install.plan(resolve(f"{server.url}/tiny.tar"), OPTIONS)
+    assert (plan.name, plan.present, plan.sha256) == ("tiny", False, None)
+    assert plan.download_bytes == len(server.files["/tiny.tar"])
+    assert server.served_bytes == 0
+    assert not store.home().exists()
+
+
+def test_offline_means_offline(server: FileServer) -> None:
+    origin = resolve(f"{server.url}/tiny.tar")
+    with pytest.raises(DownloadError, match="offline"):
+        install.pull(origin, install.Options(offline=True))
+    assert server.requests == []
+    install.pull(origin, OPTIONS)
+    install.pull(origin, install.Options(offline=True))
+
+
+def test_a_bundled_model_that_is_not_there_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RegistryError, match="lacks the bundled model"):
+        install.pull(Origin("nobody", bundled=True))
