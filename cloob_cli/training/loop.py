@@ -317,7 +317,7 @@ class Run:
             seconds_left=(self.steps - self.step) * self.recipe.train.batch_size / per_second,
             memory_gib=memory_gib(self.device),
             gradient_norm=fmean([norm for norm in norms if math.isfinite(norm)] or [0.0]),
-            inv_tau=float(self.model.inv_tau),
+            inv_tau=float(self.model.inv_tau.detach()),
         )
 
     def _check_finite(self, losses: list[float], norms: list[float]) -> None:
@@ -380,7 +380,7 @@ class Run:
     def _save_model(self, metrics: dict[str, float]) -> None:
         config = self.model.config.model_copy(
             update={
-                "inv_tau": float(self.model.inv_tau),
+                "inv_tau": float(self.model.inv_tau.detach()),
                 "recipe": setup.recipe_record(self.recipe),
                 "metrics": metrics,
             }

@@ -1,0 +1,287 @@
+"""Training runs of a second each: they learn, they repeat to the bit, they resume to the bit, they stop in time."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_run import COLOURS, tiny_recipe, write_class_folders, write_pairs
+
+import cloob_cli
+from cloob_cli.core.zero_shot import class_embeddings
+from cloob_cli.errors import DataError, NonFiniteLossError, TrainingError, UsageError
+from cloob_cli.training import loop
+from cloob_cli.training.events import (
+    CheckpointSaved,
+    Event,
+    Finished,
+    Notice,
+    PairSkipped,
+    Started,
+    StepDone,
+    Validated,
+)
+from cloob_cli.training.telemetry import read_rows
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("data") / "pairs")
+
+
+def run(folder: Path, recipe, *, resume: bool = False) -> list[Event]:
+    return list(loop.train(recipe, folder, device="cpu", resume=resume))
+
+
+def run_until(folder: Path, recipe, step: int) -> None:
+    """A run that is cut off right after the checkpoint of `step`."""
+    events = loop.train(recipe, folder, device="cpu")
+    for event in events:
+        if isinstance(event, CheckpointSaved) and event.step == step:
+            break
+    events.close()
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def assert_same(first: Path, second: Path) -> None:
+    one, two = weights(first), weights(second)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def of_kind(events: list[Event], kind: type) -> list:
+    return [event for event in events if isinstance(event, kind)]
+
+
+@pytest.fixture(scope="module")
+def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that others are compared with."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    run(folder, tiny_recipe(data))
+    return folder
+
+
+def test_a_run_learns_and_leaves_a_model_that_opens(data, tmp_path):
+    classes = write_class_folders(tmp_path / "classes")
+    changes = {"validation__zero_shot": [str(classes)], "validation__every": 60, "data__validation": str(data)}
+    recipe = tiny_recipe(data, train__steps=150, train__batch_size=32, objective__mask_equal_captions=True, **changes)
+    events = run(tmp_path / "run", recipe)
+
+    assert isinstance(events[0], Started)
+    assert events[0].pairs == events[0].validation_pairs == 64
+    steps = of_kind(events, StepDone)
+    assert [event.step for event in steps] == list(range(5, 151, 5))
+    assert steps[-1].loss < steps[0].loss - 1
+    assert all(0 <= event.data_wait_share <= 1 and event.images_per_second > 0 for event in steps)
+    assert [event.step for event in of_kind(events, Validated)] == [60, 120, 150]
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert finished.metrics["retrieval/image_to_text/recall_10"] > 0.5  # by chance 0.16
+    assert finished.metrics["zero_shot/classes/top1"] > 0.5  # by chance 0.125
+
+    model = cloob_cli.load(tmp_path / "run" / "model", device="cpu")
+    names = class_embeddings(model.encode_text, model.tokenize, [[c] for c in COLOURS], ["{c}", "a picture of {c}"])
+    pixels = torch.stack([
+        model.preprocess(Image.open(path)) for colour in COLOURS for path in sorted((classes / colour).iterdir())
+    ])
+    right = (model.encode_image(pixels) @ names.T).argmax(1) == torch.arange(8).repeat_interleave(4)
+    assert float(right.float().mean()) == pytest.approx(finished.metrics["zero_shot/classes/top1"], abs=1e-6)
+
+
+def test_what_a_run_folder_holds(straight, data):
+    rows = read_rows(straight / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
+    assert {"loss", "learning_rate", "images_per_second", "gradient_norm", "inv_tau"} <= rows[0].keys()
+    with Image.open(straight / "loss.png") as picture:
+        picture.load()
+    assert sorted(path.name for path in (straight / "checkpoints").iterdir()) == ["step-00000020", "step-00000030"]
+    config = json.loads((straight / "model" / "config.json").read_text())
+    assert config["recipe"]["train"]["steps"] == 30
+    assert config["metrics"]["loss"] == pytest.approx(rows[-1]["loss"])
+    # The trainer's own folders are nobody's business.
+    assert str(data.parent) not in (straight / "model" / "config.json").read_text()
+    assert str(data.parent) not in (straight / "model" / "README.md").read_text()
+    assert [path for path in straight.rglob(".*")] == []
+
+
+@pytest.mark.parametrize("changes", [{}, {"data__in_memory": False}, {"data__in_memory": False, "data__workers": 2}])
+def test_the_same_seed_gives_the_same_bits_however_the_data_comes(straight, data, tmp_path, changes):
+    run(tmp_path / "run", tiny_recipe(data, **changes))
+    assert_same(straight, tmp_path / "run")
+
+
+def test_another_seed_gives_other_weights(straight, data, tmp_path):
+    run(tmp_path / "run", tiny_recipe(data, seed=1))
+    assert not torch.equal(weights(straight)["visual.conv1.weight"], weights(tmp_path / "run")["visual.conv1.weight"])
+
+
+def test_a_resumed_run_ends_with_the_same_bits(straight, data, tmp_path):
+    run_until(tmp_path / "run", tiny_recipe(data), 20)
+    assert not (tmp_path / "run" / "model").exists()
+    events = run(tmp_path / "run", tiny_recipe(data, data__workers=1, train__log_every=5), resume=True)
+    assert events[0].first_step == 20
+    assert_same(straight, tmp_path / "run")
+    assert [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [5, 10, 15, 20, 25, 30]
+
+
+def test_average_and_learnt_temperature_resume_to_the_same_bits(data, tmp_path):
+    recipe = tiny_recipe(data, train__ema=0.9, objective__learn_inv_tau=True, objective__inv_tau=14.0)
+    run(tmp_path / "whole", recipe)
+    run_until(tmp_path / "cut", recipe, 10)
+    run(tmp_path / "cut", recipe, resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    # What is saved is the average, not the last weights.
+    last = load_file(tmp_path / "whole" / "checkpoints" / "step-00000030" / "model.safetensors")
+    average = load_file(tmp_path / "whole" / "checkpoints" / "step-00000030" / "average.safetensors")
+    saved = weights(tmp_path / "whole")
+    assert torch.equal(saved["visual.conv1.weight"], average["visual.conv1.weight"])
+    assert not torch.equal(saved["visual.conv1.weight"], last["visual.conv1.weight"])
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "without state"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(straight, data, tmp_path, damage):
+    run_until(tmp_path / "run", tiny_recipe(data), 20)
+    newest = tmp_path / "run" / "checkpoints" / "step-00000020"
+    if damage == "cut":
+        content = (newest / "model.safetensors").read_bytes()
+        (newest / "model.safetensors").write_bytes(content[: len(content) // 2])
+    elif damage == "changed":
+        content = bytearray((newest / "optimizer.pt").read_bytes())
+        content[len(content) // 2] ^= 1
+        (newest / "optimizer.pt").write_bytes(content)
+    else:
+        (newest / "state.json").unlink()
+    events = run(tmp_path / "run", tiny_recipe(data), resume=True)
+    assert isinstance(events[0], Notice)
+    assert "step-00000020" in events[0].text
+    assert of_kind(events, Started)[0].first_step == 10
+    assert_same(straight, tmp_path / "run")
+
+
+def test_only_damaged_checkpoints_are_an_error(data, tmp_path):
+    run_until(tmp_path / "run", tiny_recipe(data), 10)
+    (tmp_path / "run" / "checkpoints" / "step-00000010" / "state.json").write_text("{")
+    with pytest.raises(TrainingError, match="damaged"):
+        run(tmp_path / "run", tiny_recipe(data), resume=True)
+
+
+def test_a_folder_is_never_taken_over(straight, data, tmp_path):
+    with pytest.raises(UsageError, match="already holds a run"):
+        run(straight, tiny_recipe(data))
+    with pytest.raises(UsageError, match=r"optimizer\.learning_rate: 0\.003 then, 0\.5 now"):
+        run(straight, tiny_recipe(data, optimizer__learning_rate=0.5), resume=True)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not a run's folder"):
+        run(tmp_path, tiny_recipe(data))
+
+
+def test_resume_without_a_run_starts_one(straight, data, tmp_path):
+    run(tmp_path / "new", tiny_recipe(data), resume=True)
+    assert_same(straight, tmp_path / "new")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(data, tmp_path):
+    recipe = tiny_recipe(data, optimizer__learning_rate=1e38, optimizer__warmup_steps=28, train__checkpoint_every=1)
+    with pytest.raises(NonFiniteLossError, match="no longer finite at step") as caught:
+        run(tmp_path / "run", recipe)
+    assert "learning_rate" in caught.value.hint
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        assert str(path) in caught.value.message or path.name < caught.value.message[-14:]
+        assert all(tensor.isfinite().all() for tensor in load_file(path / "model.safetensors").values())
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize("objective", ["cloob", "infoloob", "clip"])
+def test_micro_batches_train_like_the_whole_batch(data, tmp_path, objective):
+    changes = {"objective__name": objective, "objective__learn_inv_tau": True, "train__steps": 6}
+    changes |= {"objective__inv_tau": 10.0, "train__log_every": 1, "objective__hopfield_warmup": 0.3}
+    whole = run(tmp_path / "whole", tiny_recipe(data, **changes))
+    slices = run(tmp_path / "slices", tiny_recipe(data, train__micro_batch_size=5, **changes))
+    assert of_kind(slices, Started)[0].micro_batch_size == 5
+    losses = [[event.loss for event in of_kind(events, StepDone)] for events in (whole, slices)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert of_kind(whole, StepDone)[-1].inv_tau != pytest.approx(10.0, abs=1e-6)
+
+
+def test_retrieval_is_switched_on_after_its_warm_up(data, tmp_path, monkeypatch):
+    asked = []
+    real = loop.contrastive_loss
+    monkeypatch.setattr(
+        loop, "contrastive_loss", lambda *a, objective, **k: (asked.append(objective), real(*a, objective=objective, **k))[1]
+    )
+    run(tmp_path / "run", tiny_recipe(data, train__steps=10, objective__hopfield_warmup=0.3))
+    assert asked == ["infoloob"] * 3 + ["cloob"] * 7
+
+
+def test_a_learnt_temperature_stays_below_its_bound(data, tmp_path):
+    changes = {"objective__learn_inv_tau": True, "objective__inv_tau": 9.0, "objective__inv_tau_max": 9.1}
+    events = run(tmp_path / "run", tiny_recipe(data, optimizer__learning_rate=0.02, **changes))
+    temperatures = [event.inv_tau for event in of_kind(events, StepDone)]
+    assert max(temperatures) <= 9.1 * (1 + 1e-6)
+    assert len(set(temperatures)) > 1
+    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert config["inv_tau"] == pytest.approx(temperatures[-1], rel=1e-6)
+
+
+@pytest.mark.parametrize("changes", [
+    {"train__precision": "bf16"},
+    {"train__gradient_checkpointing": True},
+    {"optimizer__gradient_clip": None, "objective__implementation": "definition"},
+    {"train__save_precision": "fp16"},
+    {"model": {"embed_dim": 16, "vision": {"kind": "resnet", "image_size": 32, "width": 8, "layers": [1, 1, 1, 1]},
+               "text": {"context_length": 8, "width": 16, "layers": 1, "heads": 2}}},
+])  # fmt: skip
+def test_options_run_and_their_model_opens(data, tmp_path, changes):
+    events = run(tmp_path / "run", tiny_recipe(data, train__steps=3, **changes))
+    assert isinstance(events[-1], Finished)
+    model = cloob_cli.load(tmp_path / "run" / "model", device="cpu")
+    assert model.encode_text(model.tokenize(["red left"])).norm() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_checkpointed_activations_give_the_same_loss(straight, data, tmp_path):
+    run(tmp_path / "run", tiny_recipe(data, train__gradient_checkpointing=True))
+    before, after = (read_rows(folder / "metrics.jsonl")[-1]["loss"] for folder in (straight, tmp_path / "run"))
+    assert after == pytest.approx(before, rel=1e-3)
+
+
+def test_unreadable_pairs_are_skipped_once_and_listed(tmp_path):
+    pairs = write_pairs(tmp_path / "pairs")
+    (pairs / "07.png").write_bytes(b"no picture")
+    (pairs / "12.png").write_bytes((pairs / "12.png").read_bytes()[:40])
+    events = run(tmp_path / "run", tiny_recipe(pairs, train__steps=12))
+    assert sorted(Path(event.name).name for event in of_kind(events, PairSkipped)) == ["07.png", "12.png"]
+    assert events[-1].skipped == 2
+    listed = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert {Path(row["name"]).name for row in listed} == {"07.png", "12.png"}
+    assert all(row["reason"] for row in listed)
+
+
+def test_a_share_of_the_pairs_is_held_out_and_never_trained_on(data, tmp_path):
+    recipe = tiny_recipe(data, data__validation_share=0.25, train__steps=2)
+    events = run(tmp_path / "run", recipe)
+    assert (events[0].pairs, events[0].validation_pairs) == (48, 16)
+    assert "retrieval/text_to_image/recall_5" in events[-1].metrics
+
+
+def test_too_few_pairs_and_missing_validation_data_fail_at_once(data, tmp_path):
+    with pytest.raises(DataError, match="fewer than one batch"):
+        run(tmp_path / "a", tiny_recipe(data, train__batch_size=65))
+    with pytest.raises(DataError, match="no data set"):
+        run(tmp_path / "b", tiny_recipe(data, validation__zero_shot=[str(tmp_path / "nowhere")]))
+    with pytest.raises(DataError, match="too few"):
+        run(tmp_path / "c", tiny_recipe(data, data__validation_share=0.01))
+
+
+def test_training_works_outside_the_main_thread(straight, data, tmp_path):
+    thread = threading.Thread(target=run, args=(tmp_path / "run", tiny_recipe(data)))
+    thread.start()
+    thread.join()
+    assert_same(straight, tmp_path / "run")
