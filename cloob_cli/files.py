@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -29,13 +30,13 @@ def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
     try:
         for path in map(Path, paths):
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-            os.close(handle)
-            temporaries.append(Path(name))
+            # Noted before it exists: Ctrl-C may come at any moment.
+            temporaries.append(path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial"))
+            os.close(os.open(temporaries[-1], os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         yield list(temporaries)
         for temporary in filter(Path.exists, temporaries):
             _sync(temporary)
-            temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private; a result is an ordinary file
+            temporary.chmod(0o666 & ~_umask())  # private until it is whole; a result is an ordinary file
         for temporary, path in zip(temporaries, paths, strict=True):
             if temporary.exists():
                 os.replace(temporary, path)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from command_line import COMMAND, cloob, environment
+from command_line import COMMAND, cloob, cloob_here, environment
 from PIL import Image
 from tiny_model import RESNET, save_hostile_pictures, save_pictures, save_tiny_model
 
@@ -84,8 +84,8 @@ def test_templates_and_a_resnet(place: Path) -> None:
     save_tiny_model(place / "resnet", RESNET, name="", inv_tau=12.5, templates=list(templates))
     (place / "templates.txt").write_text("art of {}\n{c}\n", encoding="utf-8")
     arguments = ["classify", "pictures/0001.png", "pictures/deeper", "-l", "labels.txt", "--json", "-q", "--workers", 0]
-    own = cloob(*arguments, cwd=place, CLOOB_MODEL="resnet")
-    given = cloob(*arguments, "-m", "resnet", "--templates", "templates.txt", cwd=place, CLOOB_MODEL="nonsense")
+    own = cloob_here(*arguments, cwd=place, CLOOB_MODEL="resnet")
+    given = cloob_here(*arguments, "-m", "resnet", "--templates", "templates.txt", cwd=place, CLOOB_MODEL="nonsense")
     assert (own.returncode, own.stderr) == (0, "")
     objects = [json.loads(line) for line in own.stdout.splitlines()]
     assert objects[0]["path"] == "pictures/0001.png"
@@ -97,7 +97,7 @@ def test_templates_and_a_resnet(place: Path) -> None:
 def test_files_and_columns_agree(place: Path) -> None:
     hostile = save_hostile_pictures(place / "hostile")
     arguments = ["classify", "hostile", "pictures", "-l", "labels.txt", "-m", "model", "--top-k", 2]
-    as_json = cloob(*arguments, "--json", "-o", "out.csv", cwd=place)
+    as_json = cloob_here(*arguments, "--json", "-o", "out.csv", cwd=place)
     objects = [json.loads(line) for line in as_json.stdout.splitlines()]
     assert as_json.returncode == 3
     assert len(objects) == 8  # the hostile folder has one good picture
@@ -115,12 +115,12 @@ def test_files_and_columns_agree(place: Path) -> None:
         [one["path"], one["label"], one["probability"], one["cosine"], one["top"][1]["label"]] for one in objects
     ]
     for name in ("out.jsonl", "out.parquet"):
-        result = cloob(*arguments, "-q", "-o", name, cwd=place)
+        result = cloob_here(*arguments, "-q", "-o", name, cwd=place)
         assert (result.returncode, result.stdout) == (3, "")
     assert [json.loads(line) for line in (place / "out.jsonl").read_text().splitlines()] == objects
     assert pq.read_table(place / "out.parquet").to_pylist() == objects
 
-    plain = cloob(*arguments, cwd=place)
+    plain = cloob_here(*arguments, cwd=place)
     assert plain.returncode == 3
     header, *lines = [line.split("\t") for line in plain.stdout.splitlines()]
     assert header == rows[0]
@@ -129,7 +129,7 @@ def test_files_and_columns_agree(place: Path) -> None:
 
 def test_a_run_without_failures_removes_the_old_list(place: Path) -> None:
     (place / "clean.failures.jsonl").write_text("{}\n")
-    result = cloob("classify", "pictures", "-l", "labels.txt", "-m", "model", "-o", "clean.csv", cwd=place)
+    result = cloob_here("classify", "pictures", "-l", "labels.txt", "-m", "model", "-o", "clean.csv", cwd=place)
     assert (result.returncode, result.stdout) == (0, "")
     assert (place / "clean.csv").exists()
     assert not (place / "clean.failures.jsonl").exists()
@@ -155,7 +155,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(place: Path) -> None:
         (["pictures", "-l", "labels.txt", "-m", "pictures"], "model.safetensors"),
     ]
     for arguments, message in cases:
-        result = cloob("classify", *arguments, cwd=place)
+        result = cloob_here("classify", *arguments, cwd=place)
         assert (result.returncode, result.stdout) == (2, ""), (arguments, result.stderr)
         errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1, result.stderr

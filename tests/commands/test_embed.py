@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from command_line import cloob, peak_memory
+from command_line import cloob, cloob_here, peak_memory
 from PIL import Image
 from tiny_model import RESNET, save_hostile_pictures, save_pictures, save_tiny_model
 
@@ -61,8 +61,8 @@ def test_failures_make_fewer_rows(place: Path) -> None:
     hostile = save_hostile_pictures(place / "pictures" / "a")
     try:
         arguments = ["embed", "pictures", "-o", "some.npy", "--dtype", "float16", "--json", "-m", "model"]
-        result = cloob(*arguments, "--workers", 0, cwd=place)
-        single = cloob("embed", "pictures", "-o", "one.npy", "-m", "model", "-q", "--batch-size", 1, cwd=place)
+        result = cloob_here(*arguments, "--workers", 0, cwd=place)
+        single = cloob_here("embed", "pictures", "-o", "one.npy", "-m", "model", "-q", "--batch-size", 1, cwd=place)
     finally:
         for name in hostile:
             (place / "pictures" / "a" / name).unlink()
@@ -86,12 +86,24 @@ def test_failures_make_fewer_rows(place: Path) -> None:
 def test_texts(place: Path) -> None:
     texts = ["a red bicycle", "# zwei Käfer", "a red bicycle", "sea"]
     (place / "texts.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(texts).encode())
-    result = cloob("embed", "--text", "texts.txt", "-o", "texts.npy", "-m", "model", "--batch-size", 3, cwd=place)
+    result = cloob_here("embed", "--text", "texts.txt", "-o", "texts.npy", "-m", "model", "--batch-size", 3, cwd=place)
     assert result.returncode == 0, result.stderr
     m = cloob_cli.load(str(place / "model"), device="cpu")
     alone = torch.cat([m.encode_text(m.tokenize([text])) for text in texts])
     np.testing.assert_allclose(np.load(place / "texts.npy"), alone.numpy(), atol=2e-6)
     assert pq.read_table(place / "texts.parquet").to_pydict() == {"text": texts}
+
+
+def test_zero_pictures_as_a_process(place: Path) -> None:
+    (place / "none").mkdir()
+    (place / "none" / "a.png").touch()
+    result = cloob("embed", "none", "-o", "none.npy", "-m", "model", cwd=place)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[1:] == [
+        "warning: skipped none/a.png: the file is empty",
+        "error: not one of the 1 pictures can be read",
+    ]
+    assert not list(place.glob("none.*"))
 
 
 def test_wrong_input_is_one_line_and_exit_code_2(place: Path) -> None:
@@ -108,7 +120,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(place: Path) -> None:
         (["pictures", "-o", "x.npy", "-m", "no-such-model"], "no-such-model"),
     ]
     for arguments, message in cases:
-        result = cloob("embed", *arguments, cwd=place)
+        result = cloob_here("embed", *arguments, cwd=place)
         assert (result.returncode, result.stdout) == (2, ""), (arguments, result.stderr)
         errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1, result.stderr
@@ -123,7 +135,7 @@ def check_memory(place: Path, folder: Path, count: int) -> int:
     code, peak = peak_memory("embed", "many", "-o", "emb.npy", "-m", place / "model", cwd=folder)
     assert code == 0
     paths = pq.read_table(folder / "emb.parquet").column("path").to_pylist()
-    assert paths == [f"many/{number:04}.jpg" for number in range(count)]
+    assert paths == sorted(f"many/{number:04}.jpg" for number in range(count))
     assert np.load(folder / "emb.npy", mmap_mode="r").shape == (count, 16)
     assert peak < 1.5e9
     return peak
