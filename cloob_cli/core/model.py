@@ -50,7 +50,9 @@ class CloobModel(nn.Module):
 
     def _add_text_tower(self, text: TextConfig, embed_dim: int) -> None:
         # open_clip keeps this tower's parts at the top level, hence not a module of its own.
-        self.token_embedding = nn.Embedding(text.vocab_size, text.width)
+        # Not nn.Embedding(...): models are opened on the meta device, where its normal_() imports torch._dynamo, a
+        # second of every command's start.
+        self.token_embedding = nn.Embedding.from_pretrained(torch.empty(text.vocab_size, text.width), freeze=False)
         self.positional_embedding = nn.Parameter(torch.empty(text.context_length, text.width))
         self.transformer = Transformer(
             text.width,
