@@ -22,7 +22,8 @@ def picture(number: int, size: tuple[int, int] = (20, 20)) -> Image.Image:
 
 def encoded(number: int, size: tuple[int, int] = (20, 20), form: str = "PNG") -> bytes:
     stream = io.BytesIO()
-    picture(number, size).save(stream, form)
+    options = {"quality": 95, "subsampling": 0} if form == "JPEG" else {}
+    picture(number, size).save(stream, form, **options)
     return stream.getvalue()
 
 

@@ -1,0 +1,140 @@
+"""Random changes against Pillow, and against plain definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+
+from cloob_cli.data.augment import DRAWS, crop_boxes, crops, move, recolour, resized_crop, resized_crops
+from cloob_cli.data.order import uniforms
+from cloob_cli.recipe import AugmentSection
+
+SIZE = 16
+PICTURES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, SIZE, SIZE, 3), dtype=np.uint8))
+ROWS = torch.arange(40)
+
+
+def numbers(**fixed: float) -> np.ndarray:
+    """Random numbers of 40 samples, some of them fixed by name."""
+    draws = uniforms(3, 1, np.arange(40), len(DRAWS))
+    for name, value in fixed.items():
+        draws[:, DRAWS.index(name)] = value
+    return draws
+
+
+def test_nothing_asked_changes_nothing() -> None:
+    section = AugmentSection()
+    assert not crops(section)
+    assert torch.equal(recolour(move(PICTURES, ROWS, numbers(), section), numbers(), section), PICTURES)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_shift_repeats_edges(flip: bool) -> None:
+    draws = numbers()
+    moved = move(PICTURES, ROWS.flip(0), draws, AugmentSection(shift=3, flip=flip))
+    seen = set()
+    for row, source in enumerate(PICTURES.flip(0).numpy()):
+        x, y = (int(draws[row, DRAWS.index(name)] * 7) - 3 for name in ("shift_x", "shift_y"))
+        seen |= {x, y}
+        expected = np.pad(source, ((3, 3), (3, 3), (0, 0)), mode="edge")[3 + y : 3 + y + SIZE, 3 + x : 3 + x + SIZE]
+        if flip and draws[row, DRAWS.index("flip")] < 0.5:
+            expected = expected[:, ::-1]
+        np.testing.assert_array_equal(moved[row].numpy(), expected)
+    assert seen == {-3, -2, -1, 0, 1, 2, 3}
+
+
+def test_flip_mirrors_half_of_the_pictures() -> None:
+    moved = move(PICTURES, ROWS, numbers(), AugmentSection(flip=True))
+    mirrored = [torch.equal(moved[row], PICTURES[row].flip(1)) for row in range(40)]
+    same = [torch.equal(moved[row], PICTURES[row]) for row in range(40)]
+    assert sum(mirrored) + sum(same) == 40
+    assert 10 < sum(mirrored) < 30
+
+
+@pytest.mark.parametrize(
+    ("name", "enhancer"), [("brightness", ImageEnhance.Brightness), ("saturation", ImageEnhance.Color)]
+)
+@pytest.mark.parametrize("uniform", [0.1, 0.9])
+def test_jitter_equals_pillow(name: str, enhancer: type, uniform: float) -> None:
+    neutral = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5}
+    changed = recolour(PICTURES, numbers(**neutral | {name: uniform}), AugmentSection(color_jitter=0.5))
+    for row in range(5):
+        expected = enhancer(Image.fromarray(PICTURES[row].numpy())).enhance(1 + 0.5 * (2 * uniform - 1))
+        assert np.abs(changed[row].numpy().astype(int) - np.asarray(expected, dtype=int)).max() <= 1
+
+
+def test_contrast_moves_values_from_or_to_the_mean() -> None:
+    section = AugmentSection(color_jitter=1.0)
+    fixed = {"brightness": 0.5, "saturation": 0.5}
+    flat = recolour(PICTURES, numbers(contrast=0.0, **fixed), section).float()
+    luma = (PICTURES.float() * torch.tensor([0.299, 0.587, 0.114])).sum(-1).mean(dim=(1, 2))
+    assert (flat - luma[:, None, None, None]).abs().max() <= 0.51
+    middle = recolour(PICTURES, numbers(contrast=0.25, **fixed), section).float()
+    torch.testing.assert_close(middle, (PICTURES.float() + luma[:, None, None, None]) / 2, atol=0.51, rtol=0)
+
+
+def test_grayscale_and_invert_equal_pillow() -> None:
+    gray = recolour(PICTURES, numbers(), AugmentSection(grayscale=1.0))
+    inverted = recolour(PICTURES, numbers(), AugmentSection(invert=1.0))
+    for row in range(5):
+        image = Image.fromarray(PICTURES[row].numpy())
+        expected = np.asarray(image.convert("L").convert("RGB"), dtype=int)
+        assert np.abs(gray[row].numpy() - expected).max() <= 1
+        np.testing.assert_array_equal(inverted[row].numpy(), np.asarray(ImageOps.invert(image)))
+
+
+def test_shares_are_kept_to() -> None:
+    changed = recolour(PICTURES, numbers(), AugmentSection(invert=0.25, grayscale=0.25))
+    same = sum(torch.equal(changed[row], PICTURES[row]) for row in range(40))
+    assert 12 < same < 33
+
+
+def test_a_picture_s_change_does_not_depend_on_its_batch() -> None:
+    section = AugmentSection(shift=2, flip=True, color_jitter=0.4, grayscale=0.2, invert=0.2)
+    many = PICTURES.repeat(5, 1, 1, 1)  # more than are changed at a time
+    draws = uniforms(0, 0, np.arange(200), len(DRAWS))
+    together = recolour(move(many, torch.arange(200), draws, section), draws, section)
+    for row in range(0, 200, 23):
+        one = draws[row : row + 1]
+        assert torch.equal(recolour(move(many, torch.tensor([row]), one, section), one, section)[0], together[row])
+
+
+def test_crop_boxes_lie_inside_and_have_the_asked_shape() -> None:
+    n = 2000
+    sizes = np.tile([[60, 60], [90, 40]], (n // 2, 1)).astype(float)
+    draws = uniforms(0, 0, np.arange(n), len(DRAWS))
+    boxes = crop_boxes(sizes, draws, AugmentSection(crop_scale=(0.3, 0.8), crop_ratio=(0.8, 1.25)))
+    left, top, right, bottom = boxes.T
+    assert (left >= 0).all()
+    assert (top >= 0).all()
+    assert (right <= sizes[:, 0] + 1e-9).all()
+    assert (bottom <= sizes[:, 1] + 1e-9).all()
+    square = sizes[:, 0] == 60
+    share = ((right - left) * (bottom - top) / sizes.prod(axis=1))[square]
+    ratio = ((right - left) / (bottom - top))[square]
+    assert 0.3 <= share.min() < 0.32
+    assert 0.78 < share.max() <= 0.8
+    assert 0.8 <= ratio.min() < 0.82
+    assert 1.22 < ratio.max() <= 1.25
+
+
+def test_resized_crop_is_pillow_s() -> None:
+    picture = PICTURES[0].numpy()
+    whole = resized_crop(picture, np.array([0.0, 0, SIZE, SIZE]), SIZE)
+    np.testing.assert_array_equal(whole, picture)
+    part = resized_crop(picture, np.array([2.0, 4, 10, 12]), 8)
+    np.testing.assert_array_equal(part, picture[4:12, 2:10])
+
+
+@pytest.mark.parametrize("size", [10, 16, 37])
+def test_crops_of_a_batch_equal_pillow_s(size: int) -> None:
+    smooth = torch.nn.functional.interpolate(PICTURES[:, :4, :4].permute(0, 3, 1, 2).float(), (24, 20), mode="bilinear")
+    pictures = smooth.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous()
+    sizes = np.tile([[20.0, 24.0]], (40, 1))
+    boxes = crop_boxes(sizes, numbers(), AugmentSection(crop_scale=(0.4, 1.0)))
+    batch = resized_crops(pictures, boxes, size)
+    for row in range(40):
+        expected = resized_crop(pictures[row].numpy(), boxes[row], size)
+        assert np.abs(batch[row].numpy().astype(int) - expected.astype(int)).max() <= 2

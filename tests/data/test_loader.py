@@ -1,0 +1,282 @@
+"""Batches: a pure function of (seed, epoch), whatever reads them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pair_files import captions_of, picture, write_folder, write_parquet, write_tar
+
+from cloob_cli.data.images import Preprocess
+from cloob_cli.data.loader import PairBatch, PairLoader
+from cloob_cli.data.order import epoch_order
+from cloob_cli.data.pairs import PairSource, open_pairs
+from cloob_cli.data.sources.parquet import ParquetSource
+from cloob_cli.data.text import Tokenizer, train_bpe
+from cloob_cli.errors import DataError
+from cloob_cli.recipe import AugmentSection, DataSection
+
+COUNT = 47
+PLAIN = AugmentSection()
+MUCH = AugmentSection(
+    crop_scale=(0.6, 1.0), shift=2, flip=True, color_jitter=0.3, grayscale=0.2, invert=0.2, crop_ratio=(0.8, 1.2)
+)
+FIELDS = ("pixels", "tokens", "indices", "caption_ids")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_bpe([text for number in range(COUNT) for text in captions_of(number)], 560, context_length=12)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> PairSource:
+    path = write_parquet(tmp_path_factory.mktemp("pairs") / "t.parquet", range(COUNT), pair13=b"no picture")
+    return open_pairs(DataSection(train=str(path)))
+
+
+def loader(source: PairSource, tokenizer: Tokenizer, augment: AugmentSection = PLAIN, **options: object) -> PairLoader:
+    settings: dict = {"batch_size": 10, "seed": 5, "workers": 0, "in_memory": True} | options
+    indices = settings.pop("indices", None)
+    return PairLoader(source, indices, tokenizer, Preprocess(16), augment, **settings)
+
+
+def assert_equal(one: PairBatch, other: PairBatch) -> None:
+    for name in FIELDS:
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    assert one.skipped == other.skipped
+
+
+def test_a_batch(source: PairSource, tokenizer: Tokenizer) -> None:
+    made = loader(source, tokenizer)
+    assert made.batches_per_epoch == 4
+    batches = list(made.batches(0))
+    assert len(batches) == 4
+    order = epoch_order(COUNT, 5, 0)
+    preprocess = Preprocess(16)
+    for number, batch in enumerate(batches):
+        wanted = [index for index in order[10 * number : 10 * number + 10].tolist() if index != 13]
+        assert batch.indices.tolist() == wanted
+        assert batch.pixels.shape == (len(wanted), 3, 16, 16)
+        assert batch.pixels.dtype == torch.uint8
+        for row, index in enumerate(wanted):
+            crop = torch.from_numpy(preprocess.crop(picture(index))).permute(2, 0, 1)
+            assert torch.equal(batch.pixels[row], crop)
+            assert batch.tokens[row].tolist() in tokenizer(captions_of(index)).tolist()
+
+
+def test_the_unreadable_pair_is_left_out_and_named(source: PairSource, tokenizer: Tokenizer) -> None:
+    for in_memory in (True, False):
+        skipped = [
+            entry for batch in loader(source, tokenizer, in_memory=in_memory).batches(1) for entry in batch.skipped
+        ]
+        assert skipped == [(source.name(13), "not a picture in a known format")]
+
+
+def test_equal_captions_have_equal_ids(source: PairSource, tokenizer: Tokenizer) -> None:
+    batches = list(loader(source, tokenizer).batches(0))
+    ids = {int(i): int(c) for batch in batches for i, c in zip(batch.indices, batch.caption_ids, strict=True)}
+    same = {ids[index] for index in ids if index % 5 == 4}
+    others = [ids[index] for index in ids if index % 5 != 4]
+    assert len(same) == 1
+    assert len(set(others)) == len(others)
+    assert not same & set(others)
+
+
+@pytest.mark.parametrize("augment", [PLAIN, MUCH], ids=["plain", "augmented"])
+@pytest.mark.parametrize(
+    "options",
+    [{"in_memory": False}, {"in_memory": True, "workers": 3}, {"in_memory": "auto"}],
+    ids=["read anew", "in memory by threads", "auto"],
+)
+def test_contents_do_not_depend_on_how_they_are_read(
+    source: PairSource, tokenizer: Tokenizer, augment: AugmentSection, options: dict
+) -> None:
+    expected, other = loader(source, tokenizer, augment), loader(source, tokenizer, augment, **options)
+    for epoch in (0, 3):
+        for one, two in zip(expected.batches(epoch), other.batches(epoch), strict=True):
+            assert_equal(one, two)
+
+
+def test_worker_processes_change_nothing(source: PairSource, tokenizer: Tokenizer) -> None:
+    """Also when an epoch is left in the middle, and the next one asked of the same workers."""
+    expected = loader(source, tokenizer, MUCH)
+    other = loader(source, tokenizer, MUCH, in_memory=False, workers=2)
+    begun = other.batches(0)
+    assert_equal(next(begun), next(expected.batches(0)))
+    begun.close()
+    for one, two in zip(expected.batches(1), other.batches(1), strict=True):
+        assert_equal(one, two)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 7])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_processes_share_a_batch(source: PairSource, tokenizer: Tokenizer, processes: int, in_memory: bool) -> None:
+    whole = list(loader(source, tokenizer, MUCH).batches(2))
+    shares = [
+        list(loader(source, tokenizer, MUCH, in_memory=in_memory, rank=rank, processes=processes).batches(2))
+        for rank in range(processes)
+    ]
+    for number, batch in enumerate(whole):
+        parts = [share[number] for share in shares]
+        for name in FIELDS:
+            assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_resume_reads_only_what_comes_after(tokenizer: Tokenizer, tmp_path: Path, in_memory: bool) -> None:
+    source = open_pairs(DataSection(train=str(write_folder(tmp_path, range(COUNT)))))
+    whole = list(loader(source, tokenizer).batches(4))
+    resumed = loader(source, tokenizer, in_memory=in_memory)
+    read: list[int] = []
+    image = source.image
+    source.image = lambda index, size_hint=None: read.append(index) or image(index, size_hint)  # type: ignore
+    rest = list(resumed.batches(4, first_batch=2))
+    for one, two in zip(whole[2:], rest, strict=True):
+        assert_equal(one, two)
+    assert sorted(read) == ([] if in_memory else sorted(torch.cat([batch.indices for batch in rest]).tolist()))
+
+
+def test_epochs_differ_in_order_captions_and_augmentation(source: PairSource, tokenizer: Tokenizer) -> None:
+    made = loader(source, tokenizer, MUCH)
+    epochs = [{int(i): (p, t) for b in made.batches(e) for i, p, t in zip(b.indices, b.pixels, b.tokens, strict=True)}
+              for e in range(2)]  # fmt: skip
+    assert list(epochs[0]) != list(epochs[1])
+    both = [index for index in epochs[0] if index in epochs[1]]
+    assert not any(torch.equal(epochs[0][index][0], epochs[1][index][0]) for index in both)
+    several = [index for index in both if len(captions_of(index)) == 3]
+    assert 0 < sum(torch.equal(epochs[0][index][1], epochs[1][index][1]) for index in several) < len(several)
+
+
+def test_every_caption_is_used(source: PairSource, tokenizer: Tokenizer) -> None:
+    made = loader(source, tokenizer)
+    seen = {tuple(row) for epoch in range(40) for batch in made.batches(epoch) for row in batch.tokens.tolist()}
+    every = {
+        tuple(tokenizer(text)[0].tolist()) for number in range(COUNT) if number != 13 for text in captions_of(number)
+    }
+    assert seen == every
+
+
+def test_only_the_given_pairs(source: PairSource, tokenizer: Tokenizer) -> None:
+    wanted = np.array([3, 8, 1, 40, 22, 30])
+    for in_memory in (True, False):
+        made = loader(source, tokenizer, indices=wanted, batch_size=3, in_memory=in_memory)
+        assert sorted(torch.cat([batch.indices for batch in made.batches(0)]).tolist()) == sorted(wanted)
+
+
+def test_pictures_of_different_sizes(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, range(12))
+    picture(3, (90, 30)).save(folder / "003.png")
+    picture(0, (16, 50)).save(folder / "000.png")
+    source = open_pairs(DataSection(train=str(folder)))
+    for augment in (PLAIN, MUCH):
+        kept, anew = (loader(source, tokenizer, augment, batch_size=12, in_memory=m) for m in (True, False))
+        assert_equal(next(kept.batches(0)), next(anew.batches(0)))
+
+
+def test_a_set_larger_than_its_cache_is_mixed_in_windows(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "t.parquet", range(40), row_group=4)
+    source = ParquetSource([path], None, None, cache_bytes=5000)
+    assert source.blocks is not None
+    in_window = source.blocks[1]
+    assert in_window < 5
+    indices = torch.cat([b.indices for b in loader(source, tokenizer, batch_size=4, in_memory=False).batches(0)])
+    assert sorted(indices.tolist()) == list(range(40))
+    windows = indices.view(-1, 4 * in_window) if 40 % (4 * in_window) == 0 else indices[: 4 * in_window][None]
+    for window in windows:
+        assert len({index // 4 for index in window.tolist()}) == in_window
+    assert indices[: 4 * in_window].tolist() != sorted(indices[: 4 * in_window].tolist())
+
+
+def test_webdataset_batches(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", range(12))
+    source = open_pairs(DataSection(train=str(tmp_path)))
+    batch = next(loader(source, tokenizer, batch_size=12, in_memory=False).batches(0))
+    expected = torch.cat([tokenizer(captions_of(index)[0]) for index in batch.indices.tolist()])
+    assert torch.equal(batch.tokens, expected)
+
+
+def test_fewer_pairs_than_a_batch(source: PairSource, tokenizer: Tokenizer) -> None:
+    with pytest.raises(DataError, match="47 training pairs are fewer than one batch of 48"):
+        loader(source, tokenizer, batch_size=48)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_nothing_readable_is_an_error(tokenizer: Tokenizer, tmp_path: Path, in_memory: bool) -> None:
+    folder = write_folder(tmp_path, range(12))
+    source = open_pairs(DataSection(train=str(folder)))
+    for path in folder.glob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="the file is empty"):
+        list(loader(source, tokenizer, in_memory=in_memory).batches(0))
+
+
+def test_reading_into_memory_tells_how_far_it_is(source: PairSource, tokenizer: Tokenizer) -> None:
+    seen: list[tuple[int, int]] = []
+    loader(source, tokenizer, on_progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (COUNT, COUNT)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_leaves_no_worker_behind(tmp_path: Path) -> None:
+    """The terminal sends Ctrl-C to the whole group; the main process decides, workers stay quiet and end with it."""
+    write_folder(tmp_path / "pairs", range(COUNT))
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import multiprocessing, signal
+            from cloob_cli.data.images import Preprocess
+            from cloob_cli.data.loader import PairLoader
+            from cloob_cli.data.pairs import open_pairs
+            from cloob_cli.data.text import clip_tokenizer
+            from cloob_cli.recipe import AugmentSection, DataSection
+
+            def main():
+                source = open_pairs(DataSection(train={str(tmp_path / "pairs")!r}))
+                loader = PairLoader(source, None, clip_tokenizer(), Preprocess(16), AugmentSection(), batch_size=4,
+                                    seed=0, workers=2, in_memory=False)
+                stop = []
+                signal.signal(signal.SIGINT, lambda *_: stop.append(True))
+                for epoch in range(10**6):
+                    for batch in loader.batches(epoch):
+                        if epoch == 0:
+                            print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+                        if stop:
+                            raise SystemExit(130)
+
+            if __name__ == "__main__":
+                main()
+            """
+        )
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    with process:
+        assert process.stdout is not None
+        workers = [int(number) for number in process.stdout.readline().split()]
+        assert len(workers) == 2
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == ""
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
