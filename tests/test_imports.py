@@ -1,0 +1,89 @@
+"""Who may import whom, and what a quick command must not import."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import environment
+
+PACKAGE = Path(__file__).resolve().parents[1] / "cloob_cli"
+
+# What the modules of a folder may import from the package, anywhere in the file. The top level is ".".
+BASE = {"errors", "schema", "files", "assets", "__version__"}
+ALLOWED = {
+    "core": BASE | {"core"},
+    "data": BASE | {"core", "data", "recipe"},
+    "registry": BASE | {"core", "data", "registry"},
+    "training": BASE | {"core", "data", "training", "recipe", "registry.store", "registry.fingerprint"},
+    "inference": BASE | {"core", "data", "inference", "recipe", "registry.store"},
+    "commands": BASE | {"console", "recipe", "commands", "training", "inference", "registry", "core", "data"},
+}
+# Modules that quick commands load: nothing heavy at their top level.
+LIGHT = ["__init__", "__main__", "main", "console", "errors", "assets", "schema", "files"]
+HEAVY = {"torch", "accelerate", "numpy", "pyarrow", "PIL", "huggingface_hub", "transformers", "safetensors", "tokenizers"}
+
+
+def modules(folder: str) -> list[Path]:
+    return sorted((PACKAGE / folder).rglob("*.py"))
+
+
+def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_a_folder_imports_only_what_it_may(folder: str) -> None:
+    assert modules(folder)
+    for path in modules(folder):
+        for name in imports(path):
+            if name.split(".")[0] != "cloob_cli":
+                continue
+            inner = name.removeprefix("cloob_cli.")
+            allowed = any(inner == piece or inner.startswith(f"{piece}.") for piece in ALLOWED[folder])
+            assert allowed, f"{path.relative_to(PACKAGE)} imports {name}"
+
+
+def test_only_the_console_draws() -> None:
+    users = {p.name for p in PACKAGE.rglob("*.py") if any(n.split(".")[0] == "rich" for n in imports(p))}
+    assert users == {"console.py"}
+
+
+@pytest.mark.parametrize("module", [*LIGHT, "recipe", "registry/cards", "registry/store"])
+def test_light_modules_import_nothing_heavy_at_their_top(module: str) -> None:
+    names = imports(PACKAGE / f"{module}.py", top_level_only=True)
+    assert not {name.split(".")[0] for name in names} & HEAVY
+
+
+def test_commands_import_nothing_heavy_at_their_top() -> None:
+    for path in modules("commands"):
+        assert not {name.split(".")[0] for name in imports(path, top_level_only=True)} & HEAVY, path
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["zoo", "list"], ["zoo", "show", "cloob-rn50-yfcc"], ["train", "-h"]])
+def test_quick_commands_load_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "cloob_cli", *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(CLOOB_HOME=str(tmp_path)), check=True, timeout=60
+    )
+    loaded = {name.split(".")[0] for name in re.findall(r"\|\s+([\w.]+)\s*$", done.stderr, re.MULTILINE)}
+    assert "cloob_cli" in loaded
+    assert not loaded & HEAVY
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    code = "import sys, cloob_cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
