@@ -184,7 +184,7 @@ def plain_errors(reference: Reference) -> Iterator[None]:
         ) from None
     except (errors.HFValidationError, errors.HfUriError) as problem:
         raise UsageError(f"{reference}: {_first_line(problem)}") from None
-    except (errors.HfHubHTTPError, errors.EntryNotFoundError, httpx2.HTTPError) as problem:
+    except (errors.HfHubHTTPError, errors.EntryNotFoundError, httpx2.HTTPError, ConnectionError) as problem:
         raise DownloadError(f"{reference}: {_first_line(problem)}", "try again later") from None
 
 

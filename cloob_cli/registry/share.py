@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cloob_cli.errors import ModelFolderError, RegistryError
 from cloob_cli.registry import store
 from cloob_cli.registry.bundle import write_bundle
 from cloob_cli.registry.hub import Reference, parse_reference, plain_errors
 from cloob_cli.registry.inventory import install_record
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo, HfApi
 
 _SHARED_FILES = (*store.MODEL_FILES, store.FINGERPRINT_FILE)
 
@@ -34,21 +38,29 @@ def push_model(name: str, repository: str, private: bool = False) -> str:
         UnknownModelError, ModelFolderError: there is no sound model of that name.
         DownloadError, RegistryError: the Hub did not take it.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import HfApi, get_token
 
-    reference: Reference = parse_reference(f"hf://{repository}")
+    reference = parse_reference(f"hf://{repository}")
     folder, files = _shared(name)
+    if not get_token():
+        raise RegistryError("uploading needs a token of the Hub", "hf auth login; or set HF_TOKEN")
     api = HfApi()
     try:
-        with plain_errors(reference):
-            api.create_repo(repository, private=private, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repository, folder_path=folder, allow_patterns=files, commit_message=f"Model {folder.name}"
-            )
-    except HfHubHTTPError as problem:
-        raise RegistryError(f"the Hub refused the upload: {problem}", "hf auth login") from None
+        commit = _upload(api, reference, folder, files, private)
+    except RuntimeError as problem:  # how huggingface_hub reports a file that did not go through
+        raise RegistryError(f"{reference}: {problem}", "try again later") from None
     return str(commit.commit_url)
+
+
+def _upload(api: HfApi, reference: Reference, folder: Path, files: list[str], private: bool) -> CommitInfo:
+    with plain_errors(reference):
+        api.create_repo(reference.repository, private=private, exist_ok=True)
+        return api.upload_folder(
+            repo_id=reference.repository,
+            folder_path=folder,
+            allow_patterns=files,
+            commit_message=f"Model {folder.name}",
+        )
 
 
 def _shared(name: str) -> tuple[Path, list[str]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,43 @@ def zoo_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("CLOOB_MODEL", "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
     return home
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Cloob = Callable[..., Finished]
+
+
+@pytest.fixture
+def cloob(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cloob:
+    """Run the command line in this process, exit codes and all."""
+    import signal
+
+    from cloob_cli import console
+    from cloob_cli.main import run
+
+    def command(*arguments: str) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["cloob", *arguments])
+        handler = signal.getsignal(signal.SIGTERM)
+        console.configure(quiet=False)
+        capsys.readouterr()
+        try:
+            with pytest.raises(SystemExit) as left:
+                run()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+            console.configure(quiet=False)
+        said = capsys.readouterr()
+        return Finished(int(left.value.code or 0), said.out, said.err)
+
+    return command
 
 
 @pytest.fixture(scope="session")

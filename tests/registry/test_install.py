@@ -174,7 +174,7 @@ def test_a_file_that_is_no_model_is_not_trusted_and_not_taken_up_again(server: F
 def test_an_unreadable_trust_file_stops_everything(server: FileServer) -> None:
     trust_file().parent.mkdir(parents=True, exist_ok=True)
     trust_file().write_text("{broken")
-    with pytest.raises(RegistryError, match="trusted.json"):
+    with pytest.raises(RegistryError, match=r"trusted\.json"):
         install.pull(resolve(f"{server.url}/tiny.tar"), OPTIONS)
 
 

@@ -1,0 +1,176 @@
+"""The Hub, through the real huggingface_hub client in a process of its own, against a server on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import Hub, hub_serving, sha256
+
+from cloob_cli import load
+from cloob_cli.errors import RegistryError
+from cloob_cli.registry import store
+from cloob_cli.registry.hub import check_inside
+from cloob_cli.registry.inventory import install_record
+
+Cloob = Callable[..., Any]
+
+
+@pytest.fixture
+def hub(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    from huggingface_hub import constants
+
+    with hub_serving() as running:
+        files = {path.name: path.read_bytes() for path in model_folder.iterdir()}
+        running.repositories["org/tiny"] = files | {".gitattributes": b"*", "notes/extra.txt": b"x"}
+        # What the client reads from the environment when it is imported; one test below goes that way.
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+        yield running
+
+
+def test_the_environment_decides_as_for_every_program_of_the_hub(hub: Hub, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cloob_cli", "zoo", "path", "hf://org/tiny"]
+    given = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "elsewhere"), "HF_TOKEN": "hf_secret"}
+    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path(done.stdout.strip()).is_relative_to(tmp_path / "elsewhere")
+    assert "Bearer hf_secret" in hub.tokens
+    asked = len(hub.requests)
+    again = subprocess.run(command, env=given | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=120)
+    assert again.stdout == done.stdout
+    assert len(hub.requests) == asked
+
+
+def test_pull_load_and_offline(hub: Hub, cloob: Cloob, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = cloob("zoo", "pull", "hf://org/tiny", "-q")
+    assert (first.returncode, first.stderr) == (0, "")
+    folder = Path(first.stdout.strip())
+    assert folder == store.installed_folder("tiny")
+    assert install_record(folder)["commit"] == hub.commit("org/tiny")
+    assert load("tiny", device="cpu").config == store.read_config(model_folder)
+    assert not any("extra.txt" in request for request in hub.requests)
+
+    # From the Hub's cache alone, as a target of its own and as what other commands take.
+    hub.requests.clear()
+    again = cloob("zoo", "pull", "hf://org/tiny@main", "--name", "again", "--offline")
+    assert again.returncode == 0, again.stderr
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    path = cloob("zoo", "path", "hf://org/tiny")
+    assert (Path(path.stdout.strip()) / store.WEIGHTS_FILE).is_file(), path.stderr
+    assert hub.requests == []
+
+
+def test_a_revision_that_is_a_commit(hub: Hub, cloob: Cloob) -> None:
+    commit = hub.commit("org/tiny")
+    done = cloob("zoo", "path", f"hf://org/tiny@{commit}")
+    assert Path(done.stdout.strip()).name == commit, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("hf://org/nobody", "no repository org/nobody"),
+        ("hf://org/tiny@v9", "no revision v9"),
+        ("hf://org/locked", "accepted its terms"),
+    ],
+)
+def test_what_is_not_there_is_one_line(hub: Hub, cloob: Cloob, target: str, words: str) -> None:
+    hub.repositories["org/locked"] = hub.repositories["org/tiny"]
+    hub.gated.add("org/locked")
+    done = cloob("zoo", "pull", target)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert store.installed_models() == []
+
+
+def test_a_private_repository_needs_the_token(hub: Hub, cloob: Cloob, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.private.add("org/tiny")
+    assert cloob("zoo", "path", "hf://org/tiny").returncode == 1
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    done = cloob("zoo", "path", "hf://org/tiny")
+    assert done.returncode == 0, done.stderr
+    assert hub.tokens[-1] == "Bearer hf_secret"
+
+
+def test_a_corrupt_file_is_set_aside(hub: Hub, cloob: Cloob) -> None:
+    hub.corrupt = True
+    done = cloob("zoo", "pull", "hf://org/tiny")
+    assert done.returncode == 1
+    assert sha256(hub.repositories["org/tiny"][store.WEIGHTS_FILE]) in done.stderr
+    assert "set aside" in done.stderr
+    hub.corrupt = False
+    done = cloob("zoo", "pull", "hf://org/tiny")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/etc/evil", "..\\evil", "C:/evil"])
+def test_a_file_list_that_leaves_its_folder_is_refused(hub: Hub, cloob: Cloob, name: str) -> None:
+    hub.listed_extra = [name]
+    done = cloob("zoo", "pull", "hf://org/tiny")
+    assert done.returncode == 1
+    assert "outside of its folder" in done.stderr
+    assert not [request for request in hub.requests if "resolve" in request]
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/../../b", "\\\\host\\share\\x", "a\0b", "D:x"])
+def test_names_that_leave_a_folder(name: str) -> None:
+    with pytest.raises(RegistryError):
+        check_inside(name, "the list")
+
+
+@pytest.mark.parametrize("name", ["config.json", "a/b.txt", "a..b", ".gitattributes"])
+def test_names_that_stay(name: str) -> None:
+    check_inside(name, "the list")
+
+
+def test_a_hub_that_is_down(hub: Hub, cloob: Cloob) -> None:
+    hub.status = 500
+    done = cloob("zoo", "pull", "hf://org/tiny")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error:") == 1
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=")  # huggingface_hub's own
+def test_push_and_pull_back(hub: Hub, cloob: Cloob, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    done = cloob("zoo", "push", str(model_folder), "me/mine", "--private")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().startswith(f"{hub.url}/me/mine/commit/")
+    assert "me/mine" in hub.private
+    assert hub.repositories["me/mine"] == {path.name: path.read_bytes() for path in model_folder.iterdir()}
+    back = cloob("zoo", "pull", "hf://me/mine")
+    assert back.returncode == 0, back.stderr
+    assert load("mine", device="cpu").config == store.read_config(model_folder)
+
+
+def test_push_without_a_token_says_what_to_do(hub: Hub, cloob: Cloob, model_folder: Path) -> None:
+    done = cloob("zoo", "push", str(model_folder), "me/mine")
+    assert done.returncode == 1
+    assert "hf auth login" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=")  # huggingface_hub's own
+def test_push_leaves_the_record_of_this_machine_out(
+    hub: Hub, cloob: Cloob, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    cloob("zoo", "add", str(model_folder), "--name", "mine")
+    done = cloob("zoo", "push", "mine", "me/mine")
+    assert done.returncode == 0, done.stderr
+    assert "installed.json" not in hub.repositories["me/mine"]
+    assert str(model_folder) not in json.dumps({n: d.decode("latin-1") for n, d in hub.repositories["me/mine"].items()})
