@@ -11,12 +11,14 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.context import BaseContext
 from typing import Any, Literal
 
 import numpy as np
@@ -193,10 +195,9 @@ class _Stream:
         options: dict = {}
         if workers:
             # Forking a process that has threads (tokenizers, Arrow, CUDA) can hang; a clean server forks instead.
-            method = "forkserver" if sys.platform == "linux" else "spawn"
-            context = multiprocessing.get_context(method)
-            if method == "forkserver":
-                context.set_forkserver_preload(["cloob_cli.data.loader"])
+            context: BaseContext = multiprocessing.get_context("spawn")
+            if sys.platform == "linux":
+                context = _fork_server()
             options = {"multiprocessing_context": context, "persistent_workers": True, "worker_init_fn": _start_worker}
         with _as_many_workers_as_asked():
             self._loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
@@ -318,6 +319,21 @@ def _joined(parts: list[PairBatch]) -> PairBatch:
         torch.cat([part.caption_ids for part in parts]),
         [entry for part in parts for entry in part.skipped],
     )
+
+
+def _fork_server() -> BaseContext:
+    """Start the process that forks workers, so that they are deaf to Ctrl-C from their first moment on."""
+    from multiprocessing import forkserver
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cloob_cli.data.loader"])
+    if threading.current_thread() is threading.main_thread():  # only there can signals be set
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.signal(signal.SIGINT, before)
+    return context
 
 
 @contextmanager
