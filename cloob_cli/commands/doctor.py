@@ -1,0 +1,39 @@
+"""`cloob doctor`: what a bug report needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cloob_cli import console
+from cloob_cli.commands.options import JsonOption
+
+
+def doctor(json: JsonOption = False) -> None:
+    """Print versions, devices, folders and decoders, and warn of what looks wrong."""
+    from cloob_cli.diagnosis import diagnose
+
+    found = diagnose()
+    if json:
+        console.json_document(found)
+        return
+    console.table(["what", "value"], _rows(found))
+    for warning in found["warnings"]:
+        console.warn(warning)
+
+
+def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [(name, version) for name, version in found["versions"].items()]
+    for device in found["devices"]:
+        details = [str(device["name"])]
+        if "memory_bytes" in device:
+            details += [str(console.bytes_text(device["memory_bytes"])), f"compute capability {device['capability']}"]
+        if "threads" in device:
+            details.append(f"{device['threads']} threads")
+        rows.append((device["device"], ", ".join(details)))
+    used = found["used"]
+    rows.append(("used", f"{used['device']} ({used['why']}), {used['inference_dtype']} for inference"))
+    for what, folder in found["folders"].items():
+        state = "" if folder["exists"] else ", not made yet"
+        rows.append((what, f"{folder['path']} ({console.bytes_text(folder['free_bytes'])} free{state})"))
+    rows += [(name, "yes" if there else "no") for name, there in found["decoders"].items()]
+    return [*rows, *found["environment"].items()]

@@ -1,0 +1,190 @@
+"""What a bug report needs to say of a machine: versions, devices, folders, decoders, and what looks wrong."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+from cloob_cli import __version__
+
+_PACKAGES = (
+    "torch",
+    "accelerate",
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "pydantic",
+    "safetensors",
+    "tokenizers",
+    "huggingface_hub",
+    "ftfy",
+    "triton",
+    "transformers",
+    "open_clip_torch",
+    "onnx",
+    "onnxruntime",
+    "pillow-heif",
+    "matplotlib",
+)
+_VARIABLES = (
+    "CLOOB_HOME",
+    "CLOOB_MODEL",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_ENDPOINT",
+    "HF_HUB_OFFLINE",
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "NO_COLOR",
+)
+
+
+def diagnose() -> dict[str, Any]:
+    """Everything, as plain values; `warnings` is a list of sentences, empty where nothing looks wrong."""
+    devices, chosen, warnings = _devices()
+    return {
+        "versions": _versions(),
+        "devices": devices,
+        "used": chosen,
+        "folders": _folders(),
+        "decoders": decoders(),
+        "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        "warnings": [*warnings, *_space_warnings()],
+    }
+
+
+def decoders() -> dict[str, bool]:
+    """The picture formats and decoders that depend on how Pillow was built, or on an extra."""
+    from PIL import features
+
+    return {
+        "jpeg": bool(features.check("jpg")),
+        "libjpeg-turbo": bool(features.check_feature("libjpeg_turbo")),
+        "png": bool(features.check("zlib")),
+        "webp": bool(features.check("webp")),
+        "avif": bool(features.check("avif")) if "avif" in features.modules else False,
+        "jpeg 2000": bool(features.check("jpg_2000")),
+        "tiff": bool(features.check("libtiff")),
+        "heif": util.find_spec("pillow_heif") is not None,
+    }
+
+
+def unusable_gpu(torch: Any) -> str | None:
+    """Why a GPU that this machine has cannot be used by this torch; None where there is none, or it can.
+
+    Args:
+        torch: the module itself.
+    """
+    if torch.cuda.is_available():
+        return None
+    if _has_nvidia_gpu():
+        if torch.version.cuda is None:
+            return f"there is an NVIDIA GPU, but torch {torch.__version__} was built without CUDA: install a CUDA build"
+        return (
+            f"there is an NVIDIA GPU, but torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use it: "
+            "the driver is older than this CUDA, or CUDA_VISIBLE_DEVICES hides the GPU"
+        )
+    if Path("/dev/kfd").exists() and torch.version.hip is None:
+        return f"there is an AMD GPU, but torch {torch.__version__} was built without ROCm: install a ROCm build"
+    if sys.platform == "darwin" and platform.machine() == "arm64" and not torch.backends.mps.is_available():
+        return f"this is an Apple GPU, but torch {torch.__version__} cannot use it (MPS needs macOS 12.3 or newer)"
+    return None
+
+
+def _versions() -> dict[str, str]:
+    found = {"cloob": __version__, "python": platform.python_version(), "system": platform.platform()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _devices() -> tuple[list[dict[str, Any]], dict[str, str], list[str]]:
+    import torch
+
+    from cloob_cli.core.device import pick_device, pick_dtype
+
+    found: list[dict[str, Any]] = [
+        {"device": "cpu", "name": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    ]
+    warnings = []
+    if torch.cuda.is_available():
+        built_for = set(torch.cuda.get_arch_list())
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            found.append(
+                {
+                    "device": f"cuda:{index}",
+                    "name": properties.name,
+                    "memory_bytes": properties.total_memory,
+                    "capability": f"{properties.major}.{properties.minor}",
+                }
+            )
+            if not _runs_on(properties.major, properties.minor, built_for):
+                warnings.append(
+                    f"{properties.name} has compute capability {properties.major}.{properties.minor}, for which this "
+                    f"torch was not built ({', '.join(sorted(built_for))})"
+                )
+    if torch.backends.mps.is_available():
+        found.append({"device": "mps", "name": "Apple GPU"})
+    if problem := unusable_gpu(torch):
+        warnings.append(problem)
+    device = pick_device()
+    why = {"cuda": "the first CUDA device", "mps": "no CUDA device, but Apple's", "cpu": "no GPU that torch can use"}
+    dtype = str(pick_dtype(device)).removeprefix("torch.")
+    return found, {"device": str(device), "why": why[device.type], "inference_dtype": dtype}, warnings
+
+
+def _runs_on(major: int, minor: int, built_for: set[str]) -> bool:
+    """Whether code for this GPU is in the build: its own, an earlier minor's of the same major, or portable PTX."""
+    for name in built_for:
+        kind, _, number = name.partition("_")
+        digits = number.rstrip("af")  # sm_90a and the like
+        if not digits.isdigit():
+            continue
+        built = divmod(int(digits), 10)
+        if (kind == "sm" and built[0] == major and built[1] <= minor) or (
+            kind == "compute" and built <= (major, minor)
+        ):
+            return True
+    return not built_for
+
+
+def _has_nvidia_gpu() -> bool:
+    return (
+        Path("/proc/driver/nvidia/gpus").is_dir() or Path("/dev/nvidia0").exists() or bool(shutil.which("nvidia-smi"))
+    )
+
+
+def _folders() -> dict[str, dict[str, Any]]:
+    from huggingface_hub import constants
+
+    from cloob_cli import assets
+    from cloob_cli.registry import store
+    from cloob_cli.registry.fetch import free_space
+
+    places = {
+        "installed models": store.home(),
+        "Hub cache": Path(constants.HF_HUB_CACHE),
+        "zoo cards": assets.zoo_folder(),
+        "recipes": assets.recipes_folder(),
+    }
+    return {
+        what: {"path": str(path), "exists": path.is_dir(), "free_bytes": free_space(path)}
+        for what, path in places.items()
+    }
+
+
+def _space_warnings() -> list[str]:
+    return [
+        f"only {folder['free_bytes'] / 1e9:.1f} GB are free for {what} in {folder['path']}"
+        for what, folder in _folders().items()
+        if what in {"installed models", "Hub cache"} and folder["free_bytes"] < 2e9
+    ]
