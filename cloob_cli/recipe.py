@@ -1,11 +1,14 @@
 """What a training recipe may say: one closed section a concern, every key with its default and its reason.
 
-`load_recipe(path, overrides)` reads TOML, applies `section.key=value` overrides and checks the whole. Paths in a
-recipe are relative to the recipe's own folder; paths in an override are relative to the working directory.
+`load_recipe(path, overrides)` reads TOML (or the JSON that a run keeps of its own recipe), applies `section.key=value`
+overrides and checks the whole. Paths in a recipe are relative to the recipe's own folder; paths in an override are
+relative to the working directory. The result holds absolute paths, so that a run can be resumed from elsewhere.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +21,14 @@ from cloob_cli.schema import Section, nearest, parse
 
 
 class ModelSection(Section):
-    """Either `architecture`, a name (RN50, RN50x4, ViT-B-32, ViT-B-16, each also with -quickgelu), or `embed_dim` with `vision` and `text`.
+    """Either `architecture`, a name (RN50, RN50x4, ViT-B-32, ViT-B-16, each also with -quickgelu), or `embed_dim` with
+    `vision` and `text`.
 
     `text.vocab_size` may be left out: it is the tokenizer's.
     """
 
-    architecture: str | None = None
-    embed_dim: int | None = Field(default=None, gt=0)
+    architecture: str | None = Field(default=None, description="a name; its parts can be changed key by key")
+    embed_dim: int | None = Field(default=None, gt=0, description="length of an embedding")
     vision: VisionConfig | None = None
     text: TextConfig | None = None
     preprocess: PreprocessConfig = PreprocessConfig()
@@ -60,8 +64,8 @@ class ModelSection(Section):
 class TokenizerSection(Section):
     """`clip` is CLIP's 49,408 entries; `bpe` trains one of `vocab_size` entries on the recipe's own captions."""
 
-    kind: Literal["clip", "bpe"] = "clip"
-    vocab_size: int | None = Field(default=None, ge=514)
+    kind: Literal["clip", "bpe"] = Field(default="clip", description="where the vocabulary comes from")
+    vocab_size: int | None = Field(default=None, ge=514, description="entries of a trained one, special ones included")
 
     @model_validator(mode="after")
     def _size(self) -> TokenizerSection:
@@ -76,8 +80,10 @@ class TokenizerSection(Section):
 class DataSection(Section):
     """Where the pairs are. `train` is a folder, a file or a pattern like `data/{00000..00099}.tar`, or a list."""
 
-    train: str | list[str]
-    format: Literal["auto", "parquet", "folder", "csv", "webdataset"] = "auto"
+    train: str | list[str] = Field(description="the training pairs")
+    format: Literal["auto", "parquet", "folder", "csv", "webdataset"] = Field(
+        default="auto", description="auto: found out from what is there"
+    )
     image_key: str | None = Field(default=None, description="column of the picture (left out: found by name)")
     caption_key: str | None = Field(default=None, description="column of the caption (left out: found by name)")
     separator: str | None = Field(default=None, description="of a CSV file (left out: found out)")
@@ -91,7 +97,7 @@ class AugmentSection(Section):
     """Random changes of a training picture; all off gives the same crop as inference."""
 
     crop_scale: tuple[float, float] = Field(default=(1.0, 1.0), description="area share of a random resized crop")
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_ratio: tuple[float, float] = Field(default=(0.75, 1.33), description="width by height of a crop")
     shift: int = Field(default=0, ge=0, description="random shift by up to so many pixels, edges repeated")
     flip: bool = Field(default=False, description="mirror half of the pictures; wrong where left and right matter")
     color_jitter: float = Field(default=0.0, ge=0.0, le=1.0, description="strength: brightness, contrast, saturation")
@@ -111,32 +117,40 @@ class AugmentSection(Section):
 class ObjectiveSection(Section):
     """The loss. See docs/loss.md."""
 
-    name: Literal["cloob", "infoloob", "clip"] = "cloob"
-    inv_tau: float = Field(default=30.0, gt=0)
-    learn_inv_tau: bool = False
-    inv_tau_max: float = Field(default=100.0, gt=0)
-    scale_hopfield: float = Field(default=8.0, gt=0)
+    name: Literal["cloob", "infoloob", "clip"] = Field(
+        default="cloob", description="InfoLOOB after retrieval, InfoLOOB alone, or InfoNCE"
+    )
+    inv_tau: float = Field(default=30.0, gt=0, description="inverse temperature; where it is learned, its start")
+    learn_inv_tau: bool = Field(default=False, description="learn it; the paper keeps it fixed")
+    inv_tau_max: float = Field(default=100.0, gt=0, description="a learned one stays below this")
+    scale_hopfield: float = Field(default=8.0, gt=0, description="beta, the inverse temperature of retrieval")
     hopfield_warmup: float = Field(
-        default=0.0, ge=0.0, le=1.0,
+        default=0.0,
+        ge=0.0,
+        le=1.0,
         description="share of the steps on InfoLOOB before retrieval is switched on: at initialisation all embeddings "
         "are alike, retrieval returns nearly the same average for every query and the gradient all but vanishes",
     )
     mask_equal_captions: bool = Field(default=False, description="pairs with an equal caption are not negatives")
-    implementation: Literal["auto", "definition", "tiled", "triton"] = "auto"
+    implementation: Literal["auto", "definition", "tiled", "triton"] = Field(
+        default="auto", description="which form computes the loss; all give the same numbers"
+    )
 
 
 class OptimizerSection(Section):
     """AdamW; gains, biases and the temperature are not decayed."""
 
-    learning_rate: float = Field(default=1e-3, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.98, ge=0, lt=1)
-    epsilon: float = Field(default=1e-6, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0, description="after the warm-up")
+    weight_decay: float = Field(default=0.1, ge=0, description="of the weight matrices")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the mean of gradients")
+    beta2: float = Field(default=0.98, ge=0, lt=1, description="decay of the mean of their squares")
+    epsilon: float = Field(default=1e-6, gt=0, description="keeps the division by their root finite")
     gradient_clip: float | None = Field(default=1.0, gt=0, description="largest norm of the whole gradient")
-    schedule: Literal["cosine", "cosine_restarts", "constant"] = "cosine"
+    schedule: Literal["cosine", "cosine_restarts", "constant"] = Field(
+        default="cosine", description="of the learning rate after the warm-up"
+    )
     cycles: int = Field(default=1, gt=0, description="of cosine_restarts")
-    warmup_steps: int | None = Field(default=None, ge=0)
+    warmup_steps: int | None = Field(default=None, ge=0, description="steps in which the learning rate rises")
     warmup_share: float = Field(default=0.05, ge=0, lt=1, description="of all steps, where warmup_steps is not given")
 
 
@@ -149,18 +163,24 @@ class TrainSection(Section):
     gradient of the large batch in slices, at the price of one more forward pass; "auto" finds what fits a GPU.
     """
 
-    epochs: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0, description="passes over the training pairs")
     steps: int | None = Field(default=None, gt=0, description="takes precedence over epochs")
-    batch_size: int = Field(default=512, ge=2)
-    micro_batch_size: int | Literal["auto"] | None = None
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="auto: bf16 where it is fast")
-    gradient_checkpointing: bool = False
+    batch_size: int = Field(default=512, ge=2, description="pairs in a contrastive batch, over all processes")
+    micro_batch_size: int | Literal["auto"] | None = Field(
+        default=None, description="left out: the whole batch at once"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="auto: bf16 where it is fast"
+    )
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
     compile: bool = Field(default=False, description="torch.compile the towers")
     log_every: int = Field(default=10, gt=0, description="steps between two rows of metrics.jsonl")
     checkpoint_every: int = Field(default=1000, gt=0, description="steps")
-    keep_checkpoints: int = Field(default=2, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0, description="older ones are deleted")
     save_precision: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="of the finished weights")
-    ema: float = Field(default=0.0, ge=0.0, lt=1.0, description="decay of an averaged copy that is saved instead; 0: none")
+    ema: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="decay of an averaged copy that is saved instead; 0: none"
+    )
 
     @model_validator(mode="after")
     def _length(self) -> TrainSection:
@@ -178,9 +198,11 @@ class ValidationSection(Section):
 class Recipe(Section):
     """A whole recipe. `name` is also the model's."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    description: str = ""
-    seed: int = Field(default=0, ge=0)
+    name: str = Field(
+        min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits, `.`, `_`, `-`"
+    )
+    description: str = Field(default="", description="a sentence for the model card")
+    seed: int = Field(default=0, ge=0, description="of the weights, the order and the augmentation")
     model: ModelSection
     tokenizer: TokenizerSection = TokenizerSection()
     data: DataSection
@@ -199,14 +221,18 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """
     path = Path(path)
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
         raise RecipeError(f"no recipe at {path}", "the shipped ones lie in recipes/") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as problem:
-        raise RecipeError(f"{path} is not a readable TOML file: {problem}") from None
+    except (ValueError, OSError) as problem:  # both parsers' errors are ValueErrors
+        raise RecipeError(f"{path} is not a readable recipe: {problem}") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path} is not a readable recipe: it holds no sections")
     _resolve_paths(data, path.parent)
     for override in overrides or []:
         _apply(data, override)
+    _resolve_paths(data, Path())  # what an override set; absolute ones stay
     return parse(Recipe, data, str(path), RecipeError)
 
 
@@ -216,11 +242,11 @@ _PATH_KEYS = (("data", "train"), ("data", "validation"), ("validation", "zero_sh
 def _resolve_paths(data: dict[str, Any], base: Path) -> None:
     def resolve(value: Any) -> Any:
         if isinstance(value, str) and value:
-            return str(base / value)
+            return os.path.abspath(base / Path(value).expanduser())
         return [resolve(item) for item in value] if isinstance(value, list) else value
 
     for section, key in _PATH_KEYS:
-        if isinstance(data.get(section), dict) and key in data[section]:
+        if isinstance(data.get(section), dict) and data[section].get(key) is not None:
             data[section][key] = resolve(data[section][key])
 
 

@@ -28,21 +28,21 @@ class VisionConfig(Section):
     `norm_pre` and `norm_post`, crowsonkb's has neither and a bias in its projection.
     """
 
-    kind: Literal["resnet", "vit"]
+    kind: Literal["resnet", "vit"] = Field(description="which of the two")
     image_size: int = Field(gt=0, description="side of the square input, pixels")
-    width: int = Field(gt=0)
-    layers: int | list[int]
+    width: int = Field(gt=0, description="channels of a token, or of the ResNet's first stage")
+    layers: int | list[int] = Field(description="blocks; four counts for a ResNet")
     heads: int | None = Field(
         default=None, gt=0, description="left out: CLIP's rule, width/64 (ViT) or width/2 (ResNet)"
     )
     patch_size: int | None = Field(default=None, gt=0, description="side of a ViT's patch, pixels")
-    mlp_ratio: float = Field(default=4.0, gt=0)
-    activation: Activation = "gelu"
-    norm_pre: bool = True
-    norm_post: bool = True
-    norm_epsilon: float = Field(default=1e-5, gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0, description="width of a block's hidden layer by the tower's")
+    activation: Activation = Field(default="gelu", description="gelu_tanh is jax's, quick_gelu is the original CLIP's")
+    norm_pre: bool = Field(default=True, description="a norm before the first block")
+    norm_post: bool = Field(default=True, description="a norm after the last block")
+    norm_epsilon: float = Field(default=1e-5, gt=0, description="of every norm")
     patch_bias: bool = Field(default=False, description="a bias in a ViT's patch embedding")
-    projection_bias: bool = False
+    projection_bias: bool = Field(default=False, description="a bias in the projection to the embedding")
 
     @model_validator(mode="after")
     def _consistent(self) -> VisionConfig:
@@ -81,21 +81,23 @@ class TextConfig(Section):
     """
 
     context_length: int = Field(default=77, gt=1, description="tokens in a text, start and end included")
-    vocab_size: int = Field(gt=0)
-    width: int = Field(gt=0)
-    layers: int = Field(gt=0)
-    heads: int = Field(gt=0)
-    mlp_ratio: float = Field(default=4.0, gt=0)
-    activation: Activation = "gelu"
-    causal: bool = True
-    pooling: Literal["end", "first"] = "end"
-    padding: Literal["ignored", "queries", "keys"] = "ignored"
+    vocab_size: int = Field(gt=0, description="entries of the vocabulary")
+    width: int = Field(gt=0, description="channels of a token")
+    layers: int = Field(gt=0, description="blocks")
+    heads: int = Field(gt=0, description="attention heads of a block")
+    mlp_ratio: float = Field(default=4.0, gt=0, description="width of a block's hidden layer by the tower's")
+    activation: Activation = Field(default="gelu", description="gelu_tanh is jax's, quick_gelu is the original CLIP's")
+    causal: bool = Field(default=True, description="a token sees only itself and what stands before it")
+    pooling: Literal["end", "first"] = Field(default="end", description="which token is the text's")
+    padding: Literal["ignored", "queries", "keys"] = Field(
+        default="ignored", description="what is masked after the end"
+    )
     pad_id: int | None = Field(default=None, ge=0, description="what padding is; none: all that follows the end token")
     post_norm: bool = Field(default=False, description="norms after attention and MLP instead of before them")
-    norm_embedding: bool = False
-    norm_final: bool = True
-    norm_epsilon: float = Field(default=1e-5, gt=0)
-    projection_bias: bool = False
+    norm_embedding: bool = Field(default=False, description="a norm of the sum of embedding and position")
+    norm_final: bool = Field(default=True, description="a norm after the last block")
+    norm_epsilon: float = Field(default=1e-5, gt=0, description="of every norm")
+    projection_bias: bool = Field(default=False, description="a bias in the projection to the embedding")
 
     @model_validator(mode="after")
     def _consistent(self) -> TextConfig:
@@ -109,10 +111,10 @@ class TextConfig(Section):
 class PreprocessConfig(Section):
     """How a picture becomes a tensor: resize of the short side, centre crop, scale to [0, 1], normalise."""
 
-    mean: tuple[float, float, float] = CLIP_MEAN
-    std: tuple[float, float, float] = CLIP_STD
+    mean: tuple[float, float, float] = Field(default=CLIP_MEAN, description="of the channels, taken off")
+    std: tuple[float, float, float] = Field(default=CLIP_STD, description="of the channels, divided by")
     resize: Literal["shortest", "squash"] = Field(default="shortest", description="squash: both sides, no crop")
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    interpolation: Literal["bicubic", "bilinear"] = Field(default="bicubic", description="of the resize")
 
 
 class TokenizerConfig(Section):
