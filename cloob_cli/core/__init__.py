@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: the losses, the models and what scores them."""
