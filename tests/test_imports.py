@@ -21,7 +21,7 @@ ALLOWED = {
     "registry": BASE | {"core", "data", "registry"},
     "training": BASE | {"core", "data", "training", "recipe", "registry.store", "registry.fingerprint"},
     "inference": BASE | {"core", "data", "inference", "recipe", "registry.store"},
-    "commands": BASE | {"console", "recipe", "commands", "training", "inference", "registry", "core", "data"},
+    "commands": BASE | {"console", "recipe", "commands", "training", "inference", "registry", "core", "data", "diagnosis"},
 }
 # Modules that quick commands load: nothing heavy at their top level.
 LIGHT = ["__init__", "__main__", "main", "console", "errors", "assets", "schema", "files"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from command_line import cloob_here
 
+from cloob_cli import console
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import CloobModel, build
 from cloob_cli.data.text import Tokenizer, train_bpe
@@ -28,39 +29,15 @@ def zoo_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-@dataclass(frozen=True)
-class Finished:
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Cloob = Callable[..., Finished]
-
-
 @pytest.fixture
-def cloob(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cloob:
+def cloob(tmp_path: Path, zoo_home: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command line in this process, exit codes and all."""
-    import signal
 
-    from cloob_cli import console
-    from cloob_cli.main import run
-
-    def command(*arguments: str) -> Finished:
-        monkeypatch.setattr(sys, "argv", ["cloob", *arguments])
-        handler = signal.getsignal(signal.SIGTERM)
-        console.configure(quiet=False)
-        capsys.readouterr()
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         try:
-            with pytest.raises(SystemExit) as left:
-                run()
+            return cloob_here(*arguments, cwd=tmp_path, CLOOB_HOME=str(zoo_home))
         finally:
-            signal.signal(signal.SIGTERM, handler)
             console.configure(quiet=False)
-        said = capsys.readouterr()
-        return Finished(int(left.value.code or 0), said.out, said.err)
 
     return command
 

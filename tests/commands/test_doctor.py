@@ -1,0 +1,88 @@
+"""`cloob doctor`, and the one judgement that it makes: a GPU that this torch cannot use."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from command_line import cloob_here
+
+from cloob_cli import __version__, diagnosis
+
+
+def test_json_holds_what_a_report_needs(tmp_path: Path) -> None:
+    done = cloob_here("doctor", "--json", cwd=tmp_path, CLOOB_HOME=str(tmp_path / "zoo"))
+    found = json.loads(done.stdout)
+    assert found["versions"]["cloob"] == __version__
+    assert found["versions"]["python"] == platform.python_version()
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["used"]["device"].split(":")[0] in {"cpu", "cuda", "mps"}
+    assert found["folders"]["installed models"]["path"] == str(tmp_path / "zoo")
+    assert found["folders"]["installed models"]["free_bytes"] > 0
+    assert found["environment"]["CLOOB_HOME"] == str(tmp_path / "zoo")
+    assert set(found["decoders"]) >= {"webp", "libjpeg-turbo", "avif", "heif"}
+
+
+def test_the_table_says_the_same(tmp_path: Path) -> None:
+    done = cloob_here("doctor", cwd=tmp_path, CLOOB_HOME=str(tmp_path / "zoo"))
+    assert done.returncode == 0
+    said = dict(line.split("\t", 1) for line in done.stdout.splitlines())
+    assert said["torch"] == torch.__version__
+    assert said["installed models"].startswith(str(tmp_path / "zoo"))
+
+
+def test_decoders_are_what_pillow_can_open(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    assert diagnosis.decoders()["png"]
+    if diagnosis.decoders()["webp"]:
+        Image.new("RGB", (4, 4)).save(tmp_path / "a.webp")
+        with Image.open(tmp_path / "a.webp") as image:
+            image.load()
+
+
+def fake_torch(available: bool, cuda: str | None, hip: str | None = None) -> SimpleNamespace:
+    return SimpleNamespace(
+        __version__="2.13.0",
+        version=SimpleNamespace(cuda=cuda, hip=hip),
+        cuda=SimpleNamespace(is_available=lambda: available),
+        backends=SimpleNamespace(mps=SimpleNamespace(is_available=lambda: True)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("gpu", "available", "cuda", "words"),
+    [
+        (True, False, None, "built without CUDA"),
+        (True, False, "13.0", "driver is older"),
+        (True, True, "13.0", None),
+        (False, False, None, None),
+    ],
+)
+def test_a_gpu_that_this_torch_cannot_use_is_told(
+    monkeypatch: pytest.MonkeyPatch, gpu: bool, available: bool, cuda: str | None, words: str | None
+) -> None:
+    monkeypatch.setattr(diagnosis, "_has_nvidia_gpu", lambda: gpu)
+    monkeypatch.setattr(diagnosis.sys, "platform", "linux")
+    said = diagnosis.unusable_gpu(fake_torch(available, cuda, hip="6"))
+    assert (said is None) if words is None else (said is not None and words in said)
+
+
+@pytest.mark.parametrize(
+    ("major", "minor", "built_for", "runs"),
+    [
+        (9, 0, {"sm_80", "sm_90"}, True),
+        (8, 9, {"sm_80", "sm_90"}, True),  # an earlier minor of the same major
+        (7, 0, {"sm_75", "sm_80"}, False),
+        (12, 0, {"sm_90", "compute_90"}, True),  # PTX is translated for later GPUs
+        (12, 0, {"sm_80", "sm_90a"}, False),
+        (10, 0, {"sm_100"}, True),
+    ],
+)
+def test_which_builds_run_on_which_gpu(major: int, minor: int, built_for: set[str], runs: bool) -> None:
+    assert diagnosis._runs_on(major, minor, built_for) is runs

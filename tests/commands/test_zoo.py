@@ -1,0 +1,309 @@
+"""`cloob zoo` as it is typed: results on stdout, talk on stderr, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import cloob_here
+from tiny_model import save_tiny_model
+
+from cloob_cli import assets, console
+from cloob_cli.errors import CardError
+from cloob_cli.registry import cards, store
+
+Cloob = Callable[..., "subprocess.CompletedProcess[str]"]
+
+RELEASED = {
+    "cloob-rn50-yfcc",
+    "cloob-rn50x4-yfcc",
+    "cloob-vit-b-16-laion400m-16ep",
+    "cloob-vit-b-16-laion400m-32ep",
+    "japanese-cloob-vit-b-16",
+    "cloob-vit-xs-pictograms",
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CLOOB_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("CLOOB_MODEL", raising=False)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def cloob(tmp_path: Path, home: Path) -> Cloob:
+    def command(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
+        try:
+            return cloob_here(*arguments, cwd=tmp_path, **({"CLOOB_HOME": str(home)} | env))
+        finally:
+            console.configure(quiet=False)
+
+    return command
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return save_tiny_model(tmp_path / "tiny")
+
+
+@pytest.fixture
+def installed(tiny: Path, cloob: Cloob) -> Path:
+    done = cloob("zoo", "add", tiny, "--name", "mine", "-q")
+    assert (done.returncode, done.stderr) == (0, "")
+    return Path(done.stdout.strip())
+
+
+# ------------------------------------------------------------------ cards
+
+
+def test_every_released_model_has_a_card() -> None:
+    assert set(cards.card_names()) >= RELEASED
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in assets.zoo_folder().glob("*.toml")))
+def test_a_card_can_be_read_and_is_sound(name: str) -> None:
+    card = cards.card(name)
+    assert card.summary
+    assert card.source.bundled or card.homepage
+    if card.source.url and card.source.sha256:
+        assert card.source.sha256 in card.source.url, "the file name carries the hash of its author"
+    if card.recipe:
+        assert card.recipe in assets.shipped_recipes()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in assets.zoo_folder().glob("*.toml")))
+def test_what_a_card_says_of_the_architecture_is_what_the_configuration_builds(name: str) -> None:
+    from cloob_cli.core.config import ARCHITECTURES
+
+    card = cards.card(name)
+    if card.architecture in ARCHITECTURES:
+        built = ARCHITECTURES[card.architecture]
+        assert (card.embed_dim, card.image_size) == (built["embed_dim"], built["vision"]["image_size"])
+
+
+WRONG_CARDS = {
+    "an unknown key": ('licens = "MIT"', "did you mean 'licence'"),
+    "two places": ('[source]\nformat = "mljku"\nurl = "https://a/b"\nrepository = "a/b"', "exactly one"),
+    "no place": ('[source]\nformat = "mljku"', "exactly one"),
+    "plain http": ('[source]\nformat = "mljku"\nurl = "http://a/b"', "source.url"),
+    "a hash that is none": ('[source]\nformat = "mljku"\nurl = "https://a/b"\nsha256 = "12"', "source.sha256"),
+    "a share of more than all": ('[[scores]]\ndataset="x"\nmetric="y"\nvalue=101\nby="z"', "scores.0.value"),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), WRONG_CARDS.values(), ids=WRONG_CARDS.keys())
+def test_a_card_with_wrong_fields_is_one_line(tmp_path: Path, text: str, words: str) -> None:
+    good = 'name = "x"\nsummary = "s"\narchitecture = "a"\nimage_size = 32\nembed_dim = 8\ndata = "d"\n'
+    source = "" if "[source]" in text else '[source]\nformat = "cloob"\nbundled = true\n'
+    first, rest = ("", text) if text.startswith("[") else (text + "\n", "")
+    (tmp_path / "x.toml").write_text(good + first + source + rest)
+    with pytest.raises(CardError) as caught:
+        cards.read_card(tmp_path / "x.toml")
+    said = f"{caught.value.message} {caught.value.hint}"
+    assert words in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("data", [b"name = ", b"\xff\xfe", b'name = "y"'])
+def test_a_file_that_is_no_card(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "x.toml").write_bytes(data)
+    with pytest.raises(CardError):
+        cards.read_card(tmp_path / "x.toml")
+
+
+# ------------------------------------------------------------------ list, show, path, default
+
+
+def test_list_in_a_pipe_is_plain_columns(cloob: Cloob, installed: Path) -> None:
+    done = cloob("zoo", "list")
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert done.returncode == 0
+    assert lines[0] == ["name", "state", "default", "size", "pixels", "data", "score", "licence"]
+    assert {len(line) for line in lines} == {8}
+    by_name = {line[0]: line for line in lines[1:]}
+    assert set(by_name) == RELEASED | {"mine"}
+    assert by_name["cloob-rn50-yfcc"][1] == "not installed"
+    assert by_name["mine"][1] == "installed"
+    assert by_name["cloob-rn50-yfcc"][6] == "Birdsnap zero-shot top-1 28.9 %"
+
+
+def test_list_as_json(cloob: Cloob, installed: Path) -> None:
+    models = {entry["name"]: entry for entry in json.loads(cloob("zoo", "list", "--json").stdout)}
+    assert models["mine"]["path"] == str(installed)
+    assert models["mine"]["image_size"] == 32
+    assert models["mine"]["size_bytes"] == sum(path.stat().st_size for path in installed.iterdir())
+    rn50 = models["cloob-rn50-yfcc"]
+    assert (rn50["state"], rn50["path"], rn50["parameters"]) == ("not installed", None, 102_007_137)
+
+
+def test_show_gives_the_whole_card(cloob: Cloob) -> None:
+    name = "cloob-vit-b-16-laion400m-16ep"
+    shown = json.loads(cloob("zoo", "show", name, "--json").stdout)
+    written = tomllib.loads((assets.zoo_folder() / f"{name}.toml").read_text())
+    assert shown["source"] | {"bundled": False} == written["source"] | {"bundled": False}
+    assert shown["scores"] == written["scores"]
+    plain = cloob("zoo", "show", name).stdout
+    assert f"source.sha256\t{written['source']['sha256']}" in plain.splitlines()
+
+
+def test_show_an_installed_model_and_a_folder(cloob: Cloob, installed: Path, tiny: Path) -> None:
+    shown = json.loads(cloob("zoo", "show", "mine", "--json").stdout)
+    assert shown["vision"]["image_size"] == 32
+    assert shown["installed"]["origin"] == str(tiny)
+    assert json.loads(cloob("zoo", "show", tiny, "--json").stdout)["path"] == str(tiny)
+
+
+def test_path(cloob: Cloob, installed: Path) -> None:
+    done = cloob("zoo", "path", "mine")
+    assert (done.returncode, done.stdout) == (0, f"{installed}\n")
+    missing = cloob("zoo", "path", "cloob-rn50-yfcc")
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert "cloob zoo pull cloob-rn50-yfcc" in missing.stderr
+
+
+@pytest.mark.parametrize("command", ["show", "path", "verify", "pull", "default", "rm"])
+def test_a_nearly_right_name_is_suggested(cloob: Cloob, installed: Path, command: str) -> None:
+    done = cloob("zoo", command, "mime")
+    assert done.returncode == 2
+    assert "error: " in done.stderr
+    if command != "pull":
+        assert "did you mean 'mine'?" in done.stderr
+
+
+def test_default(cloob: Cloob, installed: Path, tiny: Path) -> None:
+    assert cloob("zoo", "default").stdout == "cloob-vit-xs-pictograms\n"
+    assert cloob("zoo", "default", "mine").stdout == "mine\n"
+    assert store.find(None) == installed
+    assert cloob("zoo", "default", tiny).stdout == f"{tiny}\n"
+    assert store.find(None) == tiny
+    cloob("zoo", "default", "mine")
+    assert cloob("zoo", "rm", "mine", "-y").returncode == 0
+    assert cloob("zoo", "default").stdout == "cloob-vit-xs-pictograms\n"
+
+
+# ------------------------------------------------------------------ verify
+
+
+def test_verify_right_and_wrong(cloob: Cloob, installed: Path) -> None:
+    done = cloob("zoo", "verify", "mine")
+    assert done.returncode == 0
+    assert "wrong" not in done.stdout
+    weights = installed / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    done = cloob("zoo", "verify", "mine")
+    assert done.returncode == 1
+    assert "error: mine is not what was stored: model.safetensors" in done.stderr
+    checks = {check["what"]: check["state"] for check in json.loads(cloob("zoo", "verify", "mine", "--json").stdout)}
+    assert checks["model.safetensors"] == "wrong"
+    assert checks["config.json"] == "right"
+
+
+def test_verify_names_a_missing_file(cloob: Cloob, installed: Path) -> None:
+    (installed / "tokenizer.json").unlink()
+    done = cloob("zoo", "verify", "mine")
+    assert done.returncode == 1
+    assert "tokenizer.json\tmissing" in done.stdout
+
+
+# ------------------------------------------------------------------ rm, prune
+
+
+def test_rm_asks_says_and_removes(cloob: Cloob, installed: Path) -> None:
+    dry = cloob("zoo", "rm", "mine", "--dry-run")
+    assert (dry.returncode, installed.is_dir()) == (0, True)
+    assert str(installed) in dry.stdout
+    assert "would be freed" in dry.stderr
+    refused = cloob("zoo", "rm", "mine")
+    assert (refused.returncode, installed.is_dir()) == (2, True)
+    done = cloob("zoo", "rm", "mine", "-y")
+    assert (done.returncode, installed.exists()) == (0, False)
+    assert list(installed.parent.iterdir()) == []
+
+
+def test_the_bundled_model_cannot_be_removed(cloob: Cloob, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
+    monkeypatch.setattr(store, "bundled_folder", lambda name: tiny)
+    done = cloob("zoo", "rm", "cloob-vit-xs-pictograms", "-y")
+    assert done.returncode == 1
+    assert "part of the package" in done.stderr
+    assert tiny.is_dir()
+
+
+def test_prune_removes_what_interrupted_pulls_left_and_nothing_else(cloob: Cloob, home: Path, installed: Path) -> None:
+    left = [
+        home / "downloads" / "0123456789abcdef.partial",
+        home / "downloads" / "0123456789abcdef.json",
+        home / "downloads" / "fedcba9876543210.complete",
+        home / "rejected" / "12345678-x.pt",
+        home / "models" / ".mine.abc.partial" / "model.safetensors",
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(1000))
+    dry = cloob("zoo", "prune", "--dry-run")
+    assert len(dry.stdout.splitlines()) == 1 + len(left)
+    assert "5 kB would be freed" in dry.stderr
+    assert all(path.exists() for path in left)
+    assert cloob("zoo", "prune", "-y").returncode == 0
+    assert not any(path.exists() for path in left)
+    assert cloob("zoo", "verify", "mine").returncode == 0
+    assert "nothing to remove" in cloob("zoo", "prune", "-y").stderr
+
+
+def test_prune_leaves_a_download_in_progress_alone(cloob: Cloob, home: Path) -> None:
+    from cloob_cli.registry.locks import lock, lock_name
+
+    path = home / "downloads" / f"{lock_name('https://example.com/x.pt')}.partial"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"x")
+    with lock("https://example.com/x.pt"):
+        cloob("zoo", "prune", "-y")
+        assert path.exists()
+    cloob("zoo", "prune", "-y")
+    assert not path.exists()
+
+
+# ------------------------------------------------------------------ pull, convert, bundle
+
+
+def test_pull_prints_the_path_last(cloob: Cloob, tiny: Path, home: Path) -> None:
+    done = cloob("zoo", "pull", tiny)
+    assert done.stdout.splitlines()[-1] == str(home / "models" / "tiny")
+    quiet = cloob("zoo", "pull", tiny, "-q")
+    assert (quiet.stdout, quiet.stderr) == (f"{home / 'models' / 'tiny'}\n", "")
+
+
+def test_pull_dry_run_of_a_card(cloob: Cloob, home: Path) -> None:
+    done = cloob("zoo", "pull", "japanese-cloob-vit-b-16", "--dry-run", "--offline")
+    said = dict(line.split("\t") for line in done.stdout.splitlines())
+    assert said["from"] == "hf://rinna/japanese-cloob-vit-b-16"
+    assert said["download"] == "787 MB"
+    assert not home.exists()
+
+
+def test_a_wrong_sha256_option_is_wrong_usage(cloob: Cloob) -> None:
+    assert cloob("zoo", "pull", "https://example.com/x.pt", "--sha256", "12").returncode == 2
+
+
+def test_convert_writes_a_new_folder_only(cloob: Cloob, tmp_path: Path, tiny: Path) -> None:
+    golden = Path(__file__).parents[1] / "golden" / "mljku_vit"
+    done = cloob("zoo", "convert", golden, "-o", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'out'}\n"), done.stderr
+    assert "logit_scale_hopfield" in done.stderr
+    assert cloob("zoo", "convert", golden, "-o", tiny).returncode == 2
+    assert cloob("zoo", "convert", tmp_path / "nothing.pt", "-o", tmp_path / "b").returncode == 1
+    assert not (tmp_path / "b").exists()
+
+
+def test_bundle_and_back(cloob: Cloob, installed: Path, tmp_path: Path) -> None:
+    assert cloob("zoo", "bundle", "mine", "-o", tmp_path / "m.tar").returncode == 0
+    assert cloob("zoo", "rm", "mine", "-y").returncode == 0
+    done = cloob("zoo", "pull", tmp_path / "m.tar")
+    assert done.stdout == f"{installed}\n", done.stderr
+    assert cloob("zoo", "verify", "mine").returncode == 0
