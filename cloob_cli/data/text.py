@@ -24,7 +24,7 @@ _DEFAULT = TokenizerConfig()
 _END_OF_WORD = "</w>"
 
 # Words, digits one by one, runs of other signs, and English clitics: the pattern of CLIP's SimpleTokenizer.
-_WORDS = r"""<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+_WORDS = r"""<start_of_text>|<end_of_text>|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 # What the trained and CLIP's own vocabularies have before their merges: 256 bytes, 256 bytes that end a word; after
 # them the start and the end token, the end token last, because models pool the text at the highest id.
@@ -51,8 +51,11 @@ class Tokenizer:
         self._vocabulary = _read(source)
         self._vocabulary.no_padding()
         self._vocabulary.no_truncation()
+        self._normalizer = self._vocabulary.normalizer
         self._start = self._end = -1
         if self.config.kind != "roberta":
+            # `clean` has done that already, and once more is not always the same: lower case can undo NFC.
+            self._vocabulary.normalizer = None  # type: ignore[assignment]
             self._start, self._end = (self._special(name) for name in (self.config.start_token, self.config.end_token))
 
     def __call__(self, texts: str | list[str]) -> torch.Tensor:
@@ -82,6 +85,7 @@ class Tokenizer:
     def to_json(self) -> str:
         """The contents of a `tokenizer.json` that also pads and cuts to `context_length`."""
         whole = Vocabulary.from_str(self._vocabulary.to_str())
+        whole.normalizer = self._normalizer
         pad = self.config.pad_id
         whole.enable_truncation(self.context_length)
         whole.enable_padding(length=self.context_length, pad_id=pad, pad_token=whole.id_to_token(pad) or "<pad>")
