@@ -46,8 +46,10 @@ class Steps:
         finally:
             torch.set_float32_matmul_precision(before)
 
-    def chunk_rows(self, columns: int) -> int:
-        return max(1, self.chunk_elements // columns)
+    def chunks(self, rows: int, columns: int) -> list[slice]:
+        """Pieces of `rows` rows, each of whole rows of `columns` elements."""
+        height = max(1, self.chunk_elements // columns)
+        return [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
 
     def buffer(self, name: str, rows: int, columns: int, dtype: torch.dtype | None = None) -> Tensor:
         """Memory for a tile, used again for every tile of that name."""
@@ -55,9 +57,6 @@ class Steps:
         if held is None or held.numel() < rows * columns:
             held = self._buffers[name] = torch.empty(rows * columns, dtype=dtype or self.dtype, device=self.device)
         return held[: rows * columns].view(rows, columns)
-
-    def release(self) -> None:
-        self._buffers.clear()
 
     def operand(self, rows: Tensor) -> Tensor:
         """`rows` as the products take them."""
@@ -87,24 +86,31 @@ class Steps:
         weights = scores.exp_()
         return self.operand(weights), self.operand(pulled.mul_(weights))
 
+    def exponentials_of_rows(self, scores: Tensor) -> Tensor:
+        """exp(scores - row maximum), an operand. May overwrite `scores`."""
+        return self.exponentials(scores.sub_(scores.amax(dim=1, keepdim=True)))
+
+    def exponentials_and_gradient_of_rows(self, scores: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor]:
+        """E = exp(scores - row maximum) and E * (pulled - mean of pulled under E / row sum), two operands."""
+        weights = scores.sub_(scores.amax(dim=1, keepdim=True)).exp_()
+        mean = torch.linalg.vecdot(weights, pulled).unsqueeze(1) / weights.sum(dim=1, keepdim=True)
+        return self.operand(weights), self.operand(pulled.sub_(mean).mul_(weights))
+
     def leave_out(self, logits: Tensor, first: int, ids: Tensor | None, keep_diagonal: bool = False) -> Tensor:
         """Set to -inf, in place, what is no negative: the chunk's diagonal, and pairs with equal caption ids.
 
         logits [m, N] are rows `first`, `first + 1`, ... of the joint matrix; ids int64 [N].
         """
         diagonal = logits.diagonal(first)
-        positives = diagonal.clone() if keep_diagonal else -torch.inf
+        positives = diagonal.clone()
         if ids is not None:
             logits.masked_fill_(ids[first : first + len(logits), None] == ids[None, :], -torch.inf)
-        if keep_diagonal and ids is None:
-            return logits
-        diagonal.copy_(positives) if keep_diagonal else diagonal.fill_(-torch.inf)
+        diagonal.copy_(positives if keep_diagonal else torch.full_like(positives, -torch.inf))
         return logits
 
     def softmax_rows(self, logits: Tensor, first: int, ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Over the negatives of each row: logsumexp [m, 1]; exp(logits - row maximum), an operand; 1 / its row sum."""
-        self.leave_out(logits, first, ids)
-        largest = logits.amax(dim=1, keepdim=True)
+        largest = self.leave_out(logits, first, ids).amax(dim=1, keepdim=True)
         weights = logits.sub_(largest).exp_()
         total = weights.sum(dim=1, keepdim=True)
         return largest + total.log(), self.operand(weights), 1 / total

@@ -20,13 +20,12 @@ from cloob_cli.core.loss_steps import Steps
 
 
 @dataclass
-class LossAndGradient:
-    """A scalar and, where asked for, its gradient: for x and y [n, D] and the scalar inv_tau."""
+class Gradient:
+    """Of a scalar: for two matrices of embeddings [n, D], and for the scalar inv_tau."""
 
-    loss: Tensor
-    x: Tensor | None = None
-    y: Tensor | None = None
-    inv_tau: Tensor | None = None
+    left: Tensor
+    right: Tensor
+    inv_tau: Tensor
 
 
 def tiled_loss(inputs: LossInputs, objective: str, scale_hopfield: float, steps: Steps) -> Tensor:
@@ -41,13 +40,13 @@ class _TiledLoss(torch.autograd.Function):
     def forward(ctx, own_x, own_y, inv_tau, inputs: LossInputs, objective, scale_hopfield, steps: Steps, wanted: bool):
         with torch.autocast(own_x.device.type, enabled=False), steps.matmul_precision():
             if objective == "cloob":
-                result = _cloob(inputs, inv_tau, scale_hopfield, steps, wanted)
+                loss, result = _cloob(inputs, inv_tau, scale_hopfield, steps, wanted)
             else:
-                result = _two_directions(inputs, inv_tau, objective == "clip", steps, wanted)
+                loss, result = _two_directions(inputs, inv_tau, objective == "clip", steps, wanted)
         ctx.processes = inputs.layout.processes
-        if wanted:
-            ctx.save_for_backward(result.x, result.y, result.inv_tau)
-        return result.loss
+        if result:
+            ctx.save_for_backward(result.left, result.right, result.inv_tau)
+        return loss
 
     @staticmethod
     @once_differentiable
@@ -63,32 +62,35 @@ class _TiledLoss(torch.autograd.Function):
         )
 
 
-def _cloob(inputs: LossInputs, inv_tau: Tensor, beta: float, steps: Steps, wanted: bool) -> LossAndGradient:
+def _cloob(
+    inputs: LossInputs, inv_tau: Tensor, beta: float, steps: Steps, wanted: bool
+) -> tuple[Tensor, Gradient | None]:
     """1/2 [L(U_x, U_y) + L(V_y, V_x)], patterns in the order U_x, U_y, V_x, V_y."""
     layout = inputs.layout
     retrieval = Retrieval(inputs, beta, steps)
     patterns = retrieval.forward()
     norms = [_normalise_rows(pattern) for pattern in patterns]
-    gradients: list[Tensor | None] = [None] * 4
+    pulled = [inputs.x.new_empty(0)] * 4
     loss = inputs.x.new_zeros(())
     for_tau = inputs.x.new_zeros(())
     for anchors, partners in ((0, 1), (3, 2)):
-        part = _leave_one_out(patterns[anchors], patterns[partners], inputs, inv_tau, steps, wanted)
-        loss += part.loss / (2 * layout.total)
-        if not wanted:
+        part, gradient = _leave_one_out(patterns[anchors], patterns[partners], inputs, inv_tau, steps, wanted)
+        loss += part / (2 * layout.total)
+        if gradient is None:
             continue
-        for_tau += part.inv_tau / (2 * layout.total)
-        for k, gradient in ((anchors, part.x), (partners, part.y)):
+        for_tau += gradient.inv_tau / (2 * layout.total)
+        for k, for_pattern in ((anchors, gradient.left), (partners, gradient.right)):
             # Back through the normalisation. The mean's 1/(2N) goes in here.
-            along = (gradient * patterns[k]).sum(dim=1, keepdim=True)
-            gradient.addcmul_(patterns[k], along, value=-1).mul_(norms[k] / (2 * layout.total))
-            gradients[k] = steps.operand(gradient)
-            patterns[k] = None
-        del part, gradient
+            along = (for_pattern * patterns[k]).sum(dim=1, keepdim=True)
+            for_pattern.addcmul_(patterns[k], along, value=-1).mul_(norms[k] / (2 * layout.total))
+            pulled[k] = steps.operand(for_pattern)
+            patterns[k] = pulled[k]  # the pattern itself is done with
+        del gradient, for_pattern
     sum_over_processes(loss, layout)
     if not wanted:
-        return LossAndGradient(loss)
-    return LossAndGradient(loss, *retrieval.backward(gradients), sum_over_processes(for_tau, layout))
+        return loss, None
+    del patterns
+    return loss, Gradient(*retrieval.backward(pulled), sum_over_processes(for_tau, layout))
 
 
 def _normalise_rows(rows: Tensor) -> Tensor:
@@ -106,7 +108,7 @@ def _normalise_rows(rows: Tensor) -> Tensor:
 
 def _leave_one_out(
     anchors: Tensor, partners: Tensor, inputs: LossInputs, inv_tau: Tensor, steps: Steps, wanted: bool
-) -> LossAndGradient:
+) -> tuple[Tensor, Gradient | None]:
     """N L(A, B), the terms of this process's rows, and the gradient of all terms for this process's rows of A and B.
 
     A vector that all partners have in common adds the same to every logit of a row, which L does not see. It is taken
@@ -123,25 +125,23 @@ def _leave_one_out(
         for_anchors = torch.empty_like(anchors)
         for_partners = torch.zeros(layout.total, anchors.shape[1], dtype=steps.dtype, device=anchors.device)
     operands = steps.operand(scaled)
-    height = steps.chunk_rows(layout.total)
-    for start in range(0, len(anchors), height):
-        chunk = slice(start, start + height)
+    for chunk in steps.chunks(len(anchors), layout.total):
         logits = steps.product("scores", operands[chunk], everybody.T)
-        sums, weights, inverse = steps.softmax_rows(logits, layout.own.start + start, inputs.caption_ids)
+        sums, weights, inverse = steps.softmax_rows(logits, layout.own.start + chunk.start, inputs.caption_ids)
         loss += sums.sum()
         if wanted:
             steps.add_product(for_anchors[chunk], weights, everybody, keep=0).mul_(inverse * inv_tau)
             steps.add_product(for_partners, weights.T, steps.operand(scaled[chunk] * inverse))
     if not wanted:
-        return LossAndGradient(loss)
+        return loss, None
     for_anchors.sub_(positives)
     for_tau = (anchors * for_anchors).sum() / inv_tau  # logits are inv_tau a_i.b_j: Euler's rule for this product
-    return LossAndGradient(loss, for_anchors, scatter_sum(for_partners, layout).sub_(scaled), for_tau)
+    return loss, Gradient(for_anchors, scatter_sum(for_partners, layout).sub_(scaled), for_tau)
 
 
 def _two_directions(
     inputs: LossInputs, inv_tau: Tensor, with_positives: bool, steps: Steps, wanted: bool
-) -> LossAndGradient:
+) -> tuple[Tensor, Gradient | None]:
     """1/2 [L(X, Y) + L(Y, X)]: one score matrix, its rows for one direction and its columns for the other.
 
     Each process makes the rows of its images; the columns' sums are put together from all processes. The gradient
@@ -153,8 +153,7 @@ def _two_directions(
     operands, texts = steps.operand(scaled), steps.operand(inputs.y)
     column_sums = inputs.y.new_full((layout.total,), -torch.inf)
     row_sums = inputs.x.new_empty(len(own_x), 1)
-    height = steps.chunk_rows(layout.total)
-    chunks = [slice(start, min(start + height, len(own_x))) for start in range(0, len(own_x), height)]
+    chunks = steps.chunks(len(own_x), layout.total)
 
     def scores(chunk: slice) -> Tensor:
         logits = steps.product("scores", operands[chunk], texts.T)
@@ -167,7 +166,7 @@ def _two_directions(
     loss = row_sums.sum() + column_sums[layout.own].sum() - 2 * (scaled * own_y).sum()
     loss = sum_over_processes(loss / (2 * layout.total), layout)
     if not wanted:
-        return LossAndGradient(loss)
+        return loss, None
     for_x = torch.empty_like(own_x)
     for_y = torch.zeros_like(inputs.y)
     for chunk in chunks:
@@ -179,7 +178,7 @@ def _two_directions(
     for_x.sub_(2 * own_y).mul_(inv_tau / (2 * layout.total))
     for_y = scatter_sum(for_y, layout).sub_(2 * scaled).div_(2 * layout.total)
     for_tau = sum_over_processes((own_x * for_x).sum() / inv_tau, layout)
-    return LossAndGradient(loss, for_x, for_y, for_tau)
+    return loss, Gradient(for_x, for_y, for_tau)
 
 
 def _logsumexp_over_processes(partial: Tensor, layout: RowLayout) -> Tensor:
