@@ -160,7 +160,7 @@ def convert_to_folder(
     from cloob_cli.registry.convert import convert_checkpoint
 
     converted = convert_checkpoint(checkpoint, format, config, name=folder.name)
-    _save(folder, converted, str(checkpoint.name), None, None)
+    _save(folder, converted, checkpoint.name, None, None)
     return converted.ignored
 
 
@@ -250,7 +250,17 @@ def _fill(folder: Path, fetched: _Fetched, origin: Origin, options: Options, rep
     else:
         _convert(folder, fetched, origin, options, report)
         return
-    store.open_model(folder, "cpu")
+    _prove(folder)
+
+
+def _prove(folder: Path) -> None:
+    """Open the model as anybody would; hold it against the fingerprint that it brought, or store its first one."""
+    from cloob_cli.registry.fingerprint import check_fingerprint, write_fingerprint
+
+    if (folder / store.FINGERPRINT_FILE).is_file():
+        check_fingerprint(folder)
+    else:
+        write_fingerprint(folder)
 
 
 def _is_ours(folder: Path) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cloob_cli import assets
 from cloob_cli.errors import ModelFolderError, UnknownModelError
 from cloob_cli.files import replacing_folder, sha256_of
+from cloob_cli.registry.fingerprint import FINGERPRINT_FILE as FINGERPRINT_FILE  # one of a folder's files
 from cloob_cli.schema import nearest, parse
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 README_FILE = "README.md"
-FINGERPRINT_FILE = "fingerprint.safetensors"
 MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, README_FILE)
 CONFIG_KEY = "config"  # in the metadata of the weights
 BUNDLED_MODEL = "cloob-vit-xs-pictograms"
@@ -150,8 +150,12 @@ def save_model(
     Args:
         dtype: what floating-point tensors are stored as; None keeps them as they are.
         card_text: the contents of README.md.
+
+    The folder is opened once and its fingerprint stored in it, for `cloob zoo verify --deep`.
     """
     from safetensors.torch import save_file
+
+    from cloob_cli.registry.fingerprint import write_fingerprint
 
     with replacing_folder(Path(folder)) as temporary:
         tensors = {
@@ -163,6 +167,7 @@ def save_model(
         write_config(temporary, model.config)
         tokenizer.save(temporary / TOKENIZER_FILE)
         (temporary / README_FILE).write_text(card_text, encoding="utf-8")
+        write_fingerprint(temporary)
 
 
 def write_config(folder: Path, config: ModelConfig) -> None:
@@ -188,7 +193,8 @@ def open_model(
 
     Args:
         device: None picks the best one here.
-        dtype: of the weights; None: float16 on CUDA, float32 elsewhere, whatever the file stores.
+        dtype: of the weights, also "fp32" or "float32" and the like; None: float16 on CUDA, float32 elsewhere,
+            whatever the file stores.
 
     Raises:
         ModelFolderError: a file is missing, truncated, foreign, or does not belong to the others.
@@ -203,7 +209,7 @@ def open_model(
     folder = Path(folder)
     config = read_config(folder)
     chosen_device = pick_device(str(device) if device is not None else None)
-    chosen_dtype = dtype if isinstance(dtype, torch.dtype) else pick_dtype(chosen_device, dtype)
+    chosen_dtype = dtype if isinstance(dtype, torch.dtype) else pick_dtype(chosen_device, _short(dtype))
     _check_depth(folder, config)
     tokenizer = _open_tokenizer(folder, config)
     weights = _read_tensors(folder / WEIGHTS_FILE, chosen_device, chosen_dtype)
@@ -215,6 +221,11 @@ def open_model(
     model.preprocess = Preprocess(config.vision.image_size, config.preprocess)
     model.tokenize = tokenizer
     return model
+
+
+def _short(dtype: str | None) -> str | None:
+    """torch's own names of number formats as well as the short ones."""
+    return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(dtype, dtype) if dtype else None
 
 
 def read_config(folder: Path) -> ModelConfig:

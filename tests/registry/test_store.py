@@ -47,8 +47,8 @@ def test_a_saved_model_computes_the_same_after_loading(
     assert torch.equal(model.tokenize(["a cat"]), tokenizer(["a cat"]))  # type: ignore[misc]
 
 
-def test_a_folder_holds_the_four_files_and_the_configuration_twice(model_folder: Path) -> None:
-    assert sorted(path.name for path in model_folder.iterdir()) == sorted(store.MODEL_FILES)
+def test_a_folder_holds_its_files_and_the_configuration_twice(model_folder: Path) -> None:
+    assert {path.name for path in model_folder.iterdir()} == {*store.MODEL_FILES, store.FINGERPRINT_FILE}
     _, metadata = store.read_header(model_folder / store.WEIGHTS_FILE)
     assert json.loads(metadata["config"]) == json.loads((model_folder / "config.json").read_text())
 
