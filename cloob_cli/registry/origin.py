@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -56,21 +56,15 @@ def resolve(target: str, name: str | None = None, format: str | None = None, sha
         UsageError: a name that cannot be a folder's.
     """
     if target in cards.card_names():
-        card = cards.card(target)
-        source = card.source
-        return Origin(
-            name=checked_name(name or card.name),
-            bundled=source.bundled,
-            url=source.url,
-            reference=Reference(source.repository, source.revision) if source.repository else None,
-            format=format or source.format,
-            sha256=sha256 or source.sha256,
-            card=card,
-        )
+        return _of_card(cards.card(target), name, format, sha256)
     if target.startswith("hf://"):
         reference = parse_reference(target)
+        if known := next((c for c in cards.all_cards() if c.source.repository == reference.repository), None):
+            return replace(_of_card(known, name, format, sha256), reference=reference)
         return Origin(checked_name(name or reference.repository.split("/")[1]), reference=reference, format=format)
     if "://" in target:
+        if known := next((c for c in cards.all_cards() if c.source.url == target), None):
+            return _of_card(known, name, format, sha256)
         file_name = PurePosixPath(urlsplit(target).path).name
         return Origin(
             checked_name(name or _stem(file_name)), url=target, format=format or _format_of(file_name), sha256=sha256
@@ -79,6 +73,19 @@ def resolve(target: str, name: str | None = None, format: str | None = None, sha
     if not path.exists():
         cards.card(target)  # raises, with the nearest name
     return local(path, name, format)
+
+
+def _of_card(card: Card, name: str | None, format: str | None, sha256: str | None) -> Origin:
+    source = card.source
+    return Origin(
+        name=checked_name(name or card.name),
+        bundled=source.bundled,
+        url=source.url,
+        reference=Reference(source.repository, source.revision) if source.repository else None,
+        format=format or source.format,
+        sha256=sha256 or source.sha256,
+        card=card,
+    )
 
 
 def local(path: Path, name: str | None = None, format: str | None = None) -> Origin:
@@ -92,7 +99,9 @@ def local(path: Path, name: str | None = None, format: str | None = None) -> Ori
         raise InputError(f"there is nothing at {path}")
     path = path.resolve()
     own = _stem(path.name) if path.is_file() else path.name
-    return Origin(checked_name(name or own), path=path, format=format or _format_of(path.name), renamed=name is not None)
+    return Origin(
+        checked_name(name or own), path=path, format=format or _format_of(path.name), renamed=name is not None
+    )
 
 
 def _format_of(file_name: str) -> str | None:

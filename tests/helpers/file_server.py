@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +48,8 @@ class FileServer:
 
 
 @contextmanager
-def serving(**files: bytes) -> Iterator[FileServer]:
+def serving(tls: ssl.SSLContext | None = None, **files: bytes) -> Iterator[FileServer]:
+    """Serve `files` from a thread; with `tls` over https."""
     state = FileServer(files={f"/{name}": data for name, data in files.items()})
 
     class Handler(BaseHTTPRequestHandler):
@@ -135,7 +137,9 @@ def serving(**files: bytes) -> Iterator[FileServer]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    state.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
