@@ -130,7 +130,7 @@ def _register_heif() -> None:
 
 
 class Preprocess:
-    """The picture a model sees: resized (bicubic, antialiased), centre-cropped, scaled to [0, 1] and normalised.
+    """The picture a model sees: resized (antialiased), centre-cropped, scaled to [0, 1] and normalised.
 
     The short side becomes `image_size` and the long side int(image_size * long / short), as in torchvision's Resize
     and CenterCrop, which the reference programs use; with `config.resize == "squash"` both sides become `image_size`.
@@ -146,10 +146,10 @@ class Preprocess:
 
     def crop(self, image: Image.Image) -> np.ndarray:
         """An RGB picture of any size -> uint8 [image_size, image_size, 3]."""
-        size = self.image_size
+        size, filter = self.image_size, Image.Resampling[self.config.interpolation.upper()]
         image = _to_rgb(image)
         if self.config.resize == "squash":
-            return np.array(image.resize((size, size), Image.Resampling.BICUBIC))
+            return np.array(image.resize((size, size), filter))
         width, height = image.size
         short, long = min(width, height), max(width, height)
         resized_long = int(size * long / short)
@@ -158,9 +158,9 @@ class Preprocess:
         if long > _EXTREME_RATIO * short:
             scale_x, scale_y = width / resized[0], height / resized[1]
             box = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
-            return np.array(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+            return np.array(image.resize((size, size), filter, box=box))
         if image.size != resized:
-            image = image.resize(resized, Image.Resampling.BICUBIC)
+            image = image.resize(resized, filter)
         return np.array(image.crop((left, top, left + size, top + size)))
 
 
