@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -157,18 +157,22 @@ def _checked_hash(sha256: str | None) -> str | None:
 
 @contextmanager
 def _reporting() -> Iterator[Report]:
-    """Events become a bar of bytes and notices."""
+    """Notices become talk; a download gets a bar of bytes, which begins with the first one."""
     from cloob_cli.registry.events import Notice, Received, Started
 
-    with console.progress("downloading", unit="B") as bar:
+    with ExitStack() as stack:
+        bars: list[console.Progress] = []
 
         def report(event: Event) -> None:
-            if isinstance(event, Started):
-                bar.restart(event.done, event.total)
-                bar.note(event.name)
-            elif isinstance(event, Received):
-                bar.advance(event.bytes)
-            elif isinstance(event, Notice):
+            if isinstance(event, Notice):
                 console.talk(event.text)
+                return
+            if not bars:
+                bars.append(stack.enter_context(console.progress("downloading", unit="B")))
+            if isinstance(event, Started):
+                bars[0].restart(event.done, event.total)
+                bars[0].note(event.name)
+            elif isinstance(event, Received):
+                bars[0].advance(event.bytes)
 
         yield report

@@ -38,7 +38,7 @@ class Patience:
     first_wait: float = 1.0
     longest_wait: float = 30.0
     connect_seconds: float = 15.0
-    stall_seconds: float = 30.0
+    stall_seconds: float = 20.0
     progress_bytes: int = 1 << 16
 
 

@@ -38,7 +38,7 @@ def verify_model(name: str, deep: bool = False) -> list[Check]:
         UnknownModelError: nothing has that name.
     """
     folder = store.find(name)
-    expected = _recorded_hashes(folder, name)
+    expected = _recorded_hashes(folder)
     checks = [_check_file(folder / file, expected.get(file)) for file in _HASHED if _concerns(folder / file, expected)]
     checks.append(_check_opening(folder))
     if deep and not any(check.failed for check in checks):
@@ -46,9 +46,9 @@ def verify_model(name: str, deep: bool = False) -> list[Check]:
     return checks
 
 
-def _recorded_hashes(folder: Path, name: str) -> dict[str, str]:
-    if folder == store.bundled_folder(name):
-        return cards.card(name).files
+def _recorded_hashes(folder: Path) -> dict[str, str]:
+    if folder == store.bundled_folder(folder.name):
+        return cards.card(folder.name).files
     files = install_record(folder).get("files")
     return {str(file): str(value) for file, value in files.items()} if isinstance(files, dict) else {}
 

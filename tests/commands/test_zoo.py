@@ -86,6 +86,21 @@ def test_what_a_card_says_of_the_architecture_is_what_the_configuration_builds(n
         assert (card.embed_dim, card.image_size) == (built["embed_dim"], built["vision"]["image_size"])
 
 
+@pytest.mark.parametrize(
+    "card", [card for card in cards.all_cards() if card.source.bundled], ids=lambda card: card.name
+)
+def test_a_bundled_model_is_the_one_that_its_card_describes(card: cards.Card, cloob: Cloob) -> None:
+    folder = store.bundled_folder(card.name)
+    checks = json.loads(cloob("zoo", "verify", folder, "--deep", "--json").stdout)
+    assert {check["state"] for check in checks if check["what"] == "fingerprint"} == {"right"}
+    config = store.read_config(folder)
+    assert (config.vision.image_size, config.embed_dim) == (card.image_size, card.embed_dim)
+    by_name = json.loads(cloob("zoo", "verify", card.name, "--json").stdout)
+    assert {check["state"] for check in by_name} == {"right"}
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 16 << 20
+    assert card.scores
+
+
 WRONG_CARDS = {
     "an unknown key": ('licens = "MIT"', "did you mean 'licence'"),
     "two places": ('[source]\nformat = "mljku"\nurl = "https://a/b"\nrepository = "a/b"', "exactly one"),
@@ -210,6 +225,40 @@ def test_verify_names_a_missing_file(cloob: Cloob, installed: Path) -> None:
     done = cloob("zoo", "verify", "mine")
     assert done.returncode == 1
     assert "tokenizer.json\tmissing" in done.stdout
+
+
+def spoil_configuration(folder: Path, **vision: object) -> None:
+    """Change what the model is said to be, with hashes and metadata that agree: only computing shows it."""
+    import hashlib
+
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((folder / "config.json").read_text())
+    config["vision"] |= vision
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = folder / "model.safetensors"
+    save_file(load_file(weights), weights, metadata={"config": json.dumps(config)})
+    record = json.loads((folder / "installed.json").read_text())
+    for name in ("config.json", "model.safetensors"):
+        record["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    (folder / "installed.json").write_text(json.dumps(record))
+
+
+def test_verify_deep_finds_a_wrong_activation_that_no_hash_shows(cloob: Cloob, installed: Path) -> None:
+    assert cloob("zoo", "verify", "mine", "--deep").returncode == 0
+    spoil_configuration(installed, activation="quick_gelu")
+    assert cloob("zoo", "verify", "mine").returncode == 0
+    done = cloob("zoo", "verify", "mine", "--deep")
+    assert done.returncode == 1
+    assert "fingerprint\twrong\tthe image tower computes other embeddings" in done.stdout
+
+
+def test_verify_deep_without_a_fingerprint(cloob: Cloob, tiny: Path) -> None:
+    (tiny / "fingerprint.safetensors").unlink()
+    assert cloob("zoo", "verify", tiny).returncode == 0
+    done = cloob("zoo", "verify", tiny, "--deep")
+    assert done.returncode == 1
+    assert "fingerprint\tmissing" in done.stdout
 
 
 # ------------------------------------------------------------------ rm, prune

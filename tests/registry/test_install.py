@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from cloob_cli.errors import (
     DiskSpaceError,
     DownloadError,
     InputError,
+    MissingExtraError,
     ModelFolderError,
     RegistryError,
     UnknownModelError,
@@ -256,6 +258,40 @@ def test_a_hostile_checkpoint_is_refused_and_runs_nothing(tmp_path: Path) -> Non
         install.pull(resolve(str(tmp_path / "x.pkl")))
     assert not (tmp_path / "ran").exists()
     assert store.installed_models() == []
+
+
+def test_a_missing_extra_does_not_cost_the_download(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*arguments: object) -> None:
+        raise MissingExtraError.of("transformers", "transformers")
+
+    origin = resolve(f"{server.url}/tiny.tar")
+    with monkeypatch.context() as patched:
+        patched.setattr(install, "_fill", missing)
+        with pytest.raises(MissingExtraError):
+            install.pull(origin, OPTIONS)
+    install.pull(origin, OPTIONS)
+    assert server.served_bytes == len(server.files["/tiny.tar"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(50))
+def test_fifty_random_faults_of_whole_pulls(server: FileServer, seed: int) -> None:
+    draw = random.Random(seed)
+    size = len(server.files["/tiny.tar"])
+    kinds = ("cut_after", "stall_after", "corrupt_at")
+    server.faults = [Fault(**{draw.choice(kinds): draw.randrange(size)}) for _ in range(draw.randint(1, 4))]
+    clean = all(fault.corrupt_at is None for fault in server.faults)
+    origin = resolve(f"{server.url}/tiny.tar", sha256=hashlib.sha256(server.files["/tiny.tar"]).hexdigest())
+    for _ in range(8):
+        try:
+            install.pull(origin, OPTIONS)
+            break
+        except (DownloadError, ChecksumError):
+            assert store.installed_models() == []
+            assert no_half_models()
+    assert not [check for check in verify_model("tiny", deep=True) if check.failed]
+    if clean:
+        assert server.served_bytes == size
 
 
 # ------------------------------------------------------------------ bundles that lie
