@@ -43,13 +43,13 @@ class CaptionStore:
         self._hashes = np.array(hashes, dtype=np.int64)
         self._context, self._pad = tokenizer.context_length, tokenizer.config.pad_id
 
-    def counts(self, pairs: np.ndarray) -> np.ndarray:
-        """How many captions each pair has -> int64 [B]."""
-        return self._first[pairs + 1] - self._first[pairs]
+    def has(self, pair: int) -> bool:
+        """Whether the pair has a caption."""
+        return bool(self._first[pair + 1] > self._first[pair])
 
     def batch(self, pairs: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """One caption a pair, chosen by its number in [0, 1) -> int64 [B, context] tokens, int64 [B] caption ids."""
-        counts = self.counts(pairs)
+        counts = self._first[pairs + 1] - self._first[pairs]
         chosen = self._choices[self._first[pairs] + pick(uniform, counts)]
         starts = self._starts[chosen]
         columns = np.arange(self._context)

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from cloob_cli.data.augment import DRAWS, crops, draw, move, recolour
+from cloob_cli.data.augment import DRAWS, draw, move, recolour
 from cloob_cli.data.captions import CaptionStore, caption_id, pick
 from cloob_cli.data.images import Preprocess
 from cloob_cli.data.order import block_windows, epoch_order, uniforms
@@ -70,10 +70,9 @@ class PairLoader:
         workers: processes (or threads, where the pictures are in memory) that prepare batches; "auto": by cores.
         in_memory: keep the decoded pictures; "auto": where they take at most a part of the free memory.
         device: where the batches go. Kept pictures are moved there where they fit, and changed there.
-        on_progress: called with (pictures read, of how many) while a set is read into memory.
 
     Raises:
-        DataError: fewer pairs than a batch, or not one readable pair.
+        DataError: fewer pairs than a batch.
     """
 
     def __init__(
@@ -91,7 +90,6 @@ class PairLoader:
         rank: int = 0,
         processes: int = 1,
         device: torch.device | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self._pairs = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
         if len(self._pairs) < batch_size:
@@ -101,13 +99,12 @@ class PairLoader:
         self._source, self._seed, self._batch_size = source, seed, batch_size
         self._share = slice(batch_size * rank // processes, batch_size * (rank + 1) // processes)
         self._workers = _worker_count(processes) if workers == "auto" else workers
-        self._device = device or torch.device("cpu")
         reader = _Reader(source, tokenizer, Bases(preprocess, augment), augment, seed)
         if in_memory == "auto":
             in_memory = fits_in_memory(source, reader.bases, self._pairs, processes)
         self._read: Callable[[int, list[np.ndarray]], Iterator[PairBatch]]
         if in_memory:
-            self._read = _Memory(reader, self._pairs, self._workers, self._device, on_progress).batches
+            self._read = _Memory(reader, self._pairs, self._workers, device or torch.device("cpu")).batches
         else:
             self._read = _Stream(reader, self._workers).batches
         self.in_memory: bool = in_memory
@@ -172,19 +169,15 @@ class _Reader:
         random = uniforms(self.seed, epoch, numbers, len(DRAWS))
         choices = pick(draw(random, "caption"), np.array([len(t) for t in texts], dtype=np.int64))
         chosen = [captions[choice] for captions, choice in zip(texts, choices, strict=True)]
+        bases = cropped(pictures, random, self.augment, self.bases.size)
+        moved = move(bases, torch.arange(len(bases)), random, self.augment)
         return PairBatch(
-            self.change(cropped(pictures, random, self.augment, self.bases.size), None, random).permute(0, 3, 1, 2),
+            recolour(moved, random, self.augment).permute(0, 3, 1, 2),
             self.tokenizer(chosen),
             torch.from_numpy(numbers),
             torch.tensor([caption_id(row) for row in self.tokenizer.rows(chosen)], dtype=torch.int64),
             skipped,
         )
-
-    def change(self, pictures: torch.Tensor, rows: torch.Tensor | None, random: np.ndarray) -> torch.Tensor:
-        """Everything after the crop: uint8 [n, S, S, 3] -> uint8 [b, S, S, 3]."""
-        if rows is None:
-            rows = torch.arange(len(pictures), device=pictures.device)
-        return recolour(move(pictures, rows, random, self.augment), random, self.augment)
 
 
 class _Stream:
@@ -233,23 +226,16 @@ class _Keys:
 class _Memory:
     """Batches of pictures that are kept decoded, assembled ahead by threads."""
 
-    def __init__(
-        self,
-        reader: _Reader,
-        pairs: np.ndarray,
-        workers: int,
-        device: torch.device,
-        on_progress: Callable[[int, int], None] | None,
-    ) -> None:
-        self._reader, self._pairs = reader, pairs
+    def __init__(self, reader: _Reader, pairs: np.ndarray, workers: int, device: torch.device) -> None:
+        self._reader = reader
         self._threads = max(1, workers)
         self._rows = np.full(len(reader.source), -1, dtype=np.int64)
         self._rows[pairs] = np.arange(len(pairs))
         self._captions = CaptionStore(
             (_captions_or_none(reader.source, index) for index in pairs.tolist()), reader.tokenizer
         )
-        self._pictures = PictureStore(reader.source, reader.bases, pairs, self._threads, on_progress)
-        self._pictures.move_to(device)
+        self._pictures = PictureStore(reader.source, reader.bases, pairs)
+        self._pictures.move_to(device, self._threads)
 
     def batches(self, epoch: int, wanted: list[np.ndarray]) -> Iterator[PairBatch]:
         with ThreadPoolExecutor(self._threads, thread_name_prefix="pairs") as pool:
@@ -266,29 +252,17 @@ class _Memory:
                     future.cancel()
 
     def _batch(self, epoch: int, pairs: np.ndarray) -> PairBatch:
-        reader, source = self._reader, self._reader.source
+        reader = self._reader
         rows = self._rows[pairs]
-        captionless = self._captions.counts(rows) == 0
-        unreadable = self._pictures.unreadable
-        skipped = (
-            [
-                (source.name(int(pair)), unreadable.get(int(row), "no caption"))
-                for pair, row, bare in zip(pairs, rows, captionless, strict=True)
-                if bare or int(row) in unreadable
-            ]
-            if unreadable or captionless.any()
-            else []
-        )
+        self._pictures.load(rows)
+        reasons = [self._reason(row) for row in rows.tolist()]
+        skipped = [(reader.source.name(pair), why) for pair, why in zip(pairs.tolist(), reasons, strict=True) if why]
         if skipped:
-            usable = ~captionless & ~np.isin(rows, list(unreadable))
+            usable = np.array([why is None for why in reasons])
             pairs, rows = pairs[usable], rows[usable]
         random = uniforms(reader.seed, epoch, pairs, len(DRAWS))
         tokens, caption_ids = self._captions.batch(rows, draw(random, "caption"))
-        if crops(reader.augment):
-            pictures = reader.change(self._pictures.crop(rows, random, reader.augment), None, random)
-        else:
-            assert self._pictures.tensor is not None  # without random crops all pictures have the model's size
-            pictures = reader.change(self._pictures.tensor, torch.from_numpy(rows).to(self._pictures.device), random)
+        pictures = recolour(self._pictures.take(rows, random, reader.augment), random, reader.augment)
         return PairBatch(
             pictures.permute(0, 3, 1, 2),
             torch.from_numpy(tokens),
@@ -296,6 +270,10 @@ class _Memory:
             torch.from_numpy(caption_ids),
             skipped,
         )
+
+    def _reason(self, row: int) -> str | None:
+        """Why a pair cannot be used, if so."""
+        return self._pictures.unreadable.get(row) if self._captions.has(row) else "no caption"
 
 
 def _captions_or_none(source: PairSource, index: int) -> list[str]:

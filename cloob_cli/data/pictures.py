@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,10 +12,10 @@ import psutil  # type: ignore[import-untyped]
 import torch
 from PIL import Image
 
-from cloob_cli.data.augment import crop_boxes, crops, resized_crop, resized_crops
+from cloob_cli.data.augment import crop_boxes, crops, move, resized_crop, resized_crops
 from cloob_cli.data.images import Preprocess
 from cloob_cli.data.pairs import PairSource
-from cloob_cli.errors import DataError, ImageError
+from cloob_cli.errors import ImageError
 from cloob_cli.recipe import AugmentSection
 
 _SHARE_OF_MEMORY = 0.4  # of what is free, at most so much is taken without being asked
@@ -26,104 +26,89 @@ _TRIED = 32  # pictures that stand for all when their size is estimated
 
 class Bases:
     """What random changes start from: without random crops the picture as inference would crop it; with them the
-    whole picture, made smaller where it has more pixels than the smallest crop needs.
+    whole picture, made smaller only where it has many more pixels than the smallest crop needs.
     """
 
     def __init__(self, preprocess: Preprocess, augment: AugmentSection) -> None:
         self.size = preprocess.image_size
         self._preprocess = preprocess
         # A crop of `crop_scale[0]` of the area should still have `size` pixels a side.
-        self._short = math.ceil(self.size / math.sqrt(augment.crop_scale[0])) if crops(augment) else None
+        self._enough = math.ceil(self.size / math.sqrt(augment.crop_scale[0])) if crops(augment) else None
 
     def of(self, source: PairSource, index: int) -> np.ndarray:
         """The picture of one pair -> uint8 [H, W, 3]. Raises ImageError."""
-        if self._short is None:
+        if self._enough is None:
             return self._preprocess.crop(source.image(index, self.size))
-        image = source.image(index, self._short)
-        short = min(image.size)
-        if short > self._short:
-            width, height = (max(1, round(side * self._short / short)) for side in image.size)
+        image = source.image(index, self._enough)
+        scale = 2 * self._enough / min(image.size)
+        if scale < 1:
+            width, height = (round(side * scale) for side in image.size)
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         return np.array(image)
 
 
 class PictureStore:
-    """All pictures of `pairs`, decoded by threads; `unreadable` tells which row could not be read and why.
+    """The bases of `pairs`, each decoded when it is first asked for and kept from then on.
 
-    Raises:
-        DataError: not one can be read.
+    Rows are numbered as in `pairs`. Threads may load different rows at the same time.
     """
 
-    def __init__(
-        self,
-        source: PairSource,
-        bases: Bases,
-        pairs: np.ndarray,
-        threads: int,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> None:
-        self.unreadable: dict[int, str] = {}
-        self._size, self._count = bases.size, len(pairs)
-        self._array: np.ndarray | None = None  # [n, H, W, 3] while all pictures have one size
-        self._loose: list[np.ndarray] = []  # else one array a picture
+    def __init__(self, source: PairSource, bases: Bases, pairs: np.ndarray) -> None:
+        self.unreadable: dict[int, str] = {}  # row, reason
+        self._source, self._bases, self._pairs = source, bases, pairs
+        self._known = np.zeros(len(pairs), dtype=bool)
+        self._tensor: torch.Tensor | None = None  # uint8 [n, H, W, 3], H and W those of the first picture
+        self._odd: dict[int, np.ndarray] = {}  # pictures of another size
+        self._lock = threading.Lock()
 
-        def decode(start: int) -> list[np.ndarray | str]:
-            found: list[np.ndarray | str] = []
-            for index in pairs[start : start + _AT_ONCE].tolist():
-                try:
-                    found.append(bases.of(source, index))
-                except ImageError as problem:
-                    found.append(problem.message)
-            return found
+    def load(self, rows: np.ndarray) -> None:
+        """Decode those of `rows`, int64 [B], that are not known yet."""
+        for row in rows[~self._known[rows]].tolist():
+            try:
+                self._put(row, self._bases.of(self._source, int(self._pairs[row])))
+            except ImageError as problem:
+                self.unreadable[row] = problem.message
+            self._known[row] = True
 
-        with ThreadPoolExecutor(threads) as pool:
-            starts = range(0, len(pairs), _AT_ONCE)
-            # Batches of tasks, so that decoded pictures do not pile up in front of the one who stores them.
-            for first in range(0, len(starts), threads * 4):
-                some = starts[first : first + threads * 4]
-                for start, found in zip(some, pool.map(decode, some), strict=True):
-                    for row, picture in enumerate(found, start=start):
-                        if isinstance(picture, str):
-                            self.unreadable[row] = picture
-                        else:
-                            self._put(row, picture)
-                    if on_progress is not None:
-                        on_progress(min(start + _AT_ONCE, len(pairs)), len(pairs))
-        if len(self.unreadable) == len(pairs):
-            raise DataError(f"not one of {len(pairs)} pictures can be read; the first: {self.unreadable[0]}")
-        self.tensor: torch.Tensor | None = torch.from_numpy(self._array) if self._array is not None else None
-
-    @property
-    def device(self) -> torch.device:
-        return self.tensor.device if self.tensor is not None else torch.device("cpu")
-
-    def move_to(self, device: torch.device) -> None:
-        """Keep the pictures on `device` from now on, if it is a GPU and they take at most a quarter of what is free."""
-        if self.tensor is None or device.type != "cuda":
+    def move_to(self, device: torch.device, threads: int) -> None:
+        """Decode everything now and keep it on `device`, if that is a GPU and a quarter of its free memory will do."""
+        if device.type != "cuda":
             return
+        self.load(np.arange(min(_AT_ONCE, len(self._pairs))))
         free, _ = torch.cuda.mem_get_info(device)
-        if self.tensor.nbytes <= free * _SHARE_OF_DEVICE:
-            self.tensor = self.tensor.to(device)
-            self._array = None
+        if self._tensor is None or self._tensor.nbytes > free * _SHARE_OF_DEVICE:
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(self.load, np.array_split(np.arange(len(self._pairs)), -(-len(self._pairs) // _AT_ONCE))):
+                pass
+        if not self._odd:
+            self._tensor = self._tensor.to(device)
 
-    def crop(self, rows: np.ndarray, random: np.ndarray, augment: AugmentSection) -> torch.Tensor:
-        """Random crops of the pictures in `rows`, int64 [B] -> uint8 [B, S, S, 3] where the pictures are."""
-        if self.tensor is not None and self.tensor.device.type != "cpu":
-            height, width = self.tensor.shape[1:3]
+    def take(self, rows: np.ndarray, random: np.ndarray, augment: AugmentSection) -> torch.Tensor:
+        """Readable rows, int64 [B], at random crops, shifted and mirrored -> uint8 [B, S, S, 3] where they are kept."""
+        size = self._bases.size
+        if self._tensor is None:
+            return torch.empty(0, size, size, 3, dtype=torch.uint8)  # nothing readable yet
+        if not crops(augment):
+            return move(self._tensor, torch.from_numpy(rows).to(self._tensor.device), random, augment)
+        if self._tensor.device.type == "cpu":
+            kept = self._tensor.numpy()
+            pictures = cropped([self._odd.get(row, kept[row]) for row in rows.tolist()], random, augment, size)
+        else:
+            height, width = self._tensor.shape[1:3]
             boxes = crop_boxes(np.tile([[width, height]], (len(rows), 1)), random, augment)
-            return resized_crops(self.tensor[torch.from_numpy(rows).to(self.device)], boxes, self._size)
-        pictures = self._loose if self._array is None else self._array
-        return cropped([pictures[row] for row in rows.tolist()], random, augment, self._size)
+            pictures = resized_crops(self._tensor[torch.from_numpy(rows).to(self._tensor.device)], boxes, size)
+        return move(pictures, torch.arange(len(pictures), device=pictures.device), random, augment)
 
     def _put(self, row: int, picture: np.ndarray) -> None:
-        if self._array is None and not self._loose:
-            self._array = np.zeros((self._count, *picture.shape), dtype=np.uint8)
-        if self._array is not None and self._array.shape[1:] == picture.shape:
-            self._array[row] = picture
-            return
-        if self._array is not None:
-            self._loose, self._array = list(self._array), None
-        self._loose[row] = picture
+        with self._lock:
+            if self._tensor is None:
+                # Not touched before it is filled, so that memory is taken as pictures come.
+                self._tensor = torch.from_numpy(np.zeros((len(self._pairs), *picture.shape), dtype=np.uint8))
+        if self._tensor.shape[1:] == picture.shape:
+            self._tensor[row] = torch.from_numpy(picture)
+        else:
+            self._odd[row] = picture
 
 
 def cropped(pictures: list[np.ndarray], random: np.ndarray, augment: AugmentSection, size: int) -> torch.Tensor:
