@@ -96,7 +96,10 @@ def _facts(name: str) -> dict[str, Any]:
     folder = store.find(name)
     if not facts:
         facts = store.read_config(folder).model_dump(exclude_none=True)
-    facts |= {"state": "here", "path": str(folder), "size_bytes": folder_size(folder)}
+    state = "bundled" if folder == store.bundled_folder(folder.name) else "installed"
+    if folder not in (store.bundled_folder(folder.name), store.installed_folder(folder.name)):
+        state = "a folder"
+    facts |= {"state": state, "path": str(folder), "size_bytes": folder_size(folder)}
     record = install_record(folder)
     return facts | ({"installed": record} if record else {})
 

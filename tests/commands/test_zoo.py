@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import cloob_here
 from tiny_model import save_tiny_model
 
 from cloob_cli import assets, console
+from cloob_cli.core.config import ARCHITECTURES, ModelConfig
+from cloob_cli.core.model import CloobModel
 from cloob_cli.errors import CardError
 from cloob_cli.registry import cards, store
 
@@ -78,12 +81,13 @@ def test_a_card_can_be_read_and_is_sound(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in assets.zoo_folder().glob("*.toml")))
 def test_what_a_card_says_of_the_architecture_is_what_the_configuration_builds(name: str) -> None:
-    from cloob_cli.core.config import ARCHITECTURES
-
     card = cards.card(name)
     if card.architecture in ARCHITECTURES:
         built = ARCHITECTURES[card.architecture]
         assert (card.embed_dim, card.image_size) == (built["embed_dim"], built["vision"]["image_size"])
+        with torch.device("meta"):
+            model = CloobModel(ModelConfig.model_validate(built))
+        assert card.parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -170,7 +174,9 @@ def test_show_an_installed_model_and_a_folder(cloob: Cloob, installed: Path, tin
     shown = json.loads(cloob("zoo", "show", "mine", "--json").stdout)
     assert shown["vision"]["image_size"] == 32
     assert shown["installed"]["origin"] == str(tiny)
-    assert json.loads(cloob("zoo", "show", tiny, "--json").stdout)["path"] == str(tiny)
+    assert shown["state"] == "installed"
+    folder = json.loads(cloob("zoo", "show", tiny, "--json").stdout)
+    assert (folder["path"], folder["state"]) == (str(tiny), "a folder")
 
 
 def test_path(cloob: Cloob, installed: Path) -> None:
