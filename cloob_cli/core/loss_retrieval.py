@@ -3,11 +3,16 @@
 With E = exp(beta Q S^T), row i of A = E S points where softmax(beta q_i S^T) S points; only its length differs, and
 that goes away in the normalisation. So no softmax is ever formed: the caller normalises A. What comes back from there,
 r, is at right angles to A in every row, which is why the softmax's own correction term is zero here.
+
+Embeddings enter the products as deviations from their mean, and E as F = E - 1: what they have in common is added in
+full precision afterwards. Embeddings in a narrow cone, as at the start of training, would otherwise differ by less than
+the rounding of what they share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,9 +21,39 @@ from cloob_cli.core.gather import scatter_sum
 from cloob_cli.core.loss_inputs import LossInputs
 from cloob_cli.core.loss_steps import Steps
 
-# Scores up to this size are exponentiated as they are, in tiles. exp(20) leaves room for sums over any batch, and the
-# rounding of float32 times 20 stays below 1e-5. Larger ones need whole rows: maximum, sum and mean gradient of a row.
-LARGEST_TILED = {torch.float32: 20.0, torch.float64: 200.0}
+# Scores up to this size are exponentiated as they are, in tiles. exp(2 * 20) leaves room for sums over any batch, and
+# the rounding of float32 times 20 stays below 1e-5. Larger ones need whole rows: maximum, sum and mean of a row.
+LARGEST_TILED = {torch.float32: 20.0, torch.float64: 150.0}
+
+
+@dataclass(frozen=True)
+class _Embeddings:
+    """Rows [N, D] as their mean [D] and their deviations from it, an operand.
+
+    `biases` holds, by name, beta times the products [N] of the exact deviations with a mean: what the scores with other
+    embeddings have on top of the product of deviations (a constant is left out, which no softmax sees).
+    """
+
+    name: str
+    mean: Tensor
+    deviations: Tensor
+    biases: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.deviations)
+
+    def __getitem__(self, rows: slice) -> _Embeddings:
+        biases = {name: values[rows] for name, values in self.biases.items()}
+        return _Embeddings(self.name, self.mean, self.deviations[rows], biases)
+
+
+@dataclass(frozen=True)
+class _Pulled:
+    """The gradient r [n, D] of patterns: an operand, its products [n] with the stored mean, and its sum [D]."""
+
+    rows: Tensor
+    along_mean: Tensor
+    total: Tensor
 
 
 class Retrieval:
@@ -33,109 +68,175 @@ class Retrieval:
         self.layout = inputs.layout
         self.beta = beta
         self.steps = steps
-        self.x, self.y = steps.operand(inputs.x), steps.operand(inputs.y)
-        self.shared = self.layout.processes == 1 and beta * inputs.largest_norm**2 <= LARGEST_TILED[steps.dtype]
+        means = {"x": inputs.x.mean(dim=0), "y": inputs.y.mean(dim=0)}
+        self.x, self.y = (self._embeddings(name, rows, means) for name, rows in (("x", inputs.x), ("y", inputs.y)))
+        self.tiled = beta * inputs.largest_norm**2 <= LARGEST_TILED[steps.dtype]
+        self.shared = self.tiled and self.layout.processes == 1
+
+    def _embeddings(self, name: str, rows: Tensor, means: dict[str, Tensor]) -> _Embeddings:
+        deviations = rows - means[name]
+        biases = {other: self.beta * (deviations @ mean) for other, mean in means.items()}
+        return _Embeddings(name, means[name], self.steps.operand(deviations), biases)
 
     def forward(self) -> list[Tensor]:
         """[U_x, U_y, V_x, V_y], each [n, D], not normalised."""
         x, y, own = self.x, self.y, self.layout.own
-        u_x, u_y, v_x, v_y = (self._zeros(rows[own]) for rows in (x, y, x, y))
+        u_x, u_y, v_x, v_y = (self._zeros(x.deviations[own]) for _ in range(4))
         if self.shared:
-            self._retrieve_both(x, x, u_x, u_x)
-            self._retrieve_both(x, y, v_x, u_y)
-            self._retrieve_both(y, y, v_y, v_y)
+            self._retrieve_in_tiles(x, x, u_x)
+            self._retrieve_in_tiles(x, y, v_x, u_y)
+            self._retrieve_in_tiles(y, y, v_y)
         else:
-            for queries, stored, pattern in ((x, x, u_x), (y, x, u_y), (x, y, v_x), (y, y, v_y)):
-                self._retrieve(queries[own], stored, pattern)
+            retrieve = self._retrieve_in_tiles if self.tiled else self._retrieve_in_rows
+            for queries, stored, patterns in ((x, x, u_x), (y, x, u_y), (x, y, v_x), (y, y, v_y)):
+                retrieve(queries[own], stored, patterns)
         return [u_x, u_y, v_x, v_y]
 
-    def backward(self, pulled: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The gradient for x and y [n, D] of this process's rows, given that of the four patterns (operands)."""
+    def pulled(self, gradient: Tensor, from_images: bool) -> _Pulled:
+        """What `backward` takes for a pattern matrix: its gradient [n, D]; of U_x and U_y the stored are the images."""
+        mean = self.x.mean if from_images else self.y.mean
+        return _Pulled(self.steps.operand(gradient), gradient @ mean, gradient.sum(dim=0))
+
+    def backward(self, r_u_x: _Pulled, r_u_y: _Pulled, r_v_x: _Pulled, r_v_y: _Pulled) -> tuple[Tensor, Tensor]:
+        """The gradient for x and y [n, D] of this process's rows."""
         x, y, own = self.x, self.y, self.layout.own
-        for_x, for_y = self._zeros(x), self._zeros(y)
-        r_u_x, r_u_y, r_v_x, r_v_y = pulled
+        for_x, for_y = self._zeros(x.deviations), self._zeros(y.deviations)
         if self.shared:
-            self._pull_both(x, x, r_u_x, r_u_x, for_x, for_x)
-            self._pull_both(x, y, r_v_x, r_u_y, for_x, for_y)
-            self._pull_both(y, y, r_v_y, r_v_y, for_y, for_y)
+            self._pull_in_tiles(x, x, r_u_x, r_u_x, for_x, for_x)
+            self._pull_in_tiles(x, y, r_v_x, r_u_y, for_x, for_y)
+            self._pull_in_tiles(y, y, r_v_y, r_v_y, for_y, for_y)
+        elif self.tiled:
+            self._pull_in_tiles(x[own], x, r_u_x, None, for_x[own], for_x)
+            self._pull_in_tiles(y[own], x, r_u_y, None, for_y[own], for_x)
+            self._pull_in_tiles(x[own], y, r_v_x, None, for_x[own], for_y)
+            self._pull_in_tiles(y[own], y, r_v_y, None, for_y[own], for_y)
         else:
-            self._pull(x[own], x, r_u_x, for_x[own], for_x)
-            self._pull(y[own], x, r_u_y, for_y[own], for_x)
-            self._pull(x[own], y, r_v_x, for_x[own], for_y)
-            self._pull(y[own], y, r_v_y, for_y[own], for_y)
+            self._pull_in_rows(x[own], x, r_u_x, for_x[own], for_x)
+            self._pull_in_rows(y[own], x, r_u_y, for_y[own], for_x)
+            self._pull_in_rows(x[own], y, r_v_x, for_x[own], for_y)
+            self._pull_in_rows(y[own], y, r_v_y, for_y[own], for_y)
         return scatter_sum(for_x, self.layout), scatter_sum(for_y, self.layout)
 
     def _zeros(self, rows: Tensor) -> Tensor:
         return torch.zeros(rows.shape, dtype=self.steps.dtype, device=rows.device)
 
-    def _retrieve_both(self, queries: Tensor, stored: Tensor, for_queries: Tensor, for_stored: Tensor) -> None:
-        """for_queries += E stored, for_stored += E^T queries; only the first of them where both are the same."""
-        steps = self.steps
-        for i, j, mirrored in self._tiles(queries, stored):
-            weights = steps.exponentials(steps.product("scores", queries[i], stored[j].T, self.beta))
-            steps.add_product(for_queries[i], weights, stored[j])
-            if not mirrored:
-                steps.add_product(for_stored[j], weights.T, queries[i])
+    def _retrieve_in_tiles(
+        self, queries: _Embeddings, stored: _Embeddings, for_queries: Tensor, for_stored: Tensor | None = None
+    ) -> None:
+        """for_queries += E stored and, if given, for_stored += E^T queries."""
+        steps, symmetric = self.steps, self.shared and queries is stored
+        row_bias, column_bias = queries.biases[stored.name], stored.biases[queries.name]
+        row_sums, column_sums = torch.zeros_like(row_bias), torch.zeros_like(column_bias)
+        if symmetric:
+            for_stored = for_queries
+        for i, j, mirrored in self._tiles(len(queries), len(stored), symmetric):
+            scores = steps.product("scores", queries.deviations[i], stored.deviations[j].T, self.beta)
+            both = for_stored is not None and not mirrored
+            weights = steps.exponentials(
+                scores, row_bias[i], column_bias[j], row_sums[i], column_sums[j] if both else None
+            )
+            steps.add_product(for_queries[i], weights, stored.deviations[j])
+            if for_stored is not None and both:
+                steps.add_product(for_stored[j], weights.T, queries.deviations[i])
+        # F lacks 1 everywhere, and the deviations lack the mean.
+        if symmetric:
+            row_sums += column_sums
+        elif for_stored is not None:
+            _add_outer(for_stored, column_sums + len(queries), queries.mean)
+        _add_outer(for_queries, row_sums + len(stored), stored.mean)
 
-    def _pull_both(
+    def _pull_in_tiles(
         self,
-        queries: Tensor,
-        stored: Tensor,
-        pulled_queries: Tensor,
-        pulled_stored: Tensor,
+        queries: _Embeddings,
+        stored: _Embeddings,
+        for_rows: _Pulled,
+        for_columns: _Pulled | None,
         for_queries: Tensor,
         for_stored: Tensor,
     ) -> None:
-        """The gradient of `_retrieve_both`, added to for_queries and for_stored.
+        """The gradient of `_retrieve_in_tiles`, added to for_queries and for_stored.
 
         With G = E * (r_q S^T + Q r_s^T), elementwise: for Q it is beta G S + E r_s, for S beta G^T Q + E^T r_q.
         """
-        steps = self.steps
-        for i, j, mirrored in self._tiles(queries, stored):
-            scores = steps.product("scores", queries[i], stored[j].T, self.beta)
-            pulled = steps.product("pulled", pulled_queries[i], stored[j].T)
-            steps.add_product(pulled, queries[i], pulled_stored[j].T)
-            weights, gradient = steps.exponentials_and_gradient(scores, pulled)
-            steps.add_product(for_queries[i], gradient, stored[j], self.beta)
-            steps.add_product(for_queries[i], weights, pulled_stored[j])
+        steps, symmetric = self.steps, self.shared and queries is stored
+        row_bias, column_bias = queries.biases[stored.name], stored.biases[queries.name]
+        row_sums, column_sums = torch.zeros_like(row_bias), torch.zeros_like(column_bias)
+        for i, j, mirrored in self._tiles(len(queries), len(stored), symmetric):
+            scores = steps.product("scores", queries.deviations[i], stored.deviations[j].T, self.beta)
+            pulled = steps.product("pulled", for_rows.rows[i], stored.deviations[j].T)
+            if for_columns is not None:
+                steps.add_product(pulled, queries.deviations[i], for_columns.rows[j].T)
+            weights, gradient = steps.exponentials_and_gradient(
+                scores,
+                row_bias[i],
+                column_bias[j],
+                pulled,
+                for_rows.along_mean[i],
+                None if for_columns is None else for_columns.along_mean[j],
+                row_sums[i],
+                None if mirrored else column_sums[j],
+            )
+            steps.add_product(for_queries[i], gradient, stored.deviations[j], self.beta)
+            if for_columns is not None:
+                steps.add_product(for_queries[i], weights, for_columns.rows[j])
             if not mirrored:
-                steps.add_product(for_stored[j], gradient.T, queries[i], self.beta)
-                steps.add_product(for_stored[j], weights.T, pulled_queries[i])
+                steps.add_product(for_stored[j], gradient.T, queries.deviations[i], self.beta)
+                steps.add_product(for_stored[j], weights.T, for_rows.rows[i])
+        # As in _retrieve_in_tiles: what F and the deviations lack.
+        if symmetric:
+            row_sums += column_sums
+        else:
+            _add_outer(for_stored, self.beta * column_sums, queries.mean)
+            for_stored += for_rows.total
+        _add_outer(for_queries, self.beta * row_sums, stored.mean)
+        if for_columns is not None:
+            for_queries += for_columns.total
 
-    def _tiles(self, queries: Tensor, stored: Tensor) -> Iterator[tuple[slice, slice, bool]]:
+    def _tiles(self, rows: int, columns: int, symmetric: bool) -> Iterator[tuple[slice, slice, bool]]:
         """Rows, columns, and whether the tile is its own mirror image, of a score matrix.
 
         Of a symmetric one only the tiles on and above the diagonal: each also stands for its mirror image, but those on
         the diagonal are their own.
         """
-        symmetric = queries is stored
         height, width = self.steps.tile
-        for top in range(0, len(queries), height):
-            rows = slice(top, min(top + height, len(queries)))
+        for top in range(0, rows, height):
+            i = slice(top, min(top + height, rows))
             if symmetric:
-                yield rows, rows, True
-            for left in range(rows.stop if symmetric else 0, len(stored), width):
-                yield rows, slice(left, min(left + width, len(stored))), False
+                yield i, i, True
+            for left in range(i.stop if symmetric else 0, columns, width):
+                yield i, slice(left, min(left + width, columns)), False
 
-    def _retrieve(self, queries: Tensor, stored: Tensor, for_queries: Tensor) -> None:
+    def _retrieve_in_rows(self, queries: _Embeddings, stored: _Embeddings, for_queries: Tensor) -> None:
         """for_queries = E stored, each row of E divided by its largest element."""
         steps = self.steps
         for chunk in steps.chunks(len(queries), len(stored)):
-            scores = steps.product("scores", queries[chunk], stored.T, self.beta)
-            weights = steps.exponentials_of_rows(scores)
-            steps.add_product(for_queries[chunk], weights, stored, keep=0)
+            scores = steps.product("scores", queries.deviations[chunk], stored.deviations.T, self.beta)
+            weights, row_sums = steps.exponentials_of_rows(scores, stored.biases[queries.name])
+            steps.add_product(for_queries[chunk], weights, stored.deviations, keep=0)
+            _add_outer(for_queries[chunk], row_sums.squeeze(1), stored.mean)
 
-    def _pull(self, queries: Tensor, stored: Tensor, pulled: Tensor, for_queries: Tensor, for_stored: Tensor) -> None:
-        """The gradient of `_retrieve`, added to for_queries and for_stored.
+    def _pull_in_rows(
+        self, queries: _Embeddings, stored: _Embeddings, pulled: _Pulled, for_queries: Tensor, for_stored: Tensor
+    ) -> None:
+        """The gradient of `_retrieve_in_rows`, added to for_queries and for_stored.
 
         The mean of r_q S^T under a row of the softmax is zero but for rounding. It is taken out all the same: large
         beta would make the rounding seen.
         """
         steps = self.steps
+        column_sums = torch.zeros_like(stored.biases[queries.name])
         for chunk in steps.chunks(len(queries), len(stored)):
-            scores = steps.product("scores", queries[chunk], stored.T, self.beta)
-            change = steps.product("pulled", pulled[chunk], stored.T)
-            weights, gradient = steps.exponentials_and_gradient_of_rows(scores, change)
-            steps.add_product(for_queries[chunk], gradient, stored, self.beta)
-            steps.add_product(for_stored, gradient.T, queries[chunk], self.beta)
-            steps.add_product(for_stored, weights.T, pulled[chunk])
+            scores = steps.product("scores", queries.deviations[chunk], stored.deviations.T, self.beta)
+            change = steps.product("pulled", pulled.rows[chunk], stored.deviations.T)
+            weights, gradient = steps.exponentials_and_gradient_of_rows(
+                scores, stored.biases[queries.name], change, column_sums
+            )
+            steps.add_product(for_queries[chunk], gradient, stored.deviations, self.beta)
+            steps.add_product(for_stored, gradient.T, queries.deviations[chunk], self.beta)
+            steps.add_product(for_stored, weights.T, pulled.rows[chunk])
+        _add_outer(for_stored, self.beta * column_sums, queries.mean)
+
+
+def _add_outer(matrix: Tensor, rows: Tensor, columns: Tensor) -> None:
+    """matrix += rows columns^T, in place."""
+    matrix.addcmul_(rows[:, None], columns[None, :])

@@ -75,52 +75,104 @@ class Steps:
             return torch.addmm(result, left, right, out_dtype=result.dtype, beta=keep, alpha=scale, out=result)
         return torch.addmm(result, left, right, beta=keep, alpha=scale, out=result)
 
-    # What follows is what the kernels replace.
+    # What follows is what the kernels replace. Every step may overwrite the scores it is given; row_bias [m] and
+    # column_bias [n] are added to them first; row_sums and column_sums, where given, are added to in place.
 
-    def exponentials(self, scores: Tensor) -> Tensor:
-        """exp(scores), an operand. May overwrite `scores`."""
-        return self.operand(scores.exp_())
+    def exponentials(
+        self, scores: Tensor, row_bias: Tensor, column_bias: Tensor, row_sums: Tensor, column_sums: Tensor | None
+    ) -> Tensor:
+        """F = exp(scores) - 1, an operand, and its sums."""
+        weights = scores.add_(row_bias[:, None]).add_(column_bias).expm1_()
+        _add_sums(weights, row_sums, column_sums)
+        return self.operand(weights)
 
-    def exponentials_and_gradient(self, scores: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor]:
-        """E = exp(scores) and E * pulled, two operands. May overwrite both."""
-        weights = scores.exp_()
-        return self.operand(weights), self.operand(pulled.mul_(weights))
+    def exponentials_and_gradient(
+        self,
+        scores: Tensor,
+        row_bias: Tensor,
+        column_bias: Tensor,
+        pulled: Tensor,
+        pulled_row_bias: Tensor,
+        pulled_column_bias: Tensor | None,
+        row_sums: Tensor,
+        column_sums: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """F = exp(scores) - 1 and G = (F + 1) * (pulled + its biases), two operands, and the sums of G."""
+        weights = scores.add_(row_bias[:, None]).add_(column_bias).expm1_()
+        pulled.add_(pulled_row_bias[:, None])
+        if pulled_column_bias is not None:
+            pulled.add_(pulled_column_bias)
+        gradient = pulled.addcmul_(pulled, weights)
+        _add_sums(gradient, row_sums, column_sums)
+        return self.operand(weights), self.operand(gradient)
 
-    def exponentials_of_rows(self, scores: Tensor) -> Tensor:
-        """exp(scores - row maximum), an operand. May overwrite `scores`."""
-        return self.exponentials(scores.sub_(scores.amax(dim=1, keepdim=True)))
+    def exponentials_of_rows(self, scores: Tensor, column_bias: Tensor) -> tuple[Tensor, Tensor]:
+        """E = exp(scores - row maximum), an operand, and its row sums [m, 1]."""
+        scores.add_(column_bias)
+        weights = scores.sub_(scores.amax(dim=1, keepdim=True)).exp_()
+        return self.operand(weights), weights.sum(dim=1, keepdim=True)
 
-    def exponentials_and_gradient_of_rows(self, scores: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor]:
-        """E = exp(scores - row maximum) and E * (pulled - mean of pulled under E / row sum), two operands."""
+    def exponentials_and_gradient_of_rows(
+        self, scores: Tensor, column_bias: Tensor, pulled: Tensor, column_sums: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """E = exp(scores - row maximum) and G = E * (pulled - mean of pulled under E), operands, and the sums of G."""
+        scores.add_(column_bias)
         weights = scores.sub_(scores.amax(dim=1, keepdim=True)).exp_()
         mean = torch.linalg.vecdot(weights, pulled).unsqueeze(1) / weights.sum(dim=1, keepdim=True)
-        return self.operand(weights), self.operand(pulled.sub_(mean).mul_(weights))
+        gradient = pulled.sub_(mean).mul_(weights)
+        _add_sums(gradient, None, column_sums)
+        return self.operand(weights), self.operand(gradient)
 
-    def leave_out(self, logits: Tensor, first: int, ids: Tensor | None, keep_diagonal: bool = False) -> Tensor:
-        """Set to -inf, in place, what is no negative: the chunk's diagonal, and pairs with equal caption ids.
+    def softmax_of_rows(
+        self, logits: Tensor, column_bias: Tensor, first: int, ids: Tensor | None, column_sums: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Over the negatives of each row: logsumexp [m, 1]; exp(logits - row maximum), an operand; 1 / its row sum.
 
-        logits [m, N] are rows `first`, `first + 1`, ... of the joint matrix; ids int64 [N].
+        logits [m, N] are rows `first`, `first + 1`, ... of the joint matrix; ids int64 [N] are caption ids. The sums
+        are those of the softmax.
         """
-        diagonal = logits.diagonal(first)
-        positives = diagonal.clone()
-        if ids is not None:
-            logits.masked_fill_(ids[first : first + len(logits), None] == ids[None, :], -torch.inf)
-        diagonal.copy_(positives if keep_diagonal else torch.full_like(positives, -torch.inf))
-        return logits
-
-    def softmax_rows(self, logits: Tensor, first: int, ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Over the negatives of each row: logsumexp [m, 1]; exp(logits - row maximum), an operand; 1 / its row sum."""
-        largest = self.leave_out(logits, first, ids).amax(dim=1, keepdim=True)
+        logits.add_(column_bias)
+        leave_out(logits, first, ids, keep_diagonal=False)
+        largest = logits.amax(dim=1, keepdim=True)
         weights = logits.sub_(largest).exp_()
         total = weights.sum(dim=1, keepdim=True)
+        column_sums.addmv_(weights.T, 1 / total.squeeze(1))
         return largest + total.log(), self.operand(weights), 1 / total
 
-    def logsumexp_both(self, logits: Tensor, column: Tensor) -> Tensor:
+    def logsumexp_of_both(self, logits: Tensor, column: Tensor) -> Tensor:
         """logsumexp of each row [m, 1]; that of each column is added into `column` [N] in place."""
         torch.logaddexp(column, logits.logsumexp(dim=0), out=column)
         return logits.logsumexp(dim=1, keepdim=True)
 
-    def softmax_both(self, logits: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        """exp(logits - row) + exp(logits - column), an operand: both softmaxes, given their logsumexps."""
+    def softmax_of_both(
+        self, logits: Tensor, row: Tensor, column: Tensor, first: int, row_sums: Tensor, column_sums: Tensor
+    ) -> Tensor:
+        """exp(logits - row) + exp(logits - column) - 2 on the diagonal, an operand, and its sums.
+
+        That is what the sums of both directions, given their logsumexps, and the positives have as gradient.
+        """
         by_column = torch.sub(logits, column, out=self.buffer("by_column", *logits.shape)).exp_()
-        return self.operand(logits.sub_(row).exp_().add_(by_column))
+        weights = logits.sub_(row).exp_().add_(by_column)
+        weights.diagonal(first).sub_(2)
+        _add_sums(weights, row_sums, column_sums)
+        return self.operand(weights)
+
+
+def leave_out(logits: Tensor, first: int, ids: Tensor | None, keep_diagonal: bool) -> Tensor:
+    """Set to -inf, in place, what is no negative: pairs with equal caption ids and, unless kept, the diagonal.
+
+    logits [m, N] are rows `first`, `first + 1`, ... of the joint matrix; ids int64 [N].
+    """
+    diagonal = logits.diagonal(first)
+    positives = diagonal.clone()
+    if ids is not None:
+        logits.masked_fill_(ids[first : first + len(logits), None] == ids[None, :], -torch.inf)
+    diagonal.copy_(positives if keep_diagonal else torch.full_like(positives, -torch.inf))
+    return logits
+
+
+def _add_sums(tile: Tensor, row_sums: Tensor | None, column_sums: Tensor | None) -> None:
+    if row_sums is not None:
+        row_sums.add_(tile.sum(dim=1))
+    if column_sums is not None:
+        column_sums.add_(tile.sum(dim=0))

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from cloob_cli.core.gather import RowLayout, gather_rows, scatter_sum, sum_over_processes
 from cloob_cli.core.loss_inputs import LossInputs
 from cloob_cli.core.loss_retrieval import Retrieval
-from cloob_cli.core.loss_steps import Steps
+from cloob_cli.core.loss_steps import Steps, leave_out
 
 
 @dataclass
@@ -65,32 +65,32 @@ class _TiledLoss(torch.autograd.Function):
 def _cloob(
     inputs: LossInputs, inv_tau: Tensor, beta: float, steps: Steps, wanted: bool
 ) -> tuple[Tensor, Gradient | None]:
-    """1/2 [L(U_x, U_y) + L(V_y, V_x)], patterns in the order U_x, U_y, V_x, V_y."""
+    """1/2 [L(U_x, U_y) + L(V_y, V_x)]."""
     layout = inputs.layout
     retrieval = Retrieval(inputs, beta, steps)
-    patterns = retrieval.forward()
-    norms = [_normalise_rows(pattern) for pattern in patterns]
-    pulled = [inputs.x.new_empty(0)] * 4
+    patterns = dict(zip(("u_x", "u_y", "v_x", "v_y"), retrieval.forward(), strict=True))
+    lengths = {name: _normalise_rows(rows) for name, rows in patterns.items()}
+    pulled = {}
     loss = inputs.x.new_zeros(())
     for_tau = inputs.x.new_zeros(())
-    for anchors, partners in ((0, 1), (3, 2)):
+    for anchors, partners in (("u_x", "u_y"), ("v_y", "v_x")):
         part, gradient = _leave_one_out(patterns[anchors], patterns[partners], inputs, inv_tau, steps, wanted)
         loss += part / (2 * layout.total)
         if gradient is None:
             continue
         for_tau += gradient.inv_tau / (2 * layout.total)
-        for k, for_pattern in ((anchors, gradient.left), (partners, gradient.right)):
-            # Back through the normalisation. The mean's 1/(2N) goes in here.
-            along = (for_pattern * patterns[k]).sum(dim=1, keepdim=True)
-            for_pattern.addcmul_(patterns[k], along, value=-1).mul_(norms[k] / (2 * layout.total))
-            pulled[k] = steps.operand(for_pattern)
-            patterns[k] = pulled[k]  # the pattern itself is done with
-        del gradient, for_pattern
+        for name, for_pattern in ((anchors, gradient.left), (partners, gradient.right)):
+            # Back through the normalisation: at right angles to the pattern. The mean's 1/(2N) goes in here.
+            pattern = patterns.pop(name)
+            along = (for_pattern * pattern).sum(dim=1, keepdim=True)
+            for_pattern.addcmul_(pattern, along, value=-1).mul_(lengths[name] / (2 * layout.total))
+            pulled[name] = retrieval.pulled(for_pattern, from_images=name.startswith("u"))
+        del gradient, for_pattern, pattern
     sum_over_processes(loss, layout)
     if not wanted:
         return loss, None
-    del patterns
-    return loss, Gradient(*retrieval.backward(pulled), sum_over_processes(for_tau, layout))
+    for_x, for_y = retrieval.backward(*(pulled[name] for name in ("u_x", "u_y", "v_x", "v_y")))
+    return loss, Gradient(for_x, for_y, sum_over_processes(for_tau, layout))
 
 
 def _normalise_rows(rows: Tensor) -> Tensor:
@@ -111,32 +111,41 @@ def _leave_one_out(
 ) -> tuple[Tensor, Gradient | None]:
     """N L(A, B), the terms of this process's rows, and the gradient of all terms for this process's rows of A and B.
 
-    A vector that all partners have in common adds the same to every logit of a row, which L does not see. It is taken
-    out, so that the numbers are as large as the differences that matter: retrieved patterns may be nearly alike.
+    A vector that all partners have in common adds the same to every logit of a row, which L does not see: it is left
+    out. What all anchors have in common adds to columns, in full precision.
     """
     layout = inputs.layout
     everybody = gather_rows(partners, layout)
     common = everybody.mean(dim=0)
-    everybody = steps.operand(everybody - common)
+    everybody = everybody - common
+    scaled_mean = inv_tau * anchors.mean(dim=0)
+    column_bias = everybody @ scaled_mean
+    everybody = steps.operand(everybody)
     positives = (partners - common).mul_(inv_tau)
-    scaled = anchors * inv_tau
+    deviations = anchors * inv_tau - scaled_mean
+    operands = steps.operand(deviations)
     loss = -(anchors * positives).sum()
+    column_sums = torch.zeros_like(column_bias)
+    column_sums[layout.own] = -1
     if wanted:
         for_anchors = torch.empty_like(anchors)
         for_partners = torch.zeros(layout.total, anchors.shape[1], dtype=steps.dtype, device=anchors.device)
-    operands = steps.operand(scaled)
+        for_partners[layout.own] -= deviations
     for chunk in steps.chunks(len(anchors), layout.total):
         logits = steps.product("scores", operands[chunk], everybody.T)
-        sums, weights, inverse = steps.softmax_rows(logits, layout.own.start + chunk.start, inputs.caption_ids)
+        sums, weights, inverse = steps.softmax_of_rows(
+            logits, column_bias, layout.own.start + chunk.start, inputs.caption_ids, column_sums
+        )
         loss += sums.sum()
         if wanted:
             steps.add_product(for_anchors[chunk], weights, everybody, keep=0).mul_(inverse * inv_tau)
-            steps.add_product(for_partners, weights.T, steps.operand(scaled[chunk] * inverse))
+            steps.add_product(for_partners, weights.T, steps.operand(deviations[chunk] * inverse))
     if not wanted:
         return loss, None
     for_anchors.sub_(positives)
+    for_partners.addcmul_(column_sums[:, None], scaled_mean)
     for_tau = (anchors * for_anchors).sum() / inv_tau  # logits are inv_tau a_i.b_j: Euler's rule for this product
-    return loss, Gradient(for_anchors, scatter_sum(for_partners, layout).sub_(scaled), for_tau)
+    return loss, Gradient(for_anchors, scatter_sum(for_partners, layout), for_tau)
 
 
 def _two_directions(
@@ -145,40 +154,46 @@ def _two_directions(
     """1/2 [L(X, Y) + L(Y, X)]: one score matrix, its rows for one direction and its columns for the other.
 
     Each process makes the rows of its images; the columns' sums are put together from all processes. The gradient
-    needs both sums, so scores are made a second time, unless all of them fitted into one chunk.
+    needs both sums, so scores are made a second time, unless all of them fitted into one chunk. As in the other
+    functions, the products see deviations from the mean only; the constant that both means make is left out.
     """
     layout = inputs.layout
-    own_x, own_y = inputs.x[layout.own], inputs.y[layout.own]
-    scaled = own_x * inv_tau
-    operands, texts = steps.operand(scaled), steps.operand(inputs.y)
+    mean_x, mean_y = inv_tau * inputs.x.mean(dim=0), inputs.y.mean(dim=0)
+    images = inputs.x[layout.own] * inv_tau - mean_x
+    texts = inputs.y - mean_y
+    row_bias, column_bias = images @ mean_y, texts @ mean_x
+    positives = (images * texts[layout.own]).sum(dim=1) + row_bias + column_bias[layout.own]
+    images, texts = steps.operand(images), steps.operand(texts)
     column_sums = inputs.y.new_full((layout.total,), -torch.inf)
-    row_sums = inputs.x.new_empty(len(own_x), 1)
-    chunks = steps.chunks(len(own_x), layout.total)
+    row_sums = inputs.x.new_empty(len(images), 1)
+    chunks = steps.chunks(len(images), layout.total)
 
     def scores(chunk: slice) -> Tensor:
-        logits = steps.product("scores", operands[chunk], texts.T)
-        return steps.leave_out(logits, layout.own.start + chunk.start, inputs.caption_ids, with_positives)
+        logits = steps.product("scores", images[chunk], texts.T).add_(row_bias[chunk, None]).add_(column_bias)
+        return leave_out(logits, layout.own.start + chunk.start, inputs.caption_ids, with_positives)
 
     for chunk in chunks:
         logits = scores(chunk)
-        row_sums[chunk] = steps.logsumexp_both(logits, column_sums)
+        row_sums[chunk] = steps.logsumexp_of_both(logits, column_sums)
     column_sums = _logsumexp_over_processes(column_sums, layout)
-    loss = row_sums.sum() + column_sums[layout.own].sum() - 2 * (scaled * own_y).sum()
+    loss = row_sums.sum() + column_sums[layout.own].sum() - 2 * positives.sum()
     loss = sum_over_processes(loss / (2 * layout.total), layout)
     if not wanted:
         return loss, None
-    for_x = torch.empty_like(own_x)
+    for_x = torch.empty(images.shape, dtype=steps.dtype, device=images.device)
     for_y = torch.zeros_like(inputs.y)
+    row_weights, column_weights = torch.zeros_like(row_bias), torch.zeros_like(column_bias)
     for chunk in chunks:
         if len(chunks) > 1:
             logits = scores(chunk)
-        weights = steps.softmax_both(logits, row_sums[chunk], column_sums)
+        first = layout.own.start + chunk.start
+        weights = steps.softmax_of_both(logits, row_sums[chunk], column_sums, first, row_weights[chunk], column_weights)
         steps.add_product(for_x[chunk], weights, texts, keep=0)
-        steps.add_product(for_y, weights.T, operands[chunk])
-    for_x.sub_(2 * own_y).mul_(inv_tau / (2 * layout.total))
-    for_y = scatter_sum(for_y, layout).sub_(2 * scaled).div_(2 * layout.total)
-    for_tau = sum_over_processes((own_x * for_x).sum() / inv_tau, layout)
-    return loss, Gradient(for_x, for_y, for_tau)
+        steps.add_product(for_y, weights.T, images[chunk])
+    for_x.addcmul_(row_weights[:, None], mean_y).mul_(inv_tau / (2 * layout.total))
+    for_y.addcmul_(column_weights[:, None], mean_x).div_(2 * layout.total)
+    for_tau = sum_over_processes((inputs.x[layout.own] * for_x).sum() / inv_tau, layout)
+    return loss, Gradient(for_x, scatter_sum(for_y, layout), for_tau)
 
 
 def _logsumexp_over_processes(partial: Tensor, layout: RowLayout) -> Tensor:
