@@ -27,6 +27,10 @@ MAX_PIXELS = 2 * 89_478_485
 _EXTREME_RATIO = 16
 
 
+_FORMATS = (
+    "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "JPEG2000", "MPO", "PPM", "TGA", "ICO", "ICNS",
+    "PCX", "SGI", "QOI",
+)  # fmt: skip
 _MAGIC = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "GIF": b"GIF8"}
 
 
@@ -44,33 +48,45 @@ def open_image(source: Path | str | bytes, size_hint: int | None = None) -> Imag
     Raises:
         ImageError: no picture, empty, truncated, unreadable or too large; the message is one line without the name.
     """
-    _register_heif()
     with warnings.catch_warnings():
         # Pillow warns of odd metadata and large pictures; a folder of pictures is not the place to repeat that.
         warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
         try:
             with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
-                return _decode(Image.open(stream, formats=_format_of(stream)), size_hint)
+                return _decode(Image.open(stream, formats=_formats_of(stream)), size_hint)
         except ImageError:
             raise
         except Exception as problem:  # Pillow's decoders raise nearly every class there is on hostile files
             raise ImageError(_reason(source, problem)) from None
 
 
-def _format_of(stream: BinaryIO) -> tuple[str, ...] | None:
-    """The format that the first bytes belong to; None leaves it to Pillow, which tries one after the other, slowly."""
+def _formats_of(stream: BinaryIO) -> tuple[str, ...]:
+    """The format that the first bytes belong to, else all: Pillow tries one after the other, slowly."""
     head = stream.read(12)
     stream.seek(0)
     if head[:4] == b"RIFF" and head[8:] == b"WEBP":
         return ("WEBP",)
-    return next(((name,) for name, magic in _MAGIC.items() if head.startswith(magic)), None)
+    return next(((name,) for name, magic in _MAGIC.items() if head.startswith(magic)), _known_formats())
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+    """Formats of pictures that Pillow decodes itself; for PostScript, say, it would start another program."""
+    Image.init()
+    try:  # .heic and .heif, where the extra `heif` is installed
+        import pillow_heif
+    except ImportError:
+        pass
+    else:
+        pillow_heif.register_heif_opener()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _decode(image: Image.Image, size_hint: int | None) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"too large: {width} x {height} pixels (at most {MAX_PIXELS // 1_000_000} million are read)")
-    if size_hint is not None and image.format == "JPEG":
+    if size_hint is not None and image.format in {"JPEG", "MPO"}:
         image.draft(None, (size_hint, size_hint))
     image.load()
     return _to_rgb(_upright(image))
@@ -117,16 +133,6 @@ def _reason(source: Path | str | bytes, problem: Exception) -> str:
     if "truncated" in detail.lower() or isinstance(problem, EOFError):
         return "the file is truncated"
     return f"damaged: {detail[:200]}"
-
-
-@functools.cache
-def _register_heif() -> None:
-    """Let Pillow read .heic and .heif where the extra `heif` is installed."""
-    try:
-        import pillow_heif
-    except ImportError:
-        return
-    pillow_heif.register_heif_opener()
 
 
 class Preprocess:

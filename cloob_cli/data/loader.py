@@ -168,14 +168,14 @@ class _Reader:
         numbers = np.array(kept, dtype=np.int64)
         random = uniforms(self.seed, epoch, numbers, len(DRAWS))
         choices = pick(draw(random, "caption"), np.array([len(t) for t in texts], dtype=np.int64))
-        chosen = [captions[choice] for captions, choice in zip(texts, choices, strict=True)]
+        rows = self.tokenizer.rows([captions[choice] for captions, choice in zip(texts, choices, strict=True)])
         bases = cropped(pictures, random, self.augment, self.bases.size)
         moved = move(bases, torch.arange(len(bases)), random, self.augment)
         return PairBatch(
             recolour(moved, random, self.augment).permute(0, 3, 1, 2),
-            self.tokenizer(chosen),
+            self.tokenizer.padded(rows),
             torch.from_numpy(numbers),
-            torch.tensor([caption_id(row) for row in self.tokenizer.rows(chosen)], dtype=torch.int64),
+            torch.tensor([caption_id(row) for row in rows], dtype=torch.int64),
             skipped,
         )
 

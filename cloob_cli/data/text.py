@@ -60,11 +60,14 @@ class Tokenizer:
 
     def __call__(self, texts: str | list[str]) -> torch.Tensor:
         """Token ids of one text or of several -> int64 [B, context_length], padded with `config.pad_id`."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        rows = torch.full((len(texts), self.context_length), self.config.pad_id, dtype=torch.int64)
-        for row, ids in zip(rows, self.rows(texts), strict=True):
+        return self.padded(self.rows([texts] if isinstance(texts, str) else list(texts)))
+
+    def padded(self, rows: list[list[int]]) -> torch.Tensor:
+        """What `rows` gives -> int64 [B, context_length]."""
+        tokens = torch.full((len(rows), self.context_length), self.config.pad_id, dtype=torch.int64)
+        for row, ids in zip(tokens, rows, strict=True):
             row[: len(ids)] = torch.as_tensor(ids)
-        return rows
+        return tokens
 
     def rows(self, texts: list[str]) -> list[list[int]]:
         """The same without padding: start, text and end, cut to at most `context_length` ids."""

@@ -216,6 +216,7 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), d
 HOSTILE = {
     "empty": (b"", "empty"),
     "text": (b"this is no picture\n" * 10, "not a picture"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not a picture"),
     "html": (b"<!doctype html><title>404</title>", "not a picture"),
     "truncated jpeg": (as_bytes(NOISE, "JPEG")[:1500], "truncated"),
     "truncated png": (as_bytes(NOISE)[:5000], "truncated"),
