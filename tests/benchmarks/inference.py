@@ -1,8 +1,8 @@
 """What reading and encoding pictures cost on a CPU: `python tests/benchmarks/inference.py [--model NAME] [PICTURE...]`.
 
 Prints CPU time a picture, which a busy machine distorts less than the clock, with ratios: JPEGs decoded in full and at
-reduced size (`--fast-jpeg`), and an RN50 as it is stored, made ready for inference, and in bfloat16. With pictures
-named, also the cosine between their embeddings by both ways of decoding.
+reduced size (`--fast-jpeg`), and an RN50 as it is stored, made ready for inference, and in bfloat16. Then the cosines
+between embeddings by both ways of decoding, of the named pictures or of enlarged `examples/pictures`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import io
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +66,13 @@ def decoding() -> None:
             print(f"JPEG {width}x{height} to {size}: {shown}, {ratio:.1f} times")
 
 
+def enlarged(picture: Path, folder: Path) -> Path:
+    """The picture as a JPEG of 960x960: a stand-in where no photographs are at hand."""
+    path = folder / f"{picture.stem}.jpg"
+    open_image(picture).resize((960, 960), Image.Resampling.LANCZOS).save(path, quality=90)
+    return path
+
+
 def encoding() -> None:
     plain = build(ModelConfig.model_validate(ARCHITECTURES["RN50-quickgelu"]), seed=0).eval().requires_grad_(False)
     prepared = prepare_for_inference(copy.deepcopy(plain))
@@ -97,8 +105,10 @@ def main() -> None:
     arguments = parser.parse_args()
     decoding()
     encoding()
-    if arguments.pictures:
-        fast_jpeg_cosines(arguments.model, arguments.pictures)
+    with tempfile.TemporaryDirectory() as folder:
+        examples = Path(__file__).parents[2] / "examples" / "pictures"
+        pictures = arguments.pictures or [enlarged(path, Path(folder)) for path in sorted(examples.glob("*.png"))]
+        fast_jpeg_cosines(arguments.model, pictures)
 
 
 if __name__ == "__main__":
