@@ -217,6 +217,8 @@ def open_model(
         model = with_weights(config, weights)
     except ModelFolderError as problem:
         raise ModelFolderError(f"{folder}: {problem.message}", problem.hint) from None
+    except (TypeError, OverflowError, RuntimeError) as problem:  # sizes that no tensor can have
+        raise ModelFolderError(f"{folder}: its configuration cannot be built ({_first_line(problem)})") from None
     model.eval().requires_grad_(False)
     model.preprocess = Preprocess(config.vision.image_size, config.preprocess)
     model.tokenize = tokenizer
@@ -271,7 +273,9 @@ def read_header(path: Path) -> tuple[dict[str, tuple[str, list[int]]], dict[str,
 
     path = Path(path)
     if not path.is_file():
-        raise ModelFolderError(f"{path.parent} has no {path.name}")
+        inner = path.parent / "model"  # where a training run keeps its model folder
+        hint = f"did you mean {inner}?" if is_model_folder(inner) else None
+        raise ModelFolderError(f"{path.parent} has no {path.name}", hint)
     try:
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
@@ -326,6 +330,10 @@ def _open_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
     from cloob_cli.data.text import Tokenizer, clip_tokenizer
 
     path, kind, size = folder / TOKENIZER_FILE, config.tokenizer.kind, config.text.vocab_size
+    if not 0 <= config.tokenizer.pad_id < size:
+        raise ModelFolderError(
+            f"{folder}: tokenizer.pad_id is {config.tokenizer.pad_id}, the text tower has {size} ids"
+        )
     if not path.is_file():
         if kind == "clip" and size == _CLIP_VOCABULARY:
             return clip_tokenizer(config.text.context_length)  # the package carries the very same vocabulary

@@ -197,6 +197,33 @@ def test_a_configuration_that_claims_a_giant_is_refused_at_once(model_folder: Pa
     fails(model_folder, "far larger")
 
 
+EXTREMES = [-1, 0, 10**18, 2**63, 1e300, float("inf"), float("nan"), "", None, [], {}]
+
+
+SIZES = ["vision.image_size", "vision.mlp_ratio", "text.context_length", "text.vocab_size", "tokenizer.pad_id"]
+IMPOSSIBLE = [(key, value) for key in SIZES for value in EXTREMES if (key, value) != ("tokenizer.pad_id", 0)]
+
+
+@pytest.mark.parametrize(("key", "value"), IMPOSSIBLE, ids=str)
+def test_sizes_that_no_model_has_are_errors_of_one_line(model_folder: Path, key: str, value: object) -> None:
+    weights = model_folder / store.WEIGHTS_FILE
+    save_file(load_file(weights), weights)
+    path = model_folder / "config.json"
+    config = json.loads(path.read_text())
+    section, name = key.split(".")
+    config[section][name] = value
+    path.write_text(json.dumps(config))
+    fails(model_folder)
+
+
+def test_the_folder_of_a_training_run_names_the_model_in_it(model_folder: Path) -> None:
+    (model_folder.parent / "run").mkdir()
+    model_folder.rename(model_folder.parent / "run" / "model")
+    with pytest.raises(ModelFolderError) as caught:
+        load(str(model_folder.parent / "run"))
+    assert caught.value.hint == f"did you mean {model_folder.parent / 'run' / 'model'}?"
+
+
 def test_the_tokenizer_of_another_model_is_refused(model_folder: Path, tokenizer: Tokenizer) -> None:
     from cloob_cli.data.text import clip_tokenizer
 
