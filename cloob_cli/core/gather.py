@@ -14,6 +14,9 @@ import torch.distributed as distributed
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+# torch 2.13 renames it and warns of the old name.
+_all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
+
 
 @dataclass(frozen=True)
 class RowLayout:
@@ -43,7 +46,7 @@ def row_layout(rows: int, device: torch.device, group: distributed.ProcessGroup 
     if group is None or distributed.get_world_size(group) == 1:
         return RowLayout((rows,))
     counts = torch.empty(distributed.get_world_size(group), dtype=torch.int64, device=device)
-    distributed.all_gather_into_tensor(counts, torch.tensor([rows], device=device), group=group)
+    _all_gather(counts, torch.tensor([rows], device=device), group=group)
     return RowLayout(tuple(counts.tolist()), distributed.get_rank(group), group)
 
 
@@ -57,7 +60,7 @@ def gather_rows(local: Tensor, layout: RowLayout) -> Tensor:
     if len(piece) < largest:
         piece = torch.cat([piece, piece.new_zeros(largest - len(piece), *piece.shape[1:])])
     pieces = piece.new_empty(layout.processes * largest, *piece.shape[1:])
-    distributed.all_gather_into_tensor(pieces, piece, group=layout.group)
+    _all_gather(pieces, piece, group=layout.group)
     if min(layout.counts) == largest:
         return pieces
     return torch.cat([pieces[k * largest : k * largest + count] for k, count in enumerate(layout.counts)])

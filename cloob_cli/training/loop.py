@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
 from functools import partial
 from itertools import chain
@@ -195,7 +195,7 @@ class Run:
 
     # --- a step ---------------------------------------------------------------------------------------------------
 
-    def _batches(self) -> Iterator[PairBatch]:
+    def _batches(self) -> Generator[PairBatch]:
         """The batches from the current step on, epoch after epoch."""
         epoch, first = divmod(self.step, self.loader.batches_per_epoch)
         while True:
@@ -292,7 +292,7 @@ class Run:
         return Started(
             steps=self.steps,
             first_step=self.step,
-            device=str(self.device),
+            device="cpu" if self.device.type == "cpu" else str(self.device),
             precision=self.precision,
             processes=self.accelerator.num_processes,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),

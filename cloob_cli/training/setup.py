@@ -118,7 +118,7 @@ def build_model(recipe: Recipe, config: ModelConfig, device: torch.device) -> Cl
     """A freshly initialised model, ready to be trained on `device`."""
     model = build(config, recipe.seed).to(device)
     if config.vision.kind == "resnet":
-        model.visual.to(memory_format=torch.channels_last)
+        model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.logit_scale.requires_grad_(recipe.objective.learn_inv_tau)
     if recipe.train.gradient_checkpointing:
         model.checkpoint_activations()

@@ -27,7 +27,9 @@ from cloob_cli import __version__
 from cloob_cli.errors import TrainingError, UsageError
 from cloob_cli.files import replacing, replacing_folder, sha256_of
 from cloob_cli.recipe import Recipe
+from cloob_cli.schema import parse
 from cloob_cli.training.average import WeightAverage
+from cloob_cli.training.precision import Precision
 
 # Keys that may change between a run and its continuation: they do not change what the weights become.
 _FREE_KEYS = {
@@ -84,10 +86,11 @@ class RunFolder:
         if not resume:
             raise UsageError(f"{self.path} already holds a run", "go on with --resume, or choose another --out")
         try:
-            before = json.loads(self.recipe.read_text(encoding="utf-8"))
+            stored = json.loads(self.recipe.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise UsageError(f"{self.recipe} cannot be read, so the run cannot be resumed") from None
-        differing = differences(before, recipe.model_dump(mode="json"))
+        before = parse(Recipe, stored, str(self.recipe), UsageError)  # keys that are new since then get their defaults
+        differing = differences(before.model_dump(mode="json"), recipe.model_dump(mode="json"))
         if differing:
             shown = "; ".join(f"{key}: {old!r} then, {new!r} now" for key, old, new in differing[:5])
             more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
@@ -118,7 +121,7 @@ class Progress:
 
     step: int
     seconds: float
-    precision: str
+    precision: Precision
 
 
 def save_checkpoint(
@@ -167,7 +170,7 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
     Raises:
         TrainingError: there are checkpoints, and every one of them is damaged.
     """
-    problems = []
+    problems: list[str] = []
     found = checkpoints(folder)
     for path in reversed(found):
         problem = damage(path)

@@ -214,9 +214,12 @@ def test_micro_batches_train_like_the_whole_batch(data, tmp_path, objective):
 def test_retrieval_is_switched_on_after_its_warm_up(data, tmp_path, monkeypatch):
     asked = []
     real = loop.contrastive_loss
-    monkeypatch.setattr(
-        loop, "contrastive_loss", lambda *a, objective, **k: (asked.append(objective), real(*a, objective=objective, **k))[1]
-    )
+
+    def recording(*arguments, objective: str, **options):
+        asked.append(objective)
+        return real(*arguments, objective=objective, **options)
+
+    monkeypatch.setattr(loop, "contrastive_loss", recording)
     run(tmp_path / "run", tiny_recipe(data, train__steps=10, objective__hopfield_warmup=0.3))
     assert asked == ["infoloob"] * 3 + ["cloob"] * 7
 

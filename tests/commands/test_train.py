@@ -1,0 +1,190 @@
+"""`cloob train` as a process: results, exit codes, signals, resuming, and two processes under accelerate."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import COMMAND, cloob, environment
+from safetensors.torch import load_file
+from tiny_run import write_pairs, write_recipe
+
+from cloob_cli.training.telemetry import read_rows
+
+LONG = {"train__steps": 300, "train__checkpoint_every": 20, "train__keep_checkpoints": 3}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pairs and two recipes; `straight` is a whole run of the longer one."""
+    folder = tmp_path_factory.mktemp("train")
+    write_pairs(folder / "pairs")
+    write_recipe(folder / "short.toml", "pairs")
+    write_recipe(folder / "long.toml", "pairs", **LONG)
+    result = cloob("train", "long.toml", "--out", "straight", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{Path('straight', 'model')}\n"
+    return folder
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    one, two = (load_file(folder / "model" / "model.safetensors") for folder in (first, second))
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def start_and_stop(place: Path, out: str, number: signal.Signals) -> tuple[int, str]:
+    """Start the longer run, send it a signal after its first checkpoint; its exit code and stderr."""
+    process = subprocess.Popen(
+        [*COMMAND, "train", "long.toml", "--out", out], cwd=place, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    talk = ""
+    while "saved" not in talk:
+        line = process.stderr.readline()
+        assert line, f"the run ended without a checkpoint: {talk}"
+        talk += line
+    process.send_signal(number)
+    talk += process.communicate(timeout=120)[1]
+    return process.returncode, talk
+
+
+def test_the_default_folder_and_the_json_result(place):
+    result = cloob("train", "short.toml", "--json", "--set", "train.steps=4", "--quiet", cwd=place)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    document = json.loads(result.stdout)
+    assert document["model_folder"] == str(Path("runs", "tiny", "model"))
+    assert document["step"] == 4
+    assert document["metrics"]["loss"] > 0
+    assert (place / "runs" / "tiny" / "model" / "model.safetensors").is_file()
+    again = cloob("train", "short.toml", cwd=place)
+    assert again.returncode == 2
+    assert "already holds a run" in again.stderr
+    assert "--resume" in again.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_saves_and_leaves_with_130_and_resume_ends_alike(place, number):
+    out = f"stopped-{number.name}"
+    code, talk = start_and_stop(place, out, number)
+    assert code == 130, talk
+    assert "the run is saved" in talk
+    assert "--resume" in talk
+    assert "Traceback" not in talk
+    assert not (place / out / "model").exists()
+    result = cloob("train", "long.toml", "--out", out, "--resume", cwd=place)
+    assert result.returncode == 0, result.stderr
+    assert same_weights(place / "straight", place / out)
+
+
+def test_a_killed_run_resumes_to_the_same_bits(place):
+    code, _ = start_and_stop(place, "killed", signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM)
+    assert code != 0
+    result = cloob("train", "long.toml", "--out", "killed", "--resume", cwd=place)
+    assert result.returncode == 0, result.stderr
+    assert "from step" in result.stderr
+    assert same_weights(place / "straight", place / "killed")
+    steps = [row["step"] for row in read_rows(place / "killed" / "metrics.jsonl")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 300
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_second_signal_leaves_at_once():
+    code = (
+        "import os, signal, time\n"
+        "from cloob_cli.training.interrupt import stop_on_signals\n"
+        "with stop_on_signals() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGINT); time.sleep(0.01); assert stop.requested; print('first', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.01); print('still here')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout) == (130, "first\n"), result.stderr
+
+
+def test_a_loss_that_is_not_finite_is_one_line_with_a_hint(place):
+    changes = ["--set", "optimizer.learning_rate=1e38", "--set", "optimizer.warmup_steps=0"]
+    result = cloob("train", "short.toml", "--out", "diverged", *changes, cwd=place)
+    assert result.returncode == 1
+    assert "no longer finite at step" in result.stderr
+    assert "hint: try a lower optimizer.learning_rate" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_skipped_pairs_leave_with_3(place, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs")
+    (pairs / "00.png").write_bytes(b"")
+    result = cloob("train", place / "short.toml", "--out", "run", "--set", "data.train=pairs", cwd=tmp_path)
+    assert result.returncode == 3, result.stderr
+    assert "00.png" in (tmp_path / "run" / "skipped.jsonl").read_text()
+    assert "skipped.jsonl" in result.stderr
+    assert result.stdout == f"{Path('run', 'model')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere.toml"], "no recipe at nowhere.toml"),
+        (["short.toml", "--set", "train.stepz=3"], "did you mean 'train.steps'?"),
+        (["short.toml", "--set", "optimizer.learning_rate=fast"], "optimizer.learning_rate"),
+        (["short.toml", "--set", "train.steps"], "not of the form section.key=value"),
+        (["short.toml", "--set", "data.train=nowhere", "--out", "unused"], "no data at"),
+        (["short.toml", "--device", "abacus", "--out", "unused"], "unknown device 'abacus'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(place, arguments, said):
+    result = cloob("train", *arguments, cwd=place)
+    assert result.returncode == 2
+    assert said in result.stderr
+    assert len(result.stderr.strip().splitlines()) <= 2
+    assert result.stdout == ""
+    assert not (place / "unused").exists()
+
+
+def test_a_dry_run_shows_the_whole_recipe_and_writes_nothing(place):
+    result = cloob("train", "short.toml", "--dry-run", "--out", "dry", "--set", "train.batch_size=8", cwd=place)
+    assert result.returncode == 0, result.stderr
+    shown = dict(line.split("\t") for line in result.stdout.splitlines())
+    assert shown["train.batch_size"] == "8"
+    assert shown["optimizer.beta2"] == "0.98"
+    assert shown["training pairs"] == "64"
+    assert shown["steps an epoch"] == "8"
+    stored = json.loads((place / "straight" / "model" / "config.json").read_text())
+    assert int(shown["parameters"]) > stored["text"]["vocab_size"] * 16
+    assert not (place / "dry").exists()
+
+
+def test_a_runs_own_recipe_can_be_used_again(place):
+    result = cloob("train", place / "straight" / "recipe.json", "--dry-run", "--json", cwd=place)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["recipe"]["train"]["steps"] == 300
+
+
+def test_two_processes_train_like_one(place):
+    """The same batches are shared out: losses agree to rounding, step by step."""
+    changes = ["--set", "train.log_every=1", "--set", "train.steps=12", "--set", "objective.mask_equal_captions=true"]
+    changes += ["--set", "objective.learn_inv_tau=true", "--set", "train.micro_batch_size=3"]
+    changes += ["--set", "data.validation_share=0.1", "--set", "validation.every=6"]
+    one = cloob("train", "short.toml", "--out", "one", *changes, cwd=place)
+    assert one.returncode == 0, one.stderr
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    launcher += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    two = subprocess.run(
+        [*launcher, "-m", "cloob_cli", "train", "short.toml", "--device", "cpu", "--out", "two", *changes],
+        cwd=place, env=environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    assert two.stdout == f"{Path('two', 'model')}\n"
+    assert "on 2 processes" in two.stderr
+    rows = [read_rows(place / out / "metrics.jsonl") for out in ("one", "two")]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+    for name in ("loss", "gradient_norm", "inv_tau"):
+        values = [[row[name] for row in run if name in row] for run in rows]
+        assert values[0] == pytest.approx(values[1], rel=2e-4), name
