@@ -117,12 +117,8 @@ def _read(path: Path, format: str | None) -> Any:
             start = stream.read(len(_OLD_TORCH))
     except OSError as problem:
         raise ConversionError(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
-    if format is None:
-        is_haiku = start.startswith(_PICKLE) and start != _OLD_TORCH
-        if not is_haiku and not start.startswith(_ZIP) and start != _OLD_TORCH:
-            raise ConversionError(f"{path} is no checkpoint that cloob knows", "it knows torch, pickle and safetensors")
-    else:
-        is_haiku = format == "crowsonkb"
+    is_torch = start.startswith(_ZIP) or start == _OLD_TORCH
+    is_haiku = not is_torch and (format == "crowsonkb" or (format is None and start.startswith(_PICKLE)))
     return read_haiku_pickle(path) if is_haiku else read_torch_file(path)
 
 

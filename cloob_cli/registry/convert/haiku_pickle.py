@@ -173,14 +173,16 @@ _NAMES: dict[tuple[str, str], _Name] = {
 }
 
 
-class _Opcodes(dict[int, Callable[..., None]]):
-    def __missing__(self, opcode: int) -> Callable[..., None]:
-        raise _Refused(f"the pickle instruction 0x{opcode:02x}")
-
-
 # The reader written in Python: its memo is a dict (the C one's grows to whatever index a file names) and its table
 # of opcodes can be cut down to what is needed.
 _PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class _Opcodes(dict[int, Callable[..., None]]):
+    def __missing__(self, opcode: int) -> Callable[..., None]:
+        if opcode in _PythonUnpickler.dispatch:
+            raise _Refused(f"the pickle instruction 0x{opcode:02x}")
+        raise pickle.UnpicklingError(f"0x{opcode:02x} is no pickle instruction")
 
 
 class _Reader(_PythonUnpickler):

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from cloob_cli.errors import ConversionError, UnsafeCheckpointError
 
-# How torch's restricted reader says that a file asks for more than tensors in containers.
+# How torch's restricted reader says that a file asks for more than tensors in containers. The rest of its message
+# explains how to load such a file all the same, which is the last thing to repeat to anybody.
 _ASKS_FOR_CODE = re.compile(
-    r"unsupported|global|not (an )?allowed|can only|trying to|getattr|torchscript", re.IGNORECASE
+    r"unsupported (?:global|operand|class)\W*(?:GLOBAL )?\S+|TorchScript|(?:can only|trying to (?:call|set)) [^.\n]+",
+    re.IGNORECASE,
 )
 
 
@@ -34,6 +36,8 @@ def read_torch_file(path: Path) -> Any:
     try:
         if is_zip:
             _refuse_compressed(path)
+        elif _first_byte(path) != pickle.PROTO:
+            raise ConversionError(f"{path} is not a torch checkpoint")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own notices about storages of old files
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -41,12 +45,12 @@ def read_torch_file(path: Path) -> Any:
         raise ConversionError(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError,
             ArithmeticError, MemoryError, zipfile.BadZipFile, NotImplementedError) as problem:  # fmt: skip
-        reason = _reason(problem)
-        if _ASKS_FOR_CODE.search(reason):
+        if found := _ASKS_FOR_CODE.search(str(problem)):
             raise UnsafeCheckpointError(
-                f"{path} is refused: it asks for more than tensors ({reason})",
+                f"{path} is refused: it asks for more than tensors ({found.group().lower()})",
                 "nothing of it was run; do not open it with another program either",
             ) from None
+        reason = str(problem).split(". ")[0].split("\n")[0] or type(problem).__name__
         raise ConversionError(f"{path} is not a sound torch checkpoint ({reason})") from None
 
 
@@ -88,9 +92,6 @@ def _refuse_compressed(path: Path) -> None:
             raise ConversionError(f"{path} is not a sound torch checkpoint (a part of it is compressed)")
 
 
-def _reason(problem: BaseException) -> str:
-    text = str(problem)
-    # torch wraps the cause in advice on how to load the file all the same, which must not reach anybody.
-    found = re.search(r"WeightsUnpickler error: (.*)", text)
-    first = found.group(1) if found else (text.splitlines() or [""])[0]
-    return " ".join(first.split())[:200] or type(problem).__name__
+def _first_byte(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(1)
