@@ -42,7 +42,14 @@ def parse(section: type[SectionType], data: Any, where: str, error: type[CloobEr
         return section.model_validate(data)
     except ValidationError as problem:
         message, hint = _explain(section, problem)
-        raise error(f"{where}: {message}", hint) from None
+        raise error(f"{where}: {_on_one_line(message)}", hint and _on_one_line(hint)) from None
+
+
+def _on_one_line(text: str) -> str:
+    # Keys and values of a hostile file may hold line breaks or escape sequences.
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape", "surrogatepass").decode() for sign in text
+    )
 
 
 def _explain(section: type[Section], problem: ValidationError) -> tuple[str, str | None]:
@@ -55,7 +62,9 @@ def _explain(section: type[Section], problem: ValidationError) -> tuple[str, str
     if first["type"] == "extra_forbidden":
         known = _known_keys(section, location[:-1])
         near = nearest(location[-1], known)
-        hint = f"did you mean '{'.'.join([*location[:-1], near])}'?" if near else f"known keys: {', '.join(sorted(known))}"
+        hint = (
+            f"did you mean '{'.'.join([*location[:-1], near])}'?" if near else f"known keys: {', '.join(sorted(known))}"
+        )
         return f"unknown key '{key}'{more}", hint
     if first["type"] == "missing":
         return f"the key '{key}' is missing{more}", None
