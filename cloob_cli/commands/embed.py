@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -62,12 +63,14 @@ def embed(
     check_output(output, [".npy"])
     # Everything that can be wrong with the input is found before the model is opened.
     paths = collect_pictures(pictures) if pictures else []
-    if text is not None and next(read_texts(text), None) is None:
+    texts = read_texts(text) if text is not None else iter(())
+    first = next(texts, None)
+    if text is not None and first is None:
         raise NothingFoundError(f"{text} holds no text", "one text a line")
     opened, folder = open_model(model, device, precision)
 
-    if text is not None:
-        batches = inference.embed_texts(opened, read_texts(text), batch_size=batch_size)
+    if first is not None:
+        batches = inference.embed_texts(opened, chain([first], texts), batch_size=batch_size)
         unit, total = "texts", None
     else:
         batches = inference.embed_pictures(opened, paths, batch_size=batch_size, workers=workers, fast_jpeg=fast_jpeg)

@@ -14,7 +14,7 @@ colons as "label: synonym" would give two lines the same label, all lines of tha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,11 +56,6 @@ def read_labels(path: Path) -> list[Label]:
         labels = [_parse(text, path, number, split_colon=False) for number, text in lines]
     _refuse_duplicates(path, [(number, label.name) for (number, _), label in zip(lines, labels, strict=True)])
     return labels
-
-
-def labels_from_names(names: Sequence[str]) -> list[Label]:
-    """Labels without synonyms."""
-    return [Label(name, (name,)) for name in names]
 
 
 def read_templates(path: Path) -> list[str]:

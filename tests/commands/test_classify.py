@@ -20,7 +20,9 @@ from PIL import Image
 from tiny_model import RESNET, save_hostile_pictures, save_pictures, save_tiny_model
 
 import cloob_cli
+from cloob_cli import assets
 from cloob_cli.inference.labels import DEFAULT_TEMPLATES
+from cloob_cli.registry import cards, store
 
 LABELS = "cat\ndog: puppy | hound\n# not this\nsea\nroof\n"
 CLASSES = {"cat": ["cat"], "dog": ["dog", "puppy", "hound"], "sea": ["sea"], "roof": ["roof"]}
@@ -69,7 +71,7 @@ def check_objects(objects: list[dict], place: Path, model: str, templates: tuple
 def test_json_lines_equal_a_plain_loop(place: Path) -> None:
     result = cloob(
         "classify", "pictures", "--labels", "labels.txt", "--model", "model", "--json", "--top-k", 3,
-        "--batch-size", 2, "--workers", 2, cwd=place,
+        "--device", "cpu", "--batch-size", 2, "--workers", 2, cwd=place,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     objects = [json.loads(line) for line in result.stdout.splitlines()]
@@ -83,7 +85,17 @@ def test_templates_and_a_resnet(place: Path) -> None:
     templates = ("art of {c}", "{c}")
     save_tiny_model(place / "resnet", RESNET, name="", inv_tau=12.5, templates=list(templates))
     (place / "templates.txt").write_text("art of {}\n{c}\n", encoding="utf-8")
-    arguments = ["classify", "pictures/0001.png", "pictures/deeper", "-l", "labels.txt", "--json", "-q", "--workers", 0]
+    arguments = [
+        "classify",
+        "pictures/0001.png",
+        "pictures/deeper",
+        "-l",
+        "labels.txt",
+        "--json",
+        "-q",
+        "--device",
+        "cpu",
+    ]
     own = cloob_here(*arguments, cwd=place, CLOOB_MODEL="resnet")
     given = cloob_here(*arguments, "-m", "resnet", "--templates", "templates.txt", cwd=place, CLOOB_MODEL="nonsense")
     assert (own.returncode, own.stderr) == (0, "")
@@ -210,3 +222,15 @@ def test_a_bar_on_the_terminal_takes_nothing_from_a_pipe(place: Path) -> None:
     assert b"classify" in shown  # the bar
     assert [json.loads(line)["path"] for line in lines][:2] == ["pictures/0000.png", "pictures/0001.png"]
     assert len(lines) == 7
+
+
+def test_the_bundled_model_says_what_it_is_good_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assets, "bundled_weights_folder", lambda: place / "weights")
+    save_tiny_model(place / "weights" / store.BUNDLED_MODEL, name=store.BUNDLED_MODEL)
+    result = cloob_here(
+        "classify", "pictures", "-l", "labels.txt", "--device", "cpu", cwd=place, CLOOB_HOME=str(place / "home")
+    )
+    assert result.returncode == 0, result.stderr
+    notice, purpose, _ = result.stderr.splitlines()
+    assert notice == f"model {store.BUNDLED_MODEL} on cpu in float32"
+    assert cards.card(store.BUNDLED_MODEL).summary in purpose

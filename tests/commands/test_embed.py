@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_pictures(place: Path) -> None:
-    result = cloob("embed", "pictures", "-o", "out/emb.npy", "-m", "model", "--batch-size", 3, cwd=place)
+    result = cloob(
+        "embed", "pictures", "-o", "out/emb.npy", "-m", "model", "--device", "cpu", "--batch-size", 3, cwd=place
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == [os.path.join("out", "emb.npy"), os.path.join("out", "emb.parquet")]
     assert sorted(entry.name for entry in (place / "out").iterdir()) == ["emb.npy", "emb.parquet"]
@@ -86,12 +89,37 @@ def test_failures_make_fewer_rows(place: Path) -> None:
 def test_texts(place: Path) -> None:
     texts = ["a red bicycle", "# zwei Käfer", "a red bicycle", "sea"]
     (place / "texts.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(texts).encode())
-    result = cloob_here("embed", "--text", "texts.txt", "-o", "texts.npy", "-m", "model", "--batch-size", 3, cwd=place)
+    result = cloob_here(
+        "embed",
+        "--text",
+        "texts.txt",
+        "-o",
+        "texts.npy",
+        "-m",
+        "model",
+        "--device",
+        "cpu",
+        "--batch-size",
+        3,
+        cwd=place,
+    )
     assert result.returncode == 0, result.stderr
     m = cloob_cli.load(str(place / "model"), device="cpu")
     alone = torch.cat([m.encode_text(m.tokenize([text])) for text in texts])
     np.testing.assert_allclose(np.load(place / "texts.npy"), alone.numpy(), atol=2e-6)
     assert pq.read_table(place / "texts.parquet").to_pydict() == {"text": texts}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes")
+def test_texts_from_a_pipe(place: Path) -> None:
+    """A pipe, as `--text <(...)` gives it, can be read once only."""
+    os.mkfifo(place / "pipe")
+    writer = threading.Thread(target=(place / "pipe").write_text, args=("sea\nroof\n",), daemon=True)
+    writer.start()
+    result = cloob_here("embed", "--text", "pipe", "-o", "piped.npy", "-m", "model", cwd=place)
+    writer.join(10)
+    assert result.returncode == 0, result.stderr
+    assert pq.read_table(place / "piped.parquet").to_pydict() == {"text": ["sea", "roof"]}
 
 
 def test_zero_pictures_as_a_process(place: Path) -> None:
