@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -123,6 +124,7 @@ def pull(origin: Origin, options: Options | None = None, report: Report = unrepo
     folder = store.installed_folder(origin.name)
     waiting = Notice(f"another process is installing {origin.name}; waiting for it")
     with lock(f"model:{origin.name}", lambda: report(waiting)):
+        _bring_back(folder)
         if store.is_model_folder(folder) and not options.force:
             _check_same(folder, origin)
             report(Notice(f"{origin.name} is installed already"))
@@ -162,6 +164,14 @@ def convert_to_folder(
     converted = convert_checkpoint(checkpoint, format, config, name=folder.name)
     _save(folder, converted, checkpoint.name, None, None)
     return converted.ignored
+
+
+def _bring_back(folder: Path) -> None:
+    """Undo a replacement that ended between its two renames (a crash at the worst moment)."""
+    if not folder.exists():
+        for aside in sorted(folder.parent.glob(f".{folder.name}.*.replaced")):
+            os.replace(aside, folder)
+            return
 
 
 def _bundled(origin: Origin) -> Path:
@@ -219,6 +229,7 @@ def _fetch_hub(origin: Origin, reference: Reference, options: Options, report: R
         found = hub.listing(reference)
         folder, commit = hub.snapshot(found, _wanted(found), report, options.force), found.commit
         tokenizer = hub.snapshot(hub.listing(hub.Reference(tokens)), _TOKENIZER_FILES, report) if tokens else None
+    fetch.check_space(store.home(), folder_size(folder), options.free)
     return _Fetched(folder, reference.repository, commit=commit, tokenizer=tokenizer)
 
 

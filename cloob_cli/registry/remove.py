@@ -80,7 +80,9 @@ def _unfinished_installs() -> Iterator[Removal]:
     for path in _entries(store.home() / "models"):
         if path.name.startswith(".") and path.is_dir():
             name = path.name[1:].rsplit(".", 2)[0]  # ".NAME.RANDOM.partial"
-            if not is_held(lock_name(f"model:{name}")):
+            # What a crash left aside is the model itself where nothing stands in its place; the next pull sees to it.
+            is_the_model = path.suffix == ".replaced" and not store.installed_folder(name).exists()
+            if not is_the_model and not is_held(lock_name(f"model:{name}")):
                 yield Removal(path, "unfinished install", folder_size(path))
 
 

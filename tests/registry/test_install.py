@@ -39,6 +39,7 @@ from cloob_cli.registry.bundle import MANIFEST
 from cloob_cli.registry.events import Event, Notice
 from cloob_cli.registry.inventory import INSTALL_RECORD, install_record
 from cloob_cli.registry.origin import Origin, resolve
+from cloob_cli.registry.remove import leftovers
 from cloob_cli.registry.share import bundle_model
 from cloob_cli.registry.trust import trust_file, trusted_hash
 from cloob_cli.registry.verify import verify_model
@@ -240,6 +241,19 @@ def test_an_interrupted_conversion_leaves_nothing(model_folder: Path, monkeypatc
     assert no_half_models()
 
 
+def test_a_crash_between_the_two_renames_costs_nothing(server: FileServer) -> None:
+    origin = resolve(f"{server.url}/tiny.tar")
+    folder = install.pull(origin, OPTIONS)
+    before = contents(folder)
+    folder.rename(folder.with_name(".tiny.abc123.replaced"))
+    assert leftovers() == []
+    assert install.pull(origin, OPTIONS) == folder
+    assert contents(folder) == before
+    assert len(server.requests) == 1
+    shutil.copytree(folder, folder.with_name(".tiny.abc123.replaced"))
+    assert [removal.path.name for removal in leftovers()] == [".tiny.abc123.replaced"]
+
+
 def test_another_model_of_the_same_name_is_not_passed_off(model_folder: Path, bundle: Path) -> None:
     install.pull(resolve(str(model_folder)))
     with pytest.raises(RegistryError, match="installed already, from"):
@@ -402,6 +416,22 @@ def test_a_killed_pull_is_resumed_by_the_next_one(server: FileServer) -> None:
     assert kept > 0
     install.pull(resolve(url), OPTIONS)
     assert server.requests[-1][2] == f"bytes={kept}-"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12))
+def test_a_pull_killed_at_any_moment_leaves_no_half_model(server: FileServer, seed: int) -> None:
+    server.pause_seconds = 0.005
+    url = f"{server.url}/tiny.tar"
+    process = subprocess.Popen([sys.executable, "-m", "cloob_cli", "zoo", "pull", url], stderr=subprocess.DEVNULL)
+    time.sleep(random.Random(seed).uniform(0.3, 5.0))
+    process.kill()
+    process.wait()
+    server.pause_seconds = 0.0
+    if "tiny" in store.installed_models():
+        assert not [check for check in verify_model("tiny", deep=True) if check.failed]
+    install.pull(resolve(url), OPTIONS)
+    assert not [check for check in verify_model("tiny", deep=True) if check.failed]
 
 
 # ------------------------------------------------------------------ targets, plans, offline
