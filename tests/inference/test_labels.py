@@ -81,7 +81,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"], exclude_characters="\ufeff"), min_size=1)
-WORDS = st.lists(NAMES, min_size=1, max_size=4).map(" ".join)
+# (A label that ends in a backslash is the one that cannot be written: it would take the colon behind it.)
+WORDS = st.lists(NAMES, min_size=1, max_size=4).map(" ".join).filter(lambda name: not name.endswith("\\"))
 
 
 def escaped(name: str) -> str:
