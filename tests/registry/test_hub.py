@@ -174,3 +174,74 @@ def test_push_leaves_the_record_of_this_machine_out(
     assert done.returncode == 0, done.stderr
     assert "installed.json" not in hub.repositories["me/mine"]
     assert str(model_folder) not in json.dumps({n: d.decode("latin-1") for n, d in hub.repositories["me/mine"].items()})
+
+
+def japanese_repositories() -> dict[str, dict[str, bytes]]:
+    """rinna's two repositories in their own form, at a small size: transformers' towers and a sentence-piece model."""
+    import io
+
+    import sentencepiece
+    import torch
+    from safetensors.torch import save
+    from transformers import RobertaConfig, RobertaModel, ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    vision = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32)
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["赤い自転車", "屋根の上の猫", "夜の海", "犬と猫の写真"] * 20),
+        model_writer=written,
+        vocab_size=23,
+        user_defined_symbols=["[CLS]", "[PAD]"],
+        minloglevel=2,
+    )
+    text = RobertaConfig(
+        vocab_size=23,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=90,
+        pad_token_id=4,
+    )
+    towers = {
+        "vision_model": ViTModel(vision, add_pooling_layer=False),
+        "text_model": RobertaModel(text, add_pooling_layer=False),
+    }
+    tensors = {f"{part}.{name}": value for part, tower in towers.items() for name, value in tower.state_dict().items()}
+    tensors |= {"visual_projection.weight": torch.randn(16, 32), "text_projection.weight": torch.randn(16, 32)}
+    config = {
+        "model_type": "cloob",
+        "projection_dim": 16,
+        "init_inv_tau": 30.0,
+        "scale_hopfield": 15.0,
+        "vision_config": vision.to_dict(),
+        "text_config": text.to_dict(),
+    }
+    stored = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor.is_floating_point()}
+    return {
+        "rinna/japanese-cloob-vit-b-16": {
+            "config.json": json.dumps(config).encode(),
+            "model.safetensors": save(stored, {"format": "pt"}),
+            "pytorch_model.bin": b"a pickle that nobody needs",
+        },
+        "rinna/japanese-roberta-base": {
+            "spiece.model": written.getvalue(),
+            "special_tokens_map.json": b'{"cls_token": "[CLS]", "pad_token": "[PAD]"}',
+        },
+    }
+
+
+@pytest.mark.parametrize("target", ["japanese-cloob-vit-b-16", "hf://rinna/japanese-cloob-vit-b-16"])
+def test_the_japanese_model_comes_with_the_tokenizer_of_another_repository(hub: Hub, cloob: Cloob, target: str) -> None:
+    hub.repositories |= japanese_repositories()
+    done = cloob("zoo", "pull", target)
+    assert done.returncode == 0, done.stderr
+    assert not [request for request in hub.requests if "pytorch_model.bin" in request]
+    assert Path(done.stdout.strip()) == store.installed_folder("japanese-cloob-vit-b-16")
+    assert cloob("zoo", "verify", "japanese-cloob-vit-b-16", "--deep").returncode == 0
+    model = load("japanese-cloob-vit-b-16", device="cpu")
+    assert model.tokenize is not None
+    similar = model.encode_text(model.tokenize(["赤い自転車", "夜の海"]))
+    assert similar.shape == (2, 16)
+    assert store.read_config(store.installed_folder("japanese-cloob-vit-b-16")).preprocess.interpolation == "bilinear"
