@@ -1,0 +1,27 @@
+"""One batch of training pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class PairBatch:
+    """A rank's share of one batch. `b` is its size less the pairs that could not be read.
+
+    Attributes:
+        pixels: uint8 [b, 3, H, W], not yet normalised (`images.normalise`); in channels-last memory order, and on the
+            loader's device where the pictures are kept there.
+        tokens: int64 [b, context].
+        indices: int64 [b], which pairs of the source.
+        caption_ids: int64 [b], equal for equal captions.
+        skipped: name and reason of each pair that is missing.
+    """
+
+    pixels: torch.Tensor
+    tokens: torch.Tensor
+    indices: torch.Tensor
+    caption_ids: torch.Tensor
+    skipped: list[tuple[str, str]] = field(default_factory=list)

@@ -1,0 +1,81 @@
+"""Batches of pictures that are kept decoded: whole batches are assembled by array operations."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from cloob_cli.data.augment import DRAWS, draw, recolour
+from cloob_cli.data.batch import PairBatch
+from cloob_cli.data.captions import CaptionStore
+from cloob_cli.data.order import uniforms
+from cloob_cli.data.pairs import PairSource
+from cloob_cli.data.pictures import PictureStore
+from cloob_cli.data.streaming import PairReader
+from cloob_cli.errors import ImageError
+
+_AHEAD = 2  # batches that are assembled while one is trained on
+
+
+class PairMemory:
+    """Batches of pictures that are kept decoded, assembled ahead by threads."""
+
+    def __init__(self, reader: PairReader, pairs: np.ndarray, workers: int, device: torch.device) -> None:
+        self._reader = reader
+        self._threads = max(1, workers)
+        self._rows = np.full(len(reader.source), -1, dtype=np.int64)
+        self._rows[pairs] = np.arange(len(pairs))
+        self._captions = CaptionStore(
+            (_captions_or_none(reader.source, index) for index in pairs.tolist()), reader.tokenizer
+        )
+        self._pictures = PictureStore(reader.source, reader.bases, pairs)
+        self._pictures.move_to(device, self._threads)
+
+    def batches(self, epoch: int, wanted: list[np.ndarray]) -> Iterator[PairBatch]:
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="pairs") as pool:
+            waiting: deque[Future[PairBatch]] = deque()
+            try:
+                for pairs in wanted:
+                    waiting.append(pool.submit(self._batch, epoch, pairs))
+                    if len(waiting) > self._threads + _AHEAD:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _batch(self, epoch: int, pairs: np.ndarray) -> PairBatch:
+        reader = self._reader
+        rows = self._rows[pairs]
+        self._pictures.load(rows)
+        reasons = [self._reason(row) for row in rows.tolist()]
+        skipped = [(reader.source.name(pair), why) for pair, why in zip(pairs.tolist(), reasons, strict=True) if why]
+        if skipped:
+            usable = np.array([why is None for why in reasons])
+            pairs, rows = pairs[usable], rows[usable]
+        random = uniforms(reader.seed, epoch, pairs, len(DRAWS))
+        tokens, caption_ids = self._captions.batch(rows, draw(random, "caption"))
+        pictures = recolour(self._pictures.take(rows, random, reader.augment), random, reader.augment)
+        return PairBatch(
+            pictures.permute(0, 3, 1, 2),
+            torch.from_numpy(tokens),
+            torch.from_numpy(pairs),
+            torch.from_numpy(caption_ids),
+            skipped,
+        )
+
+    def _reason(self, row: int) -> str | None:
+        """Why a pair cannot be used, if so."""
+        return self._pictures.unreadable.get(row) if self._captions.has(row) else "no caption"
+
+
+def _captions_or_none(source: PairSource, index: int) -> list[str]:
+    try:
+        return source.captions(index)
+    except ImageError:
+        return []

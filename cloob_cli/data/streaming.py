@@ -1,0 +1,157 @@
+"""Batches read anew each time: worker processes read, decode, change and tokenise."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.context import BaseContext
+from typing import Any
+
+import numpy as np
+import torch
+
+from cloob_cli.data.augment import DRAWS, draw, move, recolour
+from cloob_cli.data.batch import PairBatch
+from cloob_cli.data.captions import caption_id, pick
+from cloob_cli.data.order import uniforms
+from cloob_cli.data.pairs import PairSource
+from cloob_cli.data.pictures import Bases, cropped
+from cloob_cli.data.text import Tokenizer
+from cloob_cli.errors import ImageError
+from cloob_cli.recipe import AugmentSection
+
+_CHUNK = 256  # pairs that a worker hands over at once: large enough to be cheap, small enough to spread a batch
+
+
+class PairReader:
+    """Reads and changes pairs one by one; what a worker process is sent."""
+
+    def __init__(
+        self, source: PairSource, tokenizer: Tokenizer, bases: Bases, augment: AugmentSection, seed: int
+    ) -> None:
+        self.source, self.tokenizer, self.bases, self.augment, self.seed = source, tokenizer, bases, augment, seed
+
+    def __getitem__(self, key: tuple[int, np.ndarray]) -> PairBatch:
+        """Pairs of one epoch, (epoch, int64 [b]) -> their part of a batch. (The name is DataLoader's.)"""
+        epoch, pairs = key
+        kept, pictures, texts, skipped = [], [], [], []
+        for index in pairs.tolist():
+            try:
+                captions = self.source.captions(index)
+                if not captions:
+                    raise ImageError("no caption")
+                pictures.append(self.bases.of(self.source, index))
+                texts.append(captions)
+                kept.append(index)
+            except ImageError as problem:
+                skipped.append((self.source.name(index), problem.message))
+        numbers = np.array(kept, dtype=np.int64)
+        random = uniforms(self.seed, epoch, numbers, len(DRAWS))
+        choices = pick(draw(random, "caption"), np.array([len(t) for t in texts], dtype=np.int64))
+        rows = self.tokenizer.rows([captions[choice] for captions, choice in zip(texts, choices, strict=True)])
+        bases = cropped(pictures, random, self.augment, self.bases.size)
+        moved = move(bases, torch.arange(len(bases)), random, self.augment)
+        return PairBatch(
+            recolour(moved, random, self.augment).permute(0, 3, 1, 2),
+            self.tokenizer.padded(rows),
+            torch.from_numpy(numbers),
+            torch.tensor([caption_id(row) for row in rows], dtype=torch.int64),
+            skipped,
+        )
+
+
+class PairStream:
+    """Batches read anew each time, by worker processes that live as long as the loader."""
+
+    def __init__(self, reader: PairReader, workers: int) -> None:
+        self.keys: list[tuple[int, np.ndarray]] = []
+        options: dict = {}
+        if workers:
+            # Forking a process that has threads (tokenizers, Arrow, CUDA) can hang; a clean server forks instead.
+            context: BaseContext = multiprocessing.get_context("spawn")
+            if sys.platform == "linux":
+                context = _fork_server()
+            options = {"multiprocessing_context": context, "persistent_workers": True, "worker_init_fn": _start_worker}
+        with _as_many_workers_as_asked():
+            self._loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
+                reader,  # type: ignore[arg-type]
+                batch_size=None,
+                sampler=_Keys(self),
+                collate_fn=_unchanged,
+                num_workers=workers,
+                **options,
+            )
+
+    def batches(self, epoch: int, wanted: list[np.ndarray]) -> Iterator[PairBatch]:
+        self.keys = [(epoch, part) for pairs in wanted for part in _parts(pairs)]
+        with _as_many_workers_as_asked():
+            parts = iter(self._loader)
+        for pairs in wanted:
+            yield _joined([next(parts) for _ in _parts(pairs)])
+
+
+class _Keys:
+    """A sampler whose keys are set anew for every epoch, so that workers need not be started anew."""
+
+    def __init__(self, stream: PairStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        return iter(self._stream.keys)
+
+    def __len__(self) -> int:
+        return len(self._stream.keys)
+
+
+def _parts(pairs: np.ndarray) -> list[np.ndarray]:
+    return [pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK)] or [pairs]
+
+
+def _joined(parts: list[PairBatch]) -> PairBatch:
+    if len(parts) == 1:
+        return parts[0]
+    return PairBatch(
+        torch.cat([part.pixels for part in parts]),
+        torch.cat([part.tokens for part in parts]),
+        torch.cat([part.indices for part in parts]),
+        torch.cat([part.caption_ids for part in parts]),
+        [entry for part in parts for entry in part.skipped],
+    )
+
+
+def _fork_server() -> BaseContext:
+    """Start the process that forks workers, so that they are deaf to Ctrl-C from their first moment on."""
+    from multiprocessing import forkserver
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cloob_cli.data.streaming"])
+    if threading.current_thread() is threading.main_thread():  # only there can signals be set
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.signal(signal.SIGINT, before)
+    return context
+
+
+@contextmanager
+def _as_many_workers_as_asked() -> Iterator[None]:
+    """A recipe may well ask for more workers than cores, where reading waits for a disk: no warning of that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        yield
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
