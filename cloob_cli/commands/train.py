@@ -58,6 +58,8 @@ def _show(name: str, events: Iterable[Any]) -> Any:
     with console.live_status(name) as status:
         for event in events:
             match event:
+                case kinds.Preparing():
+                    console.talk(f"{event.text} ...")
                 case kinds.Started():
                     console.talk(_start_text(event))
                 case kinds.StepDone():

@@ -8,6 +8,13 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Preparing:
+    """What is being done before the run can start; it may take a while."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Started:
     """The run is set up and its first step comes next."""
 
@@ -77,4 +84,4 @@ class Finished:
     seconds: float
 
 
-Event = Started | StepDone | Validated | CheckpointSaved | PairSkipped | Notice | Finished
+Event = Preparing | Started | StepDone | Validated | CheckpointSaved | PairSkipped | Notice | Finished

@@ -20,6 +20,11 @@ class StopRequest:
     def __init__(self) -> None:
         self.requested = False
 
+    def check(self) -> None:
+        """Raise Interrupted where there is nothing to save yet."""
+        if self.requested:
+            raise Interrupted("stopped before the first step")
+
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
             os._exit(Interrupted.exit_code)

@@ -51,10 +51,10 @@ class Window:
         self._started += time.monotonic() - start
 
     def losses(self) -> list[float]:
-        return torch.stack(self._losses).float().tolist()
+        return torch.stack(self._losses).float().tolist() if self._losses else []
 
     def norms(self) -> list[float]:
-        return torch.stack(self._norms).float().tolist()
+        return torch.stack(self._norms).float().tolist() if self._norms else []
 
     def seconds(self) -> float:
         return max(time.monotonic() - self._started, 1e-9)

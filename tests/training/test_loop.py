@@ -15,7 +15,7 @@ from tiny_run import COLOURS, tiny_recipe, write_class_folders, write_pairs
 import cloob_cli
 from cloob_cli.core.zero_shot import class_embeddings
 from cloob_cli.errors import DataError, NonFiniteLossError, TrainingError, UsageError
-from cloob_cli.training import loop
+from cloob_cli.training import loop, step
 from cloob_cli.training.events import (
     CheckpointSaved,
     Event,
@@ -38,11 +38,11 @@ def run(folder: Path, recipe, *, resume: bool = False) -> list[Event]:
     return list(loop.train(recipe, folder, device="cpu", resume=resume))
 
 
-def run_until(folder: Path, recipe, step: int) -> None:
-    """A run that is cut off right after the checkpoint of `step`."""
+def run_until(folder: Path, recipe, last: int) -> None:
+    """A run that is cut off right after the checkpoint of step `last`."""
     events = loop.train(recipe, folder, device="cpu")
     for event in events:
-        if isinstance(event, CheckpointSaved) and event.step == step:
+        if isinstance(event, CheckpointSaved) and event.step == last:
             break
     events.close()
 
@@ -75,8 +75,8 @@ def test_a_run_learns_and_leaves_a_model_that_opens(data, tmp_path):
     recipe = tiny_recipe(data, train__steps=150, train__batch_size=32, objective__mask_equal_captions=True, **changes)
     events = run(tmp_path / "run", recipe)
 
-    assert isinstance(events[0], Started)
-    assert events[0].pairs == events[0].validation_pairs == 64
+    started = of_kind(events, Started)[0]
+    assert started.pairs == started.validation_pairs == 64
     steps = of_kind(events, StepDone)
     assert [event.step for event in steps] == list(range(5, 151, 5))
     assert steps[-1].loss < steps[0].loss - 1
@@ -127,7 +127,7 @@ def test_a_resumed_run_ends_with_the_same_bits(straight, data, tmp_path):
     run_until(tmp_path / "run", tiny_recipe(data), 20)
     assert not (tmp_path / "run" / "model").exists()
     events = run(tmp_path / "run", tiny_recipe(data, data__workers=1, train__log_every=5), resume=True)
-    assert events[0].first_step == 20
+    assert of_kind(events, Started)[0].first_step == 20
     assert_same(straight, tmp_path / "run")
     assert [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [5, 10, 15, 20, 25, 30]
 
@@ -213,13 +213,13 @@ def test_micro_batches_train_like_the_whole_batch(data, tmp_path, objective):
 
 def test_retrieval_is_switched_on_after_its_warm_up(data, tmp_path, monkeypatch):
     asked = []
-    real = loop.contrastive_loss
+    real = step.contrastive_loss
 
     def recording(*arguments, objective: str, **options):
         asked.append(objective)
         return real(*arguments, objective=objective, **options)
 
-    monkeypatch.setattr(loop, "contrastive_loss", recording)
+    monkeypatch.setattr(step, "contrastive_loss", recording)
     run(tmp_path / "run", tiny_recipe(data, train__steps=10, objective__hopfield_warmup=0.3))
     assert asked == ["infoloob"] * 3 + ["cloob"] * 7
 
@@ -270,7 +270,8 @@ def test_unreadable_pairs_are_skipped_once_and_listed(tmp_path):
 def test_a_share_of_the_pairs_is_held_out_and_never_trained_on(data, tmp_path):
     recipe = tiny_recipe(data, data__validation_share=0.25, train__steps=2)
     events = run(tmp_path / "run", recipe)
-    assert (events[0].pairs, events[0].validation_pairs) == (48, 16)
+    started = of_kind(events, Started)[0]
+    assert (started.pairs, started.validation_pairs) == (48, 16)
     assert "retrieval/text_to_image/recall_5" in events[-1].metrics
 
 

@@ -1,0 +1,164 @@
+"""One training step: a batch in, new weights out."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from cloob_cli.core.loss import contrastive_loss
+from cloob_cli.core.model import CloobModel
+from cloob_cli.data.images import normalise
+from cloob_cli.data.loader import PairBatch
+from cloob_cli.errors import LossInputError
+from cloob_cli.recipe import ObjectiveSection, OptimizerSection, TrainSection
+from cloob_cli.training.average import WeightAverage
+from cloob_cli.training.cached import cached_gradient_step, find_micro_batch_size
+from cloob_cli.training.optim import build_optimizer, learning_rate, set_learning_rate
+from cloob_cli.training.precision import Precision
+
+# What enters the matrix products of the loss on a GPU, by the precision of the towers; sums are float32 always.
+_LOSS_PRECISION: dict[Precision, Literal["fp32", "tf32", "bf16"]] = {"fp32": "fp32", "fp16": "tf32", "bf16": "bf16"}
+
+
+class NotFinite(Exception):
+    """The towers gave embeddings that are not finite numbers."""
+
+
+class TrainingStep:
+    """Updates a model with one batch after another.
+
+    Args:
+        model: on the accelerator's device. It is changed in place.
+        steps: of the whole run; schedule and Hopfield warm-up depend on it.
+        share: pairs of a batch that this process embeds, where none is unreadable.
+        seed: any random numbers that the towers draw are a function of (seed, step, process).
+
+    Attributes:
+        average: the averaged weights, or None.
+        micro_batch_size: pairs that this process embeds at once; None: its whole share.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: CloobModel,
+        objective: ObjectiveSection,
+        optimizer: OptimizerSection,
+        train: TrainSection,
+        *,
+        precision: Precision,
+        steps: int,
+        share: int,
+        seed: int,
+    ) -> None:
+        self.model, self.average = model, WeightAverage(model, train.ema) if train.ema else None
+        self.optimizer = build_optimizer(model, optimizer)
+        self._accelerator, self._device = accelerator, accelerator.device
+        self._wrapped, self._accelerated_optimizer = accelerator.prepare(model, self.optimizer)
+        self._processes = torch.distributed.group.WORLD if accelerator.num_processes > 1 else None
+        self._objective, self._schedule, self._precision = objective, optimizer, precision
+        self._steps, self._share, self._seed = steps, share, seed
+        self._retrieval_from = round(objective.hopfield_warmup * steps) if objective.name == "cloob" else 0
+        self.micro_batch_size = self._fitting(train.micro_batch_size)
+
+    def __call__(self, batch: PairBatch, step: int) -> tuple[Tensor, Tensor]:
+        """Update the weights with the batch of step `step` (from 0).
+
+        Returns:
+            The loss of the joint batch and the norm of its gradient before clipping, scalars on the device.
+
+        Raises:
+            NotFinite: the embeddings are not finite; the weights are left as they are.
+        """
+        torch.manual_seed(_step_seed(self._seed, step, self._accelerator.process_index))
+        set_learning_rate(self.optimizer, self.learning_rate(step))
+        pixels = normalise(batch.pixels.to(self._device, non_blocking=True), self.model.config.preprocess)
+        tokens = batch.tokens.to(self._device, non_blocking=True)
+        caption_ids = batch.caption_ids.to(self._device) if self._objective.mask_equal_captions else None
+        loss = self._gradient(pixels, tokens, partial(self._loss, caption_ids, step < self._retrieval_from))
+        norm = self._accelerator.clip_grad_norm_(self.model.parameters(), self._schedule.gradient_clip or math.inf)
+        self._accelerated_optimizer.step()
+        self._accelerated_optimizer.zero_grad()
+        if self._objective.learn_inv_tau:
+            with torch.no_grad():
+                self.model.logit_scale.clamp_(max=math.log(self._objective.inv_tau_max))
+        if self.average:
+            self.average.update(self.model, step)
+        return loss, norm
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of step `step` (from 0)."""
+        return learning_rate(step, self._steps, self._schedule)
+
+    def _gradient(self, pixels: Tensor, tokens: Tensor, loss_function: partial[Tensor]) -> Tensor:
+        """Add the batch's gradient to the parameters; the loss, detached."""
+        learnt = [self.model.logit_scale] if self._objective.learn_inv_tau else []
+        if self.micro_batch_size is None:
+            loss = loss_function(*self._wrapped(pixels, tokens), *learnt)
+            self._accelerator.backward(loss)
+            return loss.detach()
+        # By the full share, so that all processes have equally many slices where some lack an unreadable pair.
+        count = math.ceil(self._share / self.micro_batch_size)
+        return cached_gradient_step(
+            lambda piece: self._wrapped(*piece),
+            list(zip(pixels.tensor_split(count), tokens.tensor_split(count), strict=True)),
+            loss_function,
+            model=self.model,
+            loss_tensors=learnt,
+            backward=self._accelerator.backward,
+            no_sync=lambda: self._accelerator.no_sync(self._wrapped),
+        )
+
+    def _loss(
+        self,
+        caption_ids: Tensor | None,
+        warming_up: bool,
+        images: Tensor,
+        texts: Tensor,
+        logit_scale: Tensor | None = None,
+    ) -> Tensor:
+        section = self._objective
+        try:
+            return contrastive_loss(
+                images,
+                texts,
+                objective="infoloob" if warming_up else section.name,
+                inv_tau=section.inv_tau if logit_scale is None else logit_scale.exp(),
+                scale_hopfield=section.scale_hopfield,
+                caption_ids=caption_ids,
+                implementation=section.implementation,
+                precision=_LOSS_PRECISION[self._precision] if self._device.type == "cuda" else "fp32",
+                process_group=self._processes,
+            )
+        except LossInputError:
+            if bool(images.isfinite().all()) and bool(texts.isfinite().all()):
+                raise
+            raise NotFinite from None
+
+    def _fitting(self, wanted: int | Literal["auto"] | None) -> int | None:
+        if wanted == "auto" and self._device.type != "cpu":
+            wanted = find_micro_batch_size(self._try, self._share, self._processes)
+        return wanted if isinstance(wanted, int) and wanted < self._share else None
+
+    def _try(self, size: int) -> None:
+        """Embed `size` pairs and go back, to see whether memory suffices."""
+        vision, text = self.model.config.vision, self.model.config.text
+        pixels = torch.zeros(size, 3, vision.image_size, vision.image_size, device=self._device)
+        tokens = torch.full((size, text.context_length), text.vocab_size - 1, device=self._device)
+        before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        try:
+            images, texts = self.model(pixels, tokens)
+            (images.sum() + texts.sum()).backward()
+        finally:
+            self.model.zero_grad()
+            self.model.load_state_dict(before, strict=False)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
