@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from cloob_cli.core.gather import gather_differentiably
 from cloob_cli.core.loss_choice import choose_implementation, make_steps
 from cloob_cli.core.loss_inputs import LossInputs, check_inputs
+from cloob_cli.core.loss_retrieval import small_scores
 from cloob_cli.core.loss_tiled import tiled_loss
 from cloob_cli.errors import LossInputError
 
@@ -122,7 +123,7 @@ def contrastive_loss(
         implementation: "definition" keeps N x N matrices, "tiled" does not, "triton" is "tiled" with fused kernels;
             "auto" takes the fastest (`loss_choice.choose_implementation`, which also says why).
         precision: number format of what enters the matrix products of "tiled" and "triton"; sums are float32 always.
-            None is "fp32". Ignored for float64 and by "definition".
+            None is "fp32". Ignored for float64 and by "definition"; "bf16" becomes "tf32" for scale_hopfield above 20.
         process_group: the processes that hold the rest of the batch; None: the batch is all here. Each passes its own
             rows, in rank order; counts may differ.
 
@@ -145,6 +146,8 @@ def contrastive_loss(
     choice = choose_implementation(device, dtype, layout.total, layout.processes, implementation)
     if choice.name == "definition":
         return _definition(inputs, objective, scale_hopfield)
+    if precision == "bf16" and objective == "cloob" and not small_scores(inputs, scale_hopfield):
+        precision = "tf32"  # multiplied by so large a scale, the rounding of bfloat16 would show in the gradient
     return tiled_loss(inputs, objective, scale_hopfield, make_steps(choice, device, dtype, precision))
 
 

@@ -1,8 +1,9 @@
 """The steps of `loss_steps.py` in fused Triton kernels: each reads a tile once or twice and writes its operands.
 
 The matrix products between them stay with the vendor's library, which comes nearer to the limit of the matrix units
-than tiles written by hand: at D = 512 the sums of a tile of the second product alone would fill a multiprocessor's
-registers. What the kernels save is the traffic in between, a read and a write of the whole tile for each step.
+than tiles written by hand: at D = 512 the sums of a tile's second product alone would fill a multiprocessor's
+registers. What the kernels save is the traffic in between, a read and a write of the whole tile for each small step.
+The steps of whole rows, which only large scale_hopfield needs, stay plain.
 
 Checked against the plain steps through Triton's interpreter (TRITON_INTERPRET=1); their speed has not been measured.
 """
@@ -19,8 +20,8 @@ from torch import Tensor
 
 from cloob_cli.core.loss_steps import Steps
 
-ELEMENTS = 4096  # of a flat piece, or of a row, that one program works on at a time
-COLUMNS, ROWS = 64, 64  # of the block that sums over columns
+ELEMENTS = 4096  # of a row, that one program works on at a time
+ROWS, COLUMNS = 32, 128  # of a block, that one program works on at a time
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
 LOWEST = tl.constexpr(-1e30)  # below every logit and, unlike -inf, subtractable from itself
 
@@ -32,34 +33,141 @@ def _rounded(value, ROUND: tl.constexpr):
 
 
 @triton.jit
-def _exponentials_kernel(scores, weights, elements, ROUND: tl.constexpr, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < elements
-    value = tl.exp(tl.load(scores + at, mask=inside, other=0.0))
-    tl.store(weights + at, _rounded(value, ROUND), mask=inside)
+def _exp_less_one(value):
+    """exp(value) - 1 without cancellation: Taylor's series up to 0.5, where its next term is below 1e-7."""
+    series = 1.0 + value / 8.0
+    series = 1.0 + value / 7.0 * series
+    series = 1.0 + value / 6.0 * series
+    series = 1.0 + value / 5.0 * series
+    series = 1.0 + value / 4.0 * series
+    series = 1.0 + value / 3.0 * series
+    series = 1.0 + value / 2.0 * series
+    return tl.where(tl.abs(value) < 0.5, value * series, tl.exp(value) - 1.0)
+
+
+@triton.jit
+def _block(rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The rows and columns of this program's block, and where in the tile they are."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    at = row.to(tl.int64)[:, None] * columns + column[None, :]
+    return row, column, at, (row < rows)[:, None] & (column < columns)[None, :]
+
+
+@triton.jit
+def _load_biased(values, row_bias, column_bias, row, column, at, inside, rows, columns, BY_COLUMN: tl.constexpr):
+    value = tl.load(values + at, mask=inside, other=0.0)
+    value += tl.load(row_bias + row, mask=row < rows, other=0.0)[:, None]
+    if BY_COLUMN:
+        value += tl.load(column_bias + column, mask=column < columns, other=0.0)[None, :]
+    return value
+
+
+@triton.jit
+def _add_sums(value, row_sums, column_sums, row, column, inside, rows, columns, BY_COLUMN: tl.constexpr):
+    value = tl.where(inside, value, 0.0)
+    tl.atomic_add(row_sums + row, tl.sum(value, axis=1), mask=row < rows)
+    if BY_COLUMN:
+        tl.atomic_add(column_sums + column, tl.sum(value, axis=0), mask=column < columns)
+
+
+@triton.jit
+def _exponentials_kernel(
+    scores,
+    row_bias,
+    column_bias,
+    weights,
+    row_sums,
+    column_sums,
+    rows,
+    columns,
+    SUM_COLUMNS: tl.constexpr,
+    ROUND: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    row, column, at, inside = _block(rows, columns, ROWS, COLUMNS)
+    score = _load_biased(scores, row_bias, column_bias, row, column, at, inside, rows, columns, True)
+    weight = _exp_less_one(score)
+    tl.store(weights + at, _rounded(weight, ROUND), mask=inside)
+    _add_sums(weight, row_sums, column_sums, row, column, inside, rows, columns, SUM_COLUMNS)
 
 
 @triton.jit
 def _exponentials_and_gradient_kernel(
-    scores, pulled, weights, gradient, elements, ROUND: tl.constexpr, BLOCK: tl.constexpr
+    scores,
+    row_bias,
+    column_bias,
+    pulled,
+    pulled_row_bias,
+    pulled_column_bias,
+    weights,
+    gradient,
+    row_sums,
+    column_sums,
+    rows,
+    columns,
+    BOTH: tl.constexpr,
+    SUM_COLUMNS: tl.constexpr,
+    ROUND: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < elements
-    value = tl.exp(tl.load(scores + at, mask=inside, other=0.0))
-    change = value * tl.load(pulled + at, mask=inside, other=0.0)
-    tl.store(weights + at, _rounded(value, ROUND), mask=inside)
+    row, column, at, inside = _block(rows, columns, ROWS, COLUMNS)
+    score = _load_biased(scores, row_bias, column_bias, row, column, at, inside, rows, columns, True)
+    pull = _load_biased(pulled, pulled_row_bias, pulled_column_bias, row, column, at, inside, rows, columns, BOTH)
+    weight = _exp_less_one(score)
+    change = pull + pull * weight
+    tl.store(weights + at, _rounded(weight, ROUND), mask=inside)
     tl.store(gradient + at, _rounded(change, ROUND), mask=inside)
+    _add_sums(change, row_sums, column_sums, row, column, inside, rows, columns, SUM_COLUMNS)
 
 
 @triton.jit
-def _logits_of_row(
-    logits, ids, row, first, start, columns, LEAVE_OUT: tl.constexpr, IDS: tl.constexpr, BLOCK: tl.constexpr
+def _both_kernel(
+    logits,
+    row_logsumexp,
+    column_logsumexp,
+    weights,
+    row_sums,
+    column_sums,
+    first,
+    rows,
+    columns,
+    ROUND: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    """A piece of a row; -inf beyond its end and, if asked for, where a column is no negative of the row."""
+    """Both softmaxes, given their logsumexps, less 2 on the diagonal."""
+    row, column, at, inside = _block(rows, columns, ROWS, COLUMNS)
+    value = tl.load(logits + at, mask=inside, other=0.0)
+    by_row = tl.load(row_logsumexp + row, mask=row < rows, other=0.0)
+    by_column = tl.load(column_logsumexp + column, mask=column < columns, other=0.0)
+    both = tl.exp(value - by_row[:, None]) + tl.exp(value - by_column[None, :])
+    both = tl.where(column[None, :] == first + row[:, None], both - 2.0, both)
+    tl.store(weights + at, _rounded(both, ROUND), mask=inside)
+    _add_sums(both, row_sums, column_sums, row, column, inside, rows, columns, True)
+
+
+@triton.jit
+def _piece_of_row(
+    logits,
+    column_bias,
+    ids,
+    first,
+    row,
+    start,
+    columns,
+    NEGATIVES: tl.constexpr,
+    IDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Part of a row, -inf beyond its end. With NEGATIVES: with the bias, and -inf where a column is no negative."""
     column = start + tl.arange(0, BLOCK)
     inside = column < columns
     value = tl.load(logits + row * columns + column, mask=inside, other=-float("inf"))
-    if LEAVE_OUT:
+    if NEGATIVES:
+        value += tl.load(column_bias + column, mask=inside, other=0.0)
         value = tl.where(column == first + row, -float("inf"), value)
         if IDS:
             own = tl.load(ids + first + row)
@@ -70,223 +178,275 @@ def _logits_of_row(
 @triton.jit
 def _rows_kernel(
     logits,
+    column_bias,
     ids,
     first,
     logsumexp,
     inverse,
     weights,
     columns,
-    LEAVE_OUT: tl.constexpr,
+    NEGATIVES: tl.constexpr,
     IDS: tl.constexpr,
-    WRITE: tl.constexpr,
     ROUND: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program a row: logsumexp, 1 / sum of exp(logits - row maximum) and, with WRITE, these exponentials."""
+    """A program a row: logsumexp; with NEGATIVES also exp(logits - row maximum) and 1 / their sum."""
     row = tl.program_id(0).to(tl.int64)
     largest = LOWEST
     total = 0.0
     for start in range(0, columns, BLOCK):
-        value, column, inside = _logits_of_row(logits, ids, row, first, start, columns, LEAVE_OUT, IDS, BLOCK)
+        value, column, inside = _piece_of_row(
+            logits, column_bias, ids, first, row, start, columns, NEGATIVES, IDS, BLOCK
+        )
         above = tl.maximum(largest, tl.max(value, axis=0))
         total = total * tl.exp(largest - above) + tl.sum(tl.exp(value - above), axis=0)
         largest = above
     tl.store(logsumexp + row, largest + tl.log(total))
-    if WRITE:
+    if NEGATIVES:
         tl.store(inverse + row, 1.0 / total)
         for start in range(0, columns, BLOCK):
-            value, column, inside = _logits_of_row(logits, ids, row, first, start, columns, LEAVE_OUT, IDS, BLOCK)
+            value, column, inside = _piece_of_row(
+                logits, column_bias, ids, first, row, start, columns, NEGATIVES, IDS, BLOCK
+            )
             tl.store(weights + row * columns + column, _rounded(tl.exp(value - largest), ROUND), mask=inside)
 
 
 @triton.jit
-def _gradient_of_rows_kernel(scores, pulled, weights, gradient, columns, ROUND: tl.constexpr, BLOCK: tl.constexpr):
-    """A program a row: E = exp(scores - row maximum), and E * (pulled - mean of pulled under E)."""
-    row = tl.program_id(0).to(tl.int64)
-    largest = LOWEST
-    total = 0.0
-    summed = 0.0
-    for start in range(0, columns, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        inside = column < columns
-        value = tl.load(scores + row * columns + column, mask=inside, other=-float("inf"))
-        change = tl.load(pulled + row * columns + column, mask=inside, other=0.0)
-        above = tl.maximum(largest, tl.max(value, axis=0))
-        value = tl.exp(value - above)
-        shrink = tl.exp(largest - above)
-        total = total * shrink + tl.sum(value, axis=0)
-        summed = summed * shrink + tl.sum(value * change, axis=0)
-        largest = above
-    mean = summed / total
-    for start in range(0, columns, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        inside = column < columns
-        value = tl.exp(tl.load(scores + row * columns + column, mask=inside, other=0.0) - largest)
-        change = value * (tl.load(pulled + row * columns + column, mask=inside, other=0.0) - mean)
-        tl.store(weights + row * columns + column, _rounded(value, ROUND), mask=inside)
-        tl.store(gradient + row * columns + column, _rounded(change, ROUND), mask=inside)
+def _column_sums_kernel(weights, factors, sums, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A program a block of columns: the sum of factor times row, added into `sums`."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.load(sums + column, mask=column < columns, other=0.0)
+    for start in range(0, rows, ROWS):
+        row = start + tl.arange(0, ROWS)
+        inside = (row < rows)[:, None] & (column < columns)[None, :]
+        at = row.to(tl.int64)[:, None] * columns + column[None, :]
+        factor = tl.load(factors + row, mask=row < rows, other=0.0)
+        weight = tl.load(weights + at, mask=inside, other=0.0).to(tl.float32)
+        total += tl.sum(factor[:, None] * weight, axis=0)
+    tl.store(sums + column, total, mask=column < columns)
 
 
 @triton.jit
-def _columns_kernel(logits, sums, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _column_logsumexp_kernel(logits, sums, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """A program a block of columns: their logsumexp, added into `sums`."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = column < columns
-    largest = tl.maximum(tl.load(sums + column, mask=inside, other=0.0), LOWEST)
-    # What was summed before counts as one term of size exp(sums); nothing (-inf) counts as none.
-    total = tl.where(tl.load(sums + column, mask=inside, other=0.0) > LOWEST, 1.0, 0.0)
+    before = tl.load(sums + column, mask=column < columns, other=0.0)
+    # What was summed before counts as one term of size exp(before), nothing (-inf) as none.
+    largest = tl.maximum(before, LOWEST)
+    total = tl.where(before > LOWEST, 1.0, 0.0)
     for start in range(0, rows, ROWS):
-        row = (start + tl.arange(0, ROWS)).to(tl.int64)
-        valid = (row < rows)[:, None] & inside[None, :]
-        value = tl.load(logits + row[:, None] * columns + column[None, :], mask=valid, other=-float("inf"))
+        row = start + tl.arange(0, ROWS)
+        inside = (row < rows)[:, None] & (column < columns)[None, :]
+        at = row.to(tl.int64)[:, None] * columns + column[None, :]
+        value = tl.load(logits + at, mask=inside, other=-float("inf"))
         above = tl.maximum(largest, tl.max(value, axis=0))
         total = total * tl.exp(largest - above) + tl.sum(tl.exp(value - above[None, :]), axis=0)
         largest = above
-    tl.store(sums + column, largest + tl.log(total), mask=inside)
-
-
-@triton.jit
-def _both_kernel(logits, row_sums, column_sums, weights, columns, ROUND: tl.constexpr, BLOCK: tl.constexpr):
-    """A program a piece of a row: both softmaxes, given their logsumexps."""
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < columns
-    value = tl.load(logits + row * columns + column, mask=inside, other=0.0)
-    by_column = tl.load(column_sums + column, mask=inside, other=0.0)
-    both = tl.exp(value - tl.load(row_sums + row)) + tl.exp(value - by_column)
-    tl.store(weights + row * columns + column, _rounded(both, ROUND), mask=inside)
+    tl.store(sums + column, largest + tl.log(total), mask=column < columns)
 
 
 class TritonSteps(Steps):
-    """`Steps` with the kernels above; float32 sums only."""
+    """`Steps` with the kernels above; sums are float32."""
 
     def _operand_like(self, name: str, tile: Tensor) -> Tensor:
-        return self.buffer(name, *tile.shape, torch.bfloat16 if self.narrow else torch.float32)
+        return self.buffer(name, tile.shape[0], tile.shape[1], torch.bfloat16 if self.narrow else torch.float32)
 
     @property
     def _round(self) -> bool:
         return self.precision == "bf16" and not self.narrow
 
-    def exponentials(self, scores: Tensor) -> Tensor:
+    def exponentials(
+        self, scores: Tensor, row_bias: Tensor, column_bias: Tensor, row_sums: Tensor, column_sums: Tensor | None
+    ) -> Tensor:
         weights = self._operand_like("weights", scores)
-        _exponentials_kernel[_pieces(scores)](scores, weights, scores.numel(), self._round, ELEMENTS, **OPTIONS)
+        _exponentials_kernel[_blocks(scores)](
+            scores,
+            row_bias,
+            column_bias,
+            weights,
+            row_sums,
+            row_sums if column_sums is None else column_sums,
+            *scores.shape,
+            column_sums is not None,
+            self._round,
+            ROWS,
+            COLUMNS,
+            **OPTIONS,
+        )
         return weights
 
-    def exponentials_and_gradient(self, scores: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor]:
+    def exponentials_and_gradient(
+        self,
+        scores: Tensor,
+        row_bias: Tensor,
+        column_bias: Tensor,
+        pulled: Tensor,
+        pulled_row_bias: Tensor,
+        pulled_column_bias: Tensor | None,
+        row_sums: Tensor,
+        column_sums: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
         weights, gradient = self._operand_like("weights", scores), self._operand_like("gradient", scores)
-        _exponentials_and_gradient_kernel[_pieces(scores)](
-            scores, pulled, weights, gradient, scores.numel(), self._round, ELEMENTS, **OPTIONS
+        _exponentials_and_gradient_kernel[_blocks(scores)](
+            scores,
+            row_bias,
+            column_bias,
+            pulled,
+            pulled_row_bias,
+            pulled_row_bias if pulled_column_bias is None else pulled_column_bias,
+            weights,
+            gradient,
+            row_sums,
+            row_sums if column_sums is None else column_sums,
+            *scores.shape,
+            pulled_column_bias is not None,
+            column_sums is not None,
+            self._round,
+            ROWS,
+            COLUMNS,
+            **OPTIONS,
         )
         return weights, gradient
 
-    def exponentials_of_rows(self, scores: Tensor) -> Tensor:
-        return self._rows(scores)[1]
-
-    def exponentials_and_gradient_of_rows(self, scores: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor]:
-        weights, gradient = self._operand_like("weights", scores), self._operand_like("gradient", scores)
-        _gradient_of_rows_kernel[(len(scores),)](
-            scores, pulled, weights, gradient, scores.shape[1], self._round, ELEMENTS, **OPTIONS
-        )
-        return weights, gradient
-
-    def softmax_rows(self, logits: Tensor, first: int, ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        return self._rows(logits, first, ids, leave_out=True)
-
-    def logsumexp_both(self, logits: Tensor, column: Tensor) -> Tensor:
-        rows, columns = logits.shape
-        _columns_kernel[(triton.cdiv(columns, COLUMNS),)](logits, column, rows, columns, ROWS, COLUMNS, **OPTIONS)
-        return self._rows(logits, write=False)[0]
-
-    def softmax_both(self, logits: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        weights = self._operand_like("weights", logits)
-        rows, columns = logits.shape
-        grid = (rows, triton.cdiv(columns, ELEMENTS))
-        _both_kernel[grid](logits, row, column, weights, columns, self._round, ELEMENTS, **OPTIONS)
-        return weights
-
-    def _rows(
-        self, logits: Tensor, first: int = 0, ids: Tensor | None = None, leave_out: bool = False, write: bool = True
+    def softmax_of_rows(
+        self, logits: Tensor, column_bias: Tensor, first: int, ids: Tensor | None, column_sums: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows, columns = logits.shape
         logsumexp, inverse = logits.new_empty(2, rows, 1).unbind()
-        weights = self._operand_like("weights", logits) if write else logits
+        weights = self._operand_like("weights", logits)
+        has_ids = ids is not None
+        ids = logits if ids is None else ids.contiguous()
         _rows_kernel[(rows,)](
             logits,
-            logits if ids is None else ids,
+            column_bias,
+            ids,
             first,
             logsumexp,
             inverse,
             weights,
             columns,
-            leave_out,
-            ids is not None,
-            write,
+            True,
+            has_ids,
             self._round,
             ELEMENTS,
             **OPTIONS,
         )
+        _column_sums_kernel[(triton.cdiv(columns, COLUMNS),)](
+            weights, inverse, column_sums, rows, columns, ROWS, COLUMNS, **OPTIONS
+        )
         return logsumexp, weights, inverse
 
+    def logsumexp_of_both(self, logits: Tensor, column: Tensor) -> Tensor:
+        rows, columns = logits.shape
+        _column_logsumexp_kernel[(triton.cdiv(columns, COLUMNS),)](
+            logits, column, rows, columns, ROWS, COLUMNS, **OPTIONS
+        )
+        logsumexp = logits.new_empty(rows, 1)
+        _rows_kernel[(rows,)](
+            logits,
+            logits,
+            logits,
+            0,
+            logsumexp,
+            logsumexp,
+            logits,
+            columns,
+            False,
+            False,
+            False,
+            ELEMENTS,
+            **OPTIONS,
+        )
+        return logsumexp
 
-def _pieces(tile: Tensor) -> tuple[int]:
-    return (triton.cdiv(tile.numel(), ELEMENTS),)
+    def softmax_of_both(
+        self, logits: Tensor, row: Tensor, column: Tensor, first: int, row_sums: Tensor, column_sums: Tensor
+    ) -> Tensor:
+        weights = self._operand_like("weights", logits)
+        _both_kernel[_blocks(logits)](
+            logits,
+            row,
+            column,
+            weights,
+            row_sums,
+            column_sums,
+            first,
+            *logits.shape,
+            self._round,
+            ROWS,
+            COLUMNS,
+            **OPTIONS,
+        )
+        return weights
+
+
+def _blocks(tile: Tensor) -> tuple[int, int]:
+    return (triton.cdiv(tile.shape[0], ROWS), triton.cdiv(tile.shape[1], COLUMNS))
 
 
 @cache
 def obstacle(device: torch.device) -> str | None:
     """Why the kernels cannot serve on `device`; None if they can.
 
-    On the first call every step runs once on a small tile, in every precision, and is compared with the plain one: what
-    a driver, a compiler or a version of torch gets wrong is found here and not in a model.
+    On the first call every step runs once on a small tile, in both number formats, and is compared with the plain one:
+    what a driver, a compiler or a version of torch gets wrong is found here and not in a model.
     """
     if device.type != "cuda" and not (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         return f"they need a CUDA device, not {device.type}"
-    for precision in ("fp32", "bf16"):
+    for precision, allowed in (("fp32", 1e-5), ("bf16", 3e-2)):
         try:
-            error = _largest_error(device, precision)
-        except Exception as problem:
-            return (
-                f"their check failed ({type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''})"
-            )
-        if not error < (1e-5 if precision == "fp32" else 3e-2):
+            error = largest_error(device, precision)
+        except Exception as problem:  # whatever a compiler or a driver may raise: the plain steps serve
+            lines = str(problem).splitlines() or [""]
+            return f"their check failed ({type(problem).__name__}: {lines[0]})"
+        if not error <= allowed:
             return f"their check found an error of {error:.1e} in {precision}"
     return None
 
 
-def _largest_error(device: torch.device, precision: str) -> float:
-    """The largest difference between a kernel's result and the plain step's in float64."""
-    generator = torch.Generator().manual_seed(0)
-    left, right, pulled = (torch.randn(70, 24, generator=generator).to(device) for _ in range(3))
-    ids = torch.randint(0, 5, (70,), generator=generator).to(device)
-    fused = TritonSteps(device, torch.float32, precision, (70, 70), 70 * 70)
-    plain = Steps(device, torch.float32, precision, (70, 70), 70 * 70)
-    first, m = 9, 33
-
-    def results(steps: Steps) -> list[Tensor]:
-        def scores() -> Tensor:
-            return steps.product("scores", steps.operand(left[:m]), steps.operand(right).T, 0.2)
-
-        def change() -> Tensor:
-            return steps.product("pulled", steps.operand(left[:m]), steps.operand(pulled).T)
-
-        column = torch.full((70,), -torch.inf, device=device)
-        found = []
-
-        def keep(*tensors: Tensor) -> None:  # steps use their memory again
-            found.extend(tensor.float().clone() for tensor in tensors)
-
-        keep(scores())
-        keep(steps.exponentials(scores()))
-        keep(*steps.exponentials_and_gradient(scores(), change()))
-        keep(steps.exponentials_of_rows(scores()))
-        keep(*steps.exponentials_and_gradient_of_rows(scores(), change()))
-        keep(*steps.softmax_rows(scores(), first, ids))
-        keep(*steps.softmax_rows(scores(), first, None))
-        row = steps.logsumexp_both(scores(), column)
-        weights = steps.softmax_both(scores(), row, column)
-        keep(row, column, weights, steps.add_product(torch.ones(m, 24, device=device), weights, steps.operand(right)))
-        return found
-
+def largest_error(device: torch.device, precision: str) -> float:
+    """The largest difference between the kernels and the plain steps on small tiles, relative to values above 1."""
+    fused, plain = (kind(device, torch.float32, precision, (0, 0), 0) for kind in (TritonSteps, Steps))
     with fused.matmul_precision():
-        pairs = zip(results(fused), results(plain), strict=True)
+        pairs = zip(_results(fused), _results(plain), strict=True)
         return max(float(((a - b).abs() / b.abs().clamp_min(1)).max()) for a, b in pairs)
+
+
+def _results(steps: Steps) -> list[Tensor]:
+    """Everything that the steps give for fixed numbers, in float32."""
+    m, n, first = 33, 150, 9
+    generator = torch.Generator().manual_seed(0)
+    left, pulled, right = (torch.randn(rows, 24, generator=generator).to(steps.device) for rows in (m, m, n))
+    ids = torch.randint(0, 5, (n,), generator=generator).to(steps.device)
+    row_bias, column_bias = left[:, 0].contiguous(), right[:, 0].contiguous()
+    found: list[Tensor] = []
+
+    def keep(*tensors: Tensor) -> None:  # as copies, since steps use their memory again
+        found.extend(tensor.float().clone() for tensor in tensors)
+
+    def scores() -> Tensor:
+        return steps.product("scores", steps.operand(left), steps.operand(right).T, 0.2)
+
+    def change() -> Tensor:
+        return steps.product("pulled", steps.operand(pulled), steps.operand(right).T)
+
+    for both in (False, True):
+        row_sums, column_sums = torch.zeros_like(row_bias), torch.zeros_like(column_bias)
+        keep(steps.exponentials(scores(), row_bias, column_bias, row_sums, column_sums if both else None))
+        keep(row_sums, column_sums)
+        biases = (row_bias, column_bias if both else None)
+        sums = (row_sums, column_sums if both else None)
+        keep(*steps.exponentials_and_gradient(scores(), row_bias, column_bias, change(), *biases, *sums))
+        keep(row_sums, column_sums)
+    for some_ids in (None, ids):
+        column_sums = torch.zeros_like(column_bias)
+        keep(*steps.softmax_of_rows(scores(), column_bias, first, some_ids, column_sums), column_sums)
+    column = torch.full_like(column_bias, -torch.inf)
+    row = steps.logsumexp_of_both(scores(), column)
+    row = steps.logsumexp_of_both(scores(), column)  # a second chunk, which finds sums of the first
+    row_sums, column_sums = torch.zeros_like(row_bias), torch.zeros_like(column_bias)
+    weights = steps.softmax_of_both(scores(), row, column, first, row_sums, column_sums)
+    keep(row, column, weights, row_sums, column_sums)
+    keep(steps.add_product(torch.ones(m, 24, device=steps.device), weights, steps.operand(right)))
+    keep(steps.add_product(torch.ones(n, 24, device=steps.device), weights.T, steps.operand(left)))
+    return found

@@ -56,6 +56,10 @@ class _Pulled:
     total: Tensor
 
 
+def small_scores(inputs: LossInputs, beta: float) -> bool:
+    return beta * inputs.largest_norm**2 <= LARGEST_TILED[inputs.x.dtype]
+
+
 class Retrieval:
     """U_x, U_y retrieved from the images with X and Y, and V_x, V_y from the texts, for this process's rows.
 
@@ -70,7 +74,7 @@ class Retrieval:
         self.steps = steps
         means = {"x": inputs.x.mean(dim=0), "y": inputs.y.mean(dim=0)}
         self.x, self.y = (self._embeddings(name, rows, means) for name, rows in (("x", inputs.x), ("y", inputs.y)))
-        self.tiled = beta * inputs.largest_norm**2 <= LARGEST_TILED[steps.dtype]
+        self.tiled = small_scores(inputs, beta)
         self.shared = self.tiled and self.layout.processes == 1
 
     def _embeddings(self, name: str, rows: Tensor, means: dict[str, Tensor]) -> _Embeddings:

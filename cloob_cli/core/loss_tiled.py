@@ -118,7 +118,7 @@ def _leave_one_out(
     everybody = gather_rows(partners, layout)
     common = everybody.mean(dim=0)
     everybody = everybody - common
-    scaled_mean = inv_tau * anchors.mean(dim=0)
+    scaled_mean = inv_tau * anchors.sum(dim=0) / max(1, len(anchors))  # a process may have no rows
     column_bias = everybody @ scaled_mean
     everybody = steps.operand(everybody)
     positives = (partners - common).mul_(inv_tau)

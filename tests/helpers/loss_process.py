@@ -15,7 +15,7 @@ import torch.distributed as distributed
 from torch import nn
 from torch.nn.functional import normalize
 
-from cloob_cli.core import loss_choice
+from cloob_cli.core import gather, loss_choice
 from cloob_cli.core.loss import contrastive_loss
 from cloob_cli.training.cached import cached_gradient_step
 
@@ -41,14 +41,15 @@ class CountedBytes:
         self.share = (processes - 1) / processes
 
     def __enter__(self) -> CountedBytes:
-        self.kept = {name: getattr(distributed, name) for name in ("all_gather_into_tensor", "all_to_all_single")}
-        for name, collective in self.kept.items():
-            setattr(distributed, name, self._counting(collective))
+        self.kept = [(gather, "_all_gather"), (distributed, "all_to_all_single")]
+        self.kept = [(module, name, getattr(module, name)) for module, name in self.kept]
+        for module, name, collective in self.kept:
+            setattr(module, name, self._counting(collective))
         return self
 
     def __exit__(self, *problem: object) -> None:
-        for name, collective in self.kept.items():
-            setattr(distributed, name, collective)
+        for module, name, collective in self.kept:
+            setattr(module, name, collective)
 
     def _counting(self, collective):
         def counted(output, *arguments, **options):

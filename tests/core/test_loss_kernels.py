@@ -1,0 +1,57 @@
+"""The Triton kernels without a GPU: through the interpreter for their numbers, through the compiler for an H100."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cloob_cli.core.loss import contrastive_loss
+from cloob_cli.core.loss_choice import choose_implementation
+
+pytest.importorskip("triton", reason="the package triton exists for Linux only")
+
+WORKER = Path(__file__).parents[1] / "helpers" / "loss_kernels_check.py"
+
+
+def check(mode: str, **environment: str) -> dict:
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    found = subprocess.run(
+        [sys.executable, str(WORKER), mode], env=kept | environment, capture_output=True, text=True, timeout=500
+    )
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout)
+
+
+def test_the_loss_with_interpreted_kernels_equals_the_definition():
+    report = check("interpret", TRITON_INTERPRET="1")
+    assert report.pop("choice") == "triton"
+    assert len(report) == 4
+    for name, error in report.items():
+        assert error < (1e-5 if "fp32" in name else 1e-2), name
+
+
+def test_every_kernel_compiles_for_an_h100(tmp_path):
+    compiled = check("compile", TRITON_CACHE_DIR=str(tmp_path))
+    assert sorted(compiled) == [
+        "_both_kernel",
+        "_column_logsumexp_kernel",
+        "_column_sums_kernel",
+        "_exponentials_and_gradient_kernel",
+        "_exponentials_kernel",
+        "_rows_kernel",
+    ]
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter serves on the CPU")
+def test_without_a_gpu_the_plain_form_serves():
+    choice = choose_implementation(torch.device("cpu"), torch.float32, 5000, requested="triton")
+    assert choice.name == "tiled"
+    assert choice.reason == "the Triton kernels cannot serve: they need a CUDA device, not cpu"
+    x = torch.nn.functional.normalize(torch.randn(300, 8), dim=1)
+    assert contrastive_loss(x, x, implementation="triton") == contrastive_loss(x, x, implementation="tiled")

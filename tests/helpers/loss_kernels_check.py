@@ -1,0 +1,93 @@
+"""`loss_kernels_check.py compile`: every kernel through Triton's compiler for an H100, which needs no GPU.
+
+`TRITON_INTERPRET=1 loss_kernels_check.py interpret`: the loss with kernels, run by Triton's interpreter, against the
+definition in float64. Both print one JSON document.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+from torch.nn.functional import normalize
+
+from cloob_cli.core import loss_choice, loss_kernels
+from cloob_cli.core.loss import contrastive_loss
+from cloob_cli.core.loss_choice import DeviceSettings, choose_implementation
+
+FLOAT32 = {
+    "scores", "pulled", "row_bias", "column_bias", "pulled_row_bias", "pulled_column_bias", "row_sums", "column_sums",
+    "logits", "row_logsumexp", "column_logsumexp", "logsumexp", "inverse", "factors", "sums",
+}  # fmt: skip
+OPERANDS = {"weights", "gradient"}
+BLOCKS = {"ROWS": loss_kernels.ROWS, "COLUMNS": loss_kernels.COLUMNS, "BLOCK": loss_kernels.ELEMENTS}
+
+
+def compile_all() -> dict[str, int]:
+    """How many variants of each kernel compile to machine code for compute capability 9.0."""
+    import itertools
+
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    compiled: dict[str, int] = {}
+    for name, kernel in vars(loss_kernels).items():
+        if not name.endswith("_kernel"):
+            continue
+        fixed = {key: BLOCKS[key] for key in kernel.arg_names if key in BLOCKS}
+        flags = [key for key in kernel.arg_names if key.isupper() and key not in BLOCKS and key != "ROUND"]
+        for operand in ("bf16", "fp32"):
+            for values in itertools.product([False, True], repeat=len(flags)):
+                constants = fixed | dict(zip(flags, values, strict=True))
+                if "ROUND" in kernel.arg_names:
+                    constants["ROUND"] = False
+                signature = {}
+                for key in kernel.arg_names:
+                    if key in constants:
+                        signature[key] = "constexpr"
+                    elif key in FLOAT32:
+                        signature[key] = "*fp32"
+                    elif key in OPERANDS:
+                        signature[key] = f"*{operand}"
+                    else:
+                        signature[key] = "*i64" if key == "ids" else "i32"
+                source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+                result = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=loss_kernels.OPTIONS)
+                assert result.asm["cubin"]
+                compiled[name] = compiled.get(name, 0) + 1
+    return compiled
+
+
+def interpret_all() -> dict[str, object]:
+    """Relative gradient errors of the loss with kernels, by objective, precision and mask."""
+    cpu = torch.device("cpu")
+    loss_choice.SETTINGS["cpu"] = DeviceSettings(2, tile=(24, 32), chunk_elements=1000)
+    loss_kernels.ELEMENTS = 32  # so that a row takes several pieces
+    loss_kernels.ROWS, loss_kernels.COLUMNS = 16, 32
+    generator = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 41, 96, generator=generator, dtype=torch.float64).unbind()
+    x, y = normalize(x, dim=1), normalize(x + noise, dim=1)
+    report: dict[str, object] = {
+        # "triton" only if all steps equalled the plain ones in both number formats
+        "choice": choose_implementation(cpu, torch.float32, 41, requested="triton").name,
+    }
+    for objective, masked in (("cloob", True), ("clip", False)):
+        ids = torch.arange(41) // 2 if masked else None
+        expected = gradient(x, y, torch.float64, objective=objective, caption_ids=ids)
+        for precision in ("fp32", "bf16"):
+            options = {"objective": objective, "caption_ids": ids, "precision": precision}
+            found = gradient(x, y, torch.float32, implementation="triton", **options)
+            report[f"{objective} {precision} {masked}"] = float((found - expected).norm() / expected.norm())
+    return report
+
+
+def gradient(x, y, dtype, implementation="definition", **options) -> torch.Tensor:
+    x, y = (rows.to(dtype).clone().requires_grad_() for rows in (x, y))
+    contrastive_loss(x, y, implementation=implementation, **options).backward()
+    return torch.cat([x.grad, y.grad]).double()
+
+
+if __name__ == "__main__":
+    print(json.dumps(compile_all() if sys.argv[1] == "compile" else interpret_all()))
