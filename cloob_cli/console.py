@@ -172,9 +172,14 @@ class _BarProgress:
 
 
 @contextmanager
-def progress(description: str, total: float | None = None, unit: str = "it") -> Iterator[Progress]:
-    """A bar with count, rate and time left on a terminal's stderr; nothing elsewhere. `unit` "B" counts bytes."""
-    if _quiet or not _err().is_terminal:
+def progress(
+    description: str, total: float | None = None, unit: str = "it", beside_results: bool = False
+) -> Iterator[Progress]:
+    """A bar with count, rate and time left on a terminal's stderr; nothing elsewhere. `unit` "B" counts bytes.
+
+    `beside_results`: results go to stdout meanwhile, so where that is a terminal too they are progress enough.
+    """
+    if _quiet or not _err().is_terminal or (beside_results and sys.stdout.isatty()):
         yield _NoProgress()
         return
     from rich import progress as bars

@@ -83,7 +83,7 @@ def classify(
         workers=workers,
         fast_jpeg=fast_jpeg,
     )
-    with closing(followed(batches, skipped, "classify", len(paths), "pictures")) as work:
+    with closing(followed(batches, skipped, "classify", len(paths), "pictures", rows_follow=as_json)) as work:
         if output is None:
             _show(_rows(work), top_k, as_json)
         else:

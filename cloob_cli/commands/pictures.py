@@ -73,15 +73,20 @@ class Skipped:
 
 
 def followed(
-    batches: Generator[AnyBatch], skipped: Skipped, what: str, total: int | None, unit: str
+    batches: Generator[AnyBatch],
+    skipped: Skipped,
+    what: str,
+    total: int | None,
+    unit: str,
+    rows_follow: bool = False,
 ) -> Generator[AnyBatch]:
-    """Pass batches on, with a progress bar, collecting failures.
+    """Pass batches on, collecting failures, with a progress bar; `rows_follow` says that each is printed at once.
 
     Raises:
         NothingFoundError: at the end, where not one input was usable.
     """
     usable = 0
-    with closing(batches), console.progress(what, total=total, unit=unit) as bar:
+    with closing(batches), console.progress(what, total, unit, beside_results=rows_follow) as bar:
         for batch in batches:
             skipped.add(batch.failures)
             usable += len(batch)
