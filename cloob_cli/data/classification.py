@@ -84,7 +84,7 @@ def _webdataset(folder: Path) -> ClassificationSet:
         pictures: dict[str, Source] = {}
         numbers: dict[str, int] = {}
         try:
-            with tarfile.open(shard) as archive:
+            with tarfile.open(shard, "r:") as archive:  # compressed ones could not be read in place
                 for member in archive:
                     key, _, suffix = member.name.rpartition(".")
                     if suffix == "cls":

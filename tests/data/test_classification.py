@@ -1,0 +1,92 @@
+"""Labelled data sets: both layouts, and what is wrong with a broken one."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pair_files import encoded, picture
+from tiny_run import COLOURS, write_class_folders
+
+from cloob_cli.data.classification import open_classification_set
+from cloob_cli.errors import DataError, ImageError
+
+
+def write_webdataset(folder: Path, labels: list[str], classes: list[str], shards: int = 2) -> Path:
+    """CLIP_benchmark's layout; picture N is `pair_files.picture(N)`."""
+    (folder / "test").mkdir(parents=True)
+    (folder / "classnames.txt").write_text("\n".join(classes) + "\n", encoding="utf-8")
+    (folder / "zeroshot_classification_templates.txt").write_text("a sign of {c}\nthe {c}\n", encoding="utf-8")
+    (folder / "test" / "nshards.txt").write_text(str(shards))
+    for shard in range(shards):
+        with tarfile.open(folder / "test" / f"{shard}.tar", "w") as tar:
+            for number in range(shard, len(labels), shards):
+                members = {"png": encoded(number), "cls": labels[number].encode(), "txt": b"unused"}
+                for suffix, data in members.items():
+                    member = tarfile.TarInfo(f"s{number:07}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    return folder
+
+
+def test_webdataset(tmp_path):
+    opened = open_classification_set(write_webdataset(tmp_path / "signs", ["0", "2", "1\n", "2"], ["a", "b", "c d"]))
+    assert (opened.name, opened.classes) == ("signs", ["a", "b", "c d"])
+    assert opened.templates == ["a sign of {c}", "the {c}"]
+    # Shard 0 holds pictures 0 and 2, shard 1 holds 1 and 3.
+    assert opened.labels == [0, 1, 2, 2]
+    for index, number in enumerate([0, 2, 1, 3]):
+        assert np.array_equal(np.asarray(opened.image(index)), np.asarray(picture(number)))
+
+
+def test_class_folders(tmp_path):
+    opened = open_classification_set(write_class_folders(tmp_path / "colours"))
+    assert opened.classes == sorted(COLOURS)
+    assert opened.labels == [label for label in range(8) for _ in range(4)]
+    assert opened.image(0).size == (16, 16)
+    assert "{c}" in opened.templates
+
+
+def test_one_broken_picture_is_an_error_of_its_own(tmp_path):
+    folder = write_class_folders(tmp_path / "colours")
+    (folder / "black" / "left.png").write_bytes(b"")
+    opened = open_classification_set(folder)
+    broken = [index for index, source in enumerate(opened.sources) if source.path.stat().st_size == 0]
+    with pytest.raises(ImageError):
+        opened.image(broken[0])
+
+
+@pytest.mark.parametrize("spoil", ["class", "label", "tar", "nshards", "names", "gone", "missing"])
+def test_a_broken_set_says_what_is_wrong(tmp_path, spoil):
+    labels = {"class": ["0", "7"], "label": ["0", "zero"]}.get(spoil, ["0", "1"])
+    folder = write_webdataset(tmp_path / "signs", labels, ["a", "b"])
+    if spoil == "tar":
+        (folder / "test" / "1.tar").write_bytes(b"no tar" * 200)
+    elif spoil == "nshards":
+        (folder / "test" / "nshards.txt").write_text("two")
+    elif spoil == "names":
+        (folder / "classnames.txt").write_bytes(b"\xff\xfe\xff")
+    elif spoil == "gone":
+        (folder / "test" / "0.tar").unlink()
+    elif spoil == "missing":
+        folder = tmp_path / "nowhere"
+    with pytest.raises(DataError, match=str(folder.name)) as caught:
+        open_classification_set(folder)
+    assert "\n" not in caught.value.message
+
+
+def test_an_empty_folder_is_no_data_set(tmp_path):
+    with pytest.raises(DataError, match="no labelled picture"):
+        open_classification_set(tmp_path)
+
+
+@pytest.mark.skipif("CLOOB_PICTOGRAMS" not in os.environ, reason="CLOOB_PICTOGRAMS names no folder of pictogram data")
+@pytest.mark.parametrize(("name", "pictures", "classes"), [("flags_circle", 245, 245), ("icons_kameleon", 200, 196)])
+def test_the_pictogram_sets(name, pictures, classes):
+    opened = open_classification_set(Path(os.environ["CLOOB_PICTOGRAMS"]) / "eval" / name)
+    assert (len(opened), len(opened.classes)) == (pictures, classes)
+    assert all(opened.image(index).size == (64, 64) for index in (0, len(opened) - 1))
