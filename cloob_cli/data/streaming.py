@@ -23,7 +23,7 @@ from cloob_cli.data.order import uniforms
 from cloob_cli.data.pairs import PairSource
 from cloob_cli.data.pictures import Bases, cropped
 from cloob_cli.data.text import Tokenizer
-from cloob_cli.errors import ImageError
+from cloob_cli.errors import DataError, ImageError
 from cloob_cli.recipe import AugmentSection
 
 _CHUNK = 256  # pairs that a worker hands over at once: large enough to be cheap, small enough to spread a batch
@@ -85,6 +85,7 @@ class PairStream:
                 sampler=_Keys(self),
                 collate_fn=_unchanged,
                 num_workers=workers,
+                generator=torch.Generator(),  # its seed for workers must not be drawn from the training's
                 **options,
             )
 
@@ -93,7 +94,16 @@ class PairStream:
         with _as_many_workers_as_asked():
             parts = iter(self._loader)
         for pairs in wanted:
-            yield _joined([next(parts) for _ in _parts(pairs)])
+            try:
+                batch = _joined([next(parts) for _ in _parts(pairs)])
+            except RuntimeError as problem:
+                if "DataLoader worker" not in str(problem):
+                    raise
+                raise DataError(
+                    "a process that reads pictures was ended from outside, most likely for want of memory",
+                    "lower data.workers",
+                ) from None
+            yield batch
 
 
 class _Keys:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pair_files import captions_of, picture, write_folder, write_parquet, write_tar
+from pair_files import FatalSource, captions_of, picture, write_folder, write_parquet, write_tar
 
 from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import PairBatch, PairLoader
@@ -221,6 +221,13 @@ def test_nothing_readable_is_an_error(tokenizer: Tokenizer, tmp_path: Path, in_m
         path.write_bytes(b"")
     with pytest.raises(DataError, match="the file is empty"):
         list(loader(source, tokenizer, in_memory=in_memory).batches(0))
+
+
+@pytest.mark.slow  # a fresh interpreter imports torch
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_killed_worker_is_one_line(tokenizer: Tokenizer) -> None:
+    with pytest.raises(DataError, match="want of memory"):
+        next(loader(FatalSource(), tokenizer, in_memory=False, workers=1).batches(0))
 
 
 @pytest.mark.slow  # two fresh interpreters import torch

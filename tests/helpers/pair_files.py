@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import signal
 import tarfile
 from pathlib import Path
 
@@ -25,6 +27,25 @@ def encoded(number: int, size: tuple[int, int] = (20, 20), form: str = "PNG") ->
     options = {"quality": 95, "subsampling": 0} if form == "JPEG" else {}
     picture(number, size).save(stream, form, **options)
     return stream.getvalue()
+
+
+class FatalSource:
+    """Pairs whose reading ends the process that reads, as the kernel does when memory runs out."""
+
+    blocks = None
+
+    def __len__(self) -> int:
+        return 20
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    def captions(self, index: int) -> list[str]:
+        return captions_of(index)
+
+    def image(self, index: int, size_hint: int | None = None) -> Image.Image:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
 
 
 def captions_of(number: int) -> list[str]:
