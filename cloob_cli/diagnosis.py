@@ -168,7 +168,7 @@ def _folders() -> dict[str, dict[str, Any]]:
 
     from cloob_cli import assets
     from cloob_cli.registry import store
-    from cloob_cli.registry.fetch import free_space
+    from cloob_cli.registry.storage import free_space
 
     places = {
         "installed models": store.home(),

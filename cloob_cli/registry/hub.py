@@ -13,8 +13,8 @@ from typing import Any
 from cloob_cli.errors import ChecksumError, DownloadError, RegistryError, UsageError
 from cloob_cli.files import sha256_of
 from cloob_cli.registry.events import Received, Report, Started, unreported
-from cloob_cli.registry.fetch import check_space, set_aside
-from cloob_cli.registry.store import FINGERPRINT_FILE, MODEL_FILES, WEIGHTS_FILE
+from cloob_cli.registry.folder import KEPT_FILES, WEIGHTS_FILE
+from cloob_cli.registry.storage import check_space, set_aside
 
 _REFERENCE = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?/?")
 
@@ -141,7 +141,7 @@ def model_folder(text: str, report: Report = unreported) -> Path:
         UsageError: not a reference.
         DownloadError: it is not there, not reachable and not cached, or not in our form.
     """
-    reference, names = parse_reference(text), (*MODEL_FILES, FINGERPRINT_FILE)
+    reference, names = parse_reference(text), KEPT_FILES
     if offline_by_environment():
         return cached(reference, names)
     found = listing(reference)

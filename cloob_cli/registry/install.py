@@ -34,13 +34,13 @@ from cloob_cli.registry.inventory import INSTALL_RECORD, folder_size, install_re
 from cloob_cli.registry.locks import lock
 from cloob_cli.registry.model_card import model_card
 from cloob_cli.registry.origin import Origin, checked_name
+from cloob_cli.registry.storage import check_space, free_space, set_aside
+from cloob_cli.registry.transfer import Patience
 from cloob_cli.registry.trust import trust, trusted_hash
 
 if TYPE_CHECKING:
     from cloob_cli.registry.convert import Converted
 
-# What an installed folder may hold beside its record; anything else in a source is left behind.
-KEPT_FILES = (*store.MODEL_FILES, store.FINGERPRINT_FILE)
 
 # The converted copy stands beside the download until it is sound.
 _ROOM_FACTOR = 2.0
@@ -57,8 +57,8 @@ class Options:
     force: bool = False
     offline: bool = False
     config: Path | None = None
-    patience: fetch.Patience | None = None
-    free: Callable[[Path], int] = fetch.free_space
+    patience: Patience | None = None
+    free: Callable[[Path], int] = free_space
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def pull(origin: Origin, options: Options | None = None, report: Report = unrepo
                 _record(temporary, fetched, origin)
         except (ConversionError, UnsafeCheckpointError, ModelFolderError, ChecksumError) as problem:
             if fetched.temporary:  # it came, but it is no model: the next pull must not take it up again
-                aside = fetch.set_aside(fetched.path, fetched.name)
+                aside = set_aside(fetched.path, fetched.name)
                 raise type(problem)(problem.message, f"the file was set aside as {aside}") from None
             raise
         if fetched.first_use and origin.url and fetched.sha256:
@@ -200,7 +200,7 @@ def _fetch(origin: Origin, options: Options, report: Report) -> _Fetched:
         return _fetch_hub(origin, origin.reference, options, report)
     assert origin.path is not None  # an origin is in one of these places
     size = folder_size(origin.path) if origin.path.is_dir() else origin.path.stat().st_size
-    fetch.check_space(store.home(), size, options.free)
+    check_space(store.home(), size, options.free)
     return _Fetched(origin.path, origin.path.name)
 
 
@@ -222,20 +222,20 @@ def _fetch_url(origin: Origin, url: str, options: Options, report: Report) -> _F
 def _fetch_hub(origin: Origin, reference: Reference, options: Options, report: Report) -> _Fetched:
     tokens = origin.card.source.tokenizer_repository if origin.card else None
     if _offline(options):
-        folder = hub.cached(reference, (*KEPT_FILES, *_UPSTREAM_FILES, *_TOKENIZER_FILES))
+        folder = hub.cached(reference, (*store.KEPT_FILES, *_UPSTREAM_FILES, *_TOKENIZER_FILES))
         commit = folder.name
         tokenizer = hub.cached(hub.Reference(tokens), _TOKENIZER_FILES) if tokens else None
     else:
         found = hub.listing(reference)
         folder, commit = hub.snapshot(found, _wanted(found), report, options.force), found.commit
         tokenizer = hub.snapshot(hub.listing(hub.Reference(tokens)), _TOKENIZER_FILES, report) if tokens else None
-    fetch.check_space(store.home(), folder_size(folder), options.free)
+    check_space(store.home(), folder_size(folder), options.free)
     return _Fetched(folder, reference.repository, commit=commit, tokenizer=tokenizer)
 
 
 def _wanted(found: hub.Listing) -> list[str]:
     names = {file.name for file in found.files}
-    wanted = {*KEPT_FILES, *_UPSTREAM_FILES, *_TOKENIZER_FILES}
+    wanted = {*store.KEPT_FILES, *_UPSTREAM_FILES, *_TOKENIZER_FILES}
     if store.WEIGHTS_FILE in names:
         wanted.discard("pytorch_model.bin")  # the same weights as a pickle
     return sorted(names & wanted)
@@ -251,9 +251,9 @@ def _offline(options: Options) -> bool:
 def _fill(folder: Path, fetched: _Fetched, origin: Origin, options: Options, report: Report) -> None:
     source = fetched.path
     if source.is_file() and is_bundle(source):
-        extract_bundle(source, folder, list(KEPT_FILES))
+        extract_bundle(source, folder, list(store.KEPT_FILES))
     elif source.is_dir() and _is_ours(source):
-        for name in KEPT_FILES:
+        for name in store.KEPT_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
     elif source.is_file() and origin.format == "cloob":
@@ -323,7 +323,7 @@ def _save(folder: Path, converted: Converted, origin: str, sha256: str | None, c
 
 
 def _record(folder: Path, fetched: _Fetched, origin: Origin) -> None:
-    files = {name: sha256_of(folder / name) for name in KEPT_FILES if (folder / name).is_file()}
+    files = {name: sha256_of(folder / name) for name in store.KEPT_FILES if (folder / name).is_file()}
     record: dict[str, Any] = {
         "name": origin.name,
         "origin": str(origin),

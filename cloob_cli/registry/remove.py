@@ -10,9 +10,9 @@ from pathlib import Path
 
 from cloob_cli.errors import RegistryError, UnknownModelError
 from cloob_cli.registry import cards, store
-from cloob_cli.registry.fetch import downloads_folder, rejected_folder
 from cloob_cli.registry.inventory import folder_size
 from cloob_cli.registry.locks import is_held, lock, lock_name
+from cloob_cli.registry.storage import downloads_folder, rejected_folder
 from cloob_cli.schema import nearest
 
 

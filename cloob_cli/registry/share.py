@@ -14,8 +14,6 @@ from cloob_cli.registry.inventory import install_record
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
 
-_SHARED_FILES = (*store.MODEL_FILES, store.FINGERPRINT_FILE)
-
 
 def bundle_model(name: str, target: Path) -> None:
     """Write a sound model into one file.
@@ -69,4 +67,4 @@ def _shared(name: str) -> tuple[Path, list[str]]:
     if missing:
         raise ModelFolderError(f"{folder} has no {missing[0]}")
     store.open_model(folder, "cpu")
-    return folder, [file for file in _SHARED_FILES if (folder / file).is_file()]
+    return folder, [file for file in store.KEPT_FILES if (folder / file).is_file()]

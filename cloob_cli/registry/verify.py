@@ -11,8 +11,6 @@ from cloob_cli.files import sha256_of
 from cloob_cli.registry import cards, store
 from cloob_cli.registry.inventory import install_record
 
-_HASHED = (*store.MODEL_FILES, store.FINGERPRINT_FILE)
-
 
 @dataclass(frozen=True)
 class Check:
@@ -39,7 +37,11 @@ def verify_model(name: str, deep: bool = False) -> list[Check]:
     """
     folder = store.find(name)
     expected = _recorded_hashes(folder)
-    checks = [_check_file(folder / file, expected.get(file)) for file in _HASHED if _concerns(folder / file, expected)]
+    checks = [
+        _check_file(folder / file, expected.get(file))
+        for file in store.KEPT_FILES
+        if _concerns(folder / file, expected)
+    ]
     checks.append(_check_opening(folder))
     if deep and not any(check.failed for check in checks):
         checks.append(_check_fingerprint(folder))
@@ -51,10 +53,6 @@ def _recorded_hashes(folder: Path) -> dict[str, str]:
         return cards.card(folder.name).files
     files = install_record(folder).get("files")
     return {str(file): str(value) for file, value in files.items()} if isinstance(files, dict) else {}
-
-
-def _concerns(path: Path, expected: dict[str, str]) -> bool:
-    return path.name in expected or path.is_file()
 
 
 def _check_file(path: Path, expected: str | None) -> Check:

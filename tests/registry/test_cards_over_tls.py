@@ -17,14 +17,15 @@ from safetensors.torch import load_file
 
 from cloob_cli import assets, load
 from cloob_cli.errors import ChecksumError, DownloadError
-from cloob_cli.registry import fetch, install, store
+from cloob_cli.registry import install, store
 from cloob_cli.registry.inventory import install_record, inventory
 from cloob_cli.registry.origin import resolve
+from cloob_cli.registry.transfer import Patience
 from cloob_cli.registry.trust import trusted_hash
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINTS = {"mljku": GOLDEN / "mljku_rn" / "checkpoint.pt", "crowsonkb": GOLDEN / "crowsonkb" / "checkpoint.pkl"}
-QUICK = install.Options(patience=fetch.Patience(attempts=2, first_wait=0.01, longest_wait=0.02, stall_seconds=1))
+QUICK = install.Options(patience=Patience(attempts=2, first_wait=0.01, longest_wait=0.02, stall_seconds=1))
 
 
 def inline(value: object) -> str:

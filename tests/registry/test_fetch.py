@@ -12,11 +12,13 @@ from file_server import Fault, FileServer, serving
 from cloob_cli.errors import ChecksumError, CloobError, DiskSpaceError, DownloadError, UsageError
 from cloob_cli.registry import fetch
 from cloob_cli.registry.events import Event, Notice, Received, Started
+from cloob_cli.registry.storage import downloads_folder, rejected_folder
+from cloob_cli.registry.transfer import Downloaded, Patience, Transfer
 
 CONTENT = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(250_000)
 HASH = hashlib.sha256(CONTENT).hexdigest()
-QUICK = fetch.Patience(attempts=3, first_wait=0.01, longest_wait=0.02, stall_seconds=0.25, progress_bytes=1)
+QUICK = Patience(attempts=3, first_wait=0.01, longest_wait=0.02, stall_seconds=0.25, progress_bytes=1)
 
 
 @pytest.fixture
@@ -25,9 +27,7 @@ def server() -> object:
         yield running
 
 
-def get(
-    server: FileServer, sha256: str | None = HASH, **options: object
-) -> tuple[bytes, fetch.Downloaded, list[Event]]:
+def get(server: FileServer, sha256: str | None = HASH, **options: object) -> tuple[bytes, Downloaded, list[Event]]:
     events: list[Event] = []
     result = fetch.download(
         f"{server.url}/model.pt",
@@ -50,7 +50,7 @@ def test_a_plain_download(server: FileServer) -> None:
     assert events[0] == Started("model.pt", 0, len(CONTENT))
     assert sum(event.bytes for event in events if isinstance(event, Received)) == len(CONTENT)
     assert server.served_bytes == len(CONTENT)
-    assert not list(fetch.downloads_folder().glob("*.partial"))
+    assert not list(downloads_folder().glob("*.partial"))
 
 
 def test_a_finished_file_is_not_fetched_again(server: FileServer) -> None:
@@ -153,7 +153,7 @@ def test_a_wrong_file_is_set_aside_with_both_hashes_in_the_error(server: FileSer
         get(server, wanted)
     assert HASH in caught.value.message
     assert wanted in caught.value.message
-    (aside,) = fetch.rejected_folder().iterdir()
+    (aside,) = rejected_folder().iterdir()
     assert str(aside) in str(caught.value.hint)
     assert aside.read_bytes() == CONTENT
     server.files["/model.pt"] = OTHER
@@ -173,7 +173,7 @@ def test_a_partial_file_spoilt_on_disk_is_found(server: FileServer) -> None:
     server.faults = [Fault(cut_after=100_000), *[Fault(status=503)] * 3]
     with pytest.raises(DownloadError):
         get(server)
-    (partial,) = fetch.downloads_folder().glob("*.partial")
+    (partial,) = downloads_folder().glob("*.partial")
     partial.write_bytes(b"x" * 100_000)
     with pytest.raises(ChecksumError):
         get(server)
@@ -183,7 +183,7 @@ def test_a_partial_file_longer_than_the_file_starts_over(server: FileServer) -> 
     server.faults = [Fault(cut_after=100_000), *[Fault(status=503)] * 3]
     with pytest.raises(DownloadError):
         get(server)
-    (partial,) = fetch.downloads_folder().glob("*.partial")
+    (partial,) = downloads_folder().glob("*.partial")
     partial.write_bytes(CONTENT + b"more")
     data, _, _ = get(server)
     assert data == CONTENT
@@ -193,7 +193,7 @@ def test_a_partial_file_that_was_complete_needs_no_bytes(server: FileServer) -> 
     server.faults = [Fault(cut_after=100_000), *[Fault(status=503)] * 3]
     with pytest.raises(DownloadError):
         get(server)
-    (partial,) = fetch.downloads_folder().glob("*.partial")
+    (partial,) = downloads_folder().glob("*.partial")
     partial.write_bytes(CONTENT)
     server.served_bytes = 0
     data, _, _ = get(server)
@@ -279,7 +279,7 @@ def test_a_full_disk_is_seen_before_a_byte_is_written(server: FileServer) -> Non
     server.files["/model.pt"] = OTHER
     with pytest.raises(DiskSpaceError, match="not enough room"):
         get(server, hashlib.sha256(OTHER).hexdigest(), free=lambda folder: 100)
-    assert not list(fetch.downloads_folder().glob("*.partial"))
+    assert not list(downloads_folder().glob("*.partial"))
 
 
 def test_room_for_the_conversion_is_asked_for_too(server: FileServer) -> None:
@@ -293,7 +293,7 @@ def test_a_disk_that_fills_up_on_the_way(server: FileServer, monkeypatch: pytest
     def full(self: object, response: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fetch._Transfer, "_receive", full)
+    monkeypatch.setattr(Transfer, "_receive", full)
     with pytest.raises(DiskSpaceError, match="disk is full"):
         get(server)
 

@@ -34,18 +34,20 @@ from cloob_cli.errors import (
     UnsafeCheckpointError,
     UsageError,
 )
-from cloob_cli.registry import fetch, install, store
+from cloob_cli.registry import install, store
 from cloob_cli.registry.bundle import MANIFEST
 from cloob_cli.registry.events import Event, Notice
 from cloob_cli.registry.inventory import INSTALL_RECORD, install_record
 from cloob_cli.registry.origin import Origin, resolve
 from cloob_cli.registry.remove import leftovers
 from cloob_cli.registry.share import bundle_model
+from cloob_cli.registry.storage import downloads_folder
+from cloob_cli.registry.transfer import Patience
 from cloob_cli.registry.trust import trust_file, trusted_hash
 from cloob_cli.registry.verify import verify_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-QUICK = fetch.Patience(attempts=2, first_wait=0.01, longest_wait=0.02, stall_seconds=0.5, progress_bytes=1)
+QUICK = Patience(attempts=2, first_wait=0.01, longest_wait=0.02, stall_seconds=0.5, progress_bytes=1)
 OPTIONS = install.Options(patience=QUICK)
 
 
@@ -84,7 +86,7 @@ def test_only_the_files_of_a_model_are_taken(model_folder: Path) -> None:
     (model_folder / "evil.sh").write_text("echo")
     (model_folder / "sub").mkdir()
     folder = install.pull(resolve(str(model_folder)))
-    assert {path.name for path in folder.iterdir()} <= {*install.KEPT_FILES, INSTALL_RECORD}
+    assert {path.name for path in folder.iterdir()} <= {*store.KEPT_FILES, INSTALL_RECORD}
 
 
 def test_a_single_weights_file_with_its_tokenizer_beside_it(model_folder: Path) -> None:
@@ -131,7 +133,7 @@ def test_an_address(server: FileServer) -> None:
     assert install_record(folder)["sha256"] == digest
     assert trusted_hash(origin.url or "") == digest
     assert any(isinstance(e, Notice) and "first use" in e.text and digest in e.text for e in events)
-    assert not list(fetch.downloads_folder().iterdir())
+    assert not list(downloads_folder().iterdir())
 
 
 def test_a_second_pull_fetches_nothing(server: FileServer) -> None:
@@ -411,7 +413,7 @@ def test_a_killed_pull_is_resumed_by_the_next_one(server: FileServer) -> None:
     process.kill()
     process.wait()
     server.pause_seconds = 0.0
-    (partial,) = fetch.downloads_folder().glob("*.partial")
+    (partial,) = downloads_folder().glob("*.partial")
     kept = partial.stat().st_size
     assert kept > 0
     install.pull(resolve(url), OPTIONS)
