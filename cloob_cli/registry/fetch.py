@@ -65,9 +65,7 @@ def remote_size(url: str) -> int | None:
     except (httpx2.HTTPError, httpx2.InvalidURL) as problem:
         raise DownloadError(f"{shown_address(url)}: {problem}", "try again later") from None
     if response.is_error:
-        raise DownloadError(
-            f"{shown_address(url)}: the server answered {response.status_code} {response.reason_phrase}"
-        )
+        raise DownloadError(f"{shown_address(url)}: {answer_of(response)}")
     length = response.headers.get("Content-Length", "")
     return int(length) if length.isdigit() else None
 

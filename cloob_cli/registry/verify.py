@@ -37,11 +37,8 @@ def verify_model(name: str, deep: bool = False) -> list[Check]:
     """
     folder = store.find(name)
     expected = _recorded_hashes(folder)
-    checks = [
-        _check_file(folder / file, expected.get(file))
-        for file in store.KEPT_FILES
-        if _concerns(folder / file, expected)
-    ]
+    concerned = [folder / file for file in store.KEPT_FILES if file in expected or (folder / file).is_file()]
+    checks = [_check_file(path, expected.get(path.name)) for path in concerned]
     checks.append(_check_opening(folder))
     if deep and not any(check.failed for check in checks):
         checks.append(_check_fingerprint(folder))
