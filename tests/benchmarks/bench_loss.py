@@ -1,0 +1,149 @@
+"""Time, memory and error of the losses, side by side: the definition, InfoNCE and the tiled forms.
+
+    python tests/benchmarks/bench_loss.py --sizes 2048 8192
+
+Every row is a process of its own: a forward and backward pass, then `--repeats` more, of which the fastest counts. On a
+CPU the time is processor time, of all threads together, so that other programs do not count. Memory is what a pass needs
+above the embeddings and their gradients: the allocator's peak on CUDA, the resident set's on Linux. The error is the gradient's distance from the float64 gradient, relative to that gradient's length. The bound is the time
+that the unavoidable products take at the rate of one N x D by D x N product, measured in the same process: 52 N^2 D
+operations for CLOOB, 6 N^2 D for InfoNCE (docs/loss.md counts them).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from cloob_cli.core.loss import contrastive_loss
+
+FORMS = {
+    "definition": ("cloob", "definition", "fp32"),
+    "InfoNCE": ("clip", "definition", "fp32"),
+    "tiled fp32": ("cloob", "tiled", "fp32"),
+    "tiled bf16": ("cloob", "tiled", "bf16"),
+    "triton fp32": ("cloob", "triton", "fp32"),
+    "triton tf32": ("cloob", "triton", "tf32"),
+    "triton bf16": ("cloob", "triton", "bf16"),
+}
+OPERATIONS = {"cloob": 52, "clip": 6}  # times N^2 D
+
+
+def embeddings(n: int, d: int, device: str) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, d, generator=generator)
+    y = x + torch.randn(n, d, generator=generator)
+    return tuple(normalize(rows, dim=1).to(device).requires_grad_() for rows in (x, y))
+
+
+def measure(n: int, d: int, form: str, device: str, repeats: int, error_up_to: int) -> dict[str, float]:
+    objective, implementation, precision = FORMS[form]
+
+    def step(x: Tensor, y: Tensor, implementation: str = implementation) -> None:
+        x.grad = y.grad = None
+        contrastive_loss(x, y, objective, implementation=implementation, precision=precision).backward()
+
+    step(*embeddings(min(n, 300), d, device))  # libraries and kernels are loaded
+    x, y = embeddings(n, d, device)
+    before = reset_peak(device)
+    times = [timed(lambda: step(x, y), device)]
+    memory = peak(device) - before - x.nbytes - y.nbytes
+    seconds = min(times + [timed(lambda: step(x, y), device) for _ in range(repeats)])
+    result = {"seconds": seconds, "memory": memory}
+    result["share"] = OPERATIONS[objective] * n * n * d / product_rate(x, y, precision, device) / seconds
+    if n <= error_up_to:
+        exact = [rows.detach().double().requires_grad_() for rows in (x, y)]
+        step(*exact, implementation="tiled")
+        found, expected = (torch.cat([rows.grad.double() for rows in pair]) for pair in ((x, y), exact))
+        result["error"] = float((found - expected).norm() / expected.norm())
+    return result
+
+
+def timed(work: Callable[[], object], device: str) -> float:
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    synchronise(device)
+    start = clock()
+    work()
+    synchronise(device)
+    return clock() - start
+
+
+def synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def product_rate(x: Tensor, y: Tensor, precision: str, device: str) -> float:
+    """Operations a second of x y^T for up to 8192 rows, with CUDA's matrix units where `precision` uses them."""
+    left, right = x.detach()[:8192], y.detach()[:8192].T
+    if device == "cuda" and precision == "bf16":
+        left, right = left.bfloat16(), right.bfloat16()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    timed(lambda: left @ right, device)
+    seconds = min(timed(lambda: left @ right, device) for _ in range(5))
+    torch.set_float32_matmul_precision("highest")
+    return 2 * left.shape[0] * left.shape[1] * right.shape[1] / seconds
+
+
+def reset_peak(device: str) -> int:
+    """Forget the highest memory use so far; the bytes in use now."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return status("VmRSS")
+
+
+def peak(device: str) -> int:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else status("VmHWM")
+
+
+def status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--sizes", type=int, nargs="+", default=[2048, 8192, 32768, 131072] if cuda else [2048])
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=None)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if cuda else "cpu")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--error-up-to", type=int, default=8192, help="largest N for which the error is measured")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        n, form = json.loads(options.one)
+        print(json.dumps(measure(n, options.width, form, options.device, options.repeats, options.error_up_to)))
+        return
+    forms = options.forms or [
+        form for form in FORMS if (options.device == "cuda") == ("triton" in form) or " " not in form
+    ]
+    threads = "" if options.device == "cuda" else f", {torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {options.device}{threads}, D = {options.width}")
+    print(f"{'N':>8}  {'form':<12}{'ms':>10}{'MiB':>10}{'error':>10}{'of bound':>10}")
+    for n in options.sizes:
+        for form in forms:
+            child = [sys.executable, __file__, *sys.argv[1:], "--one", json.dumps([n, form])]
+            done = subprocess.run(child, capture_output=True, text=True)
+            if done.returncode:
+                print(f"{n:>8}  {form:<12}{(done.stderr.strip().splitlines() or ['killed'])[-1][:70]}")
+                continue
+            found = json.loads(done.stdout)
+            error = f"{found['error']:.1e}" if "error" in found else "-"
+            row = f"{1000 * found['seconds']:>10.1f}{found['memory'] / 2**20:>10.1f}{error:>10}{found['share']:>10.0%}"
+            print(f"{n:>8}  {form:<12}{row}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
