@@ -9,7 +9,9 @@ import torch
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-# Casting between the formats eats part of what the faster products gain; below this ratio float32 is not slower.
+# Casts between the formats eat much of what the faster products gain. Measured on one Xeon core, a step of the
+# pictogram recipe: with AMX products 20 times as fast and the step 2.1 times; with AVX512-BF16 alone 0.7 and 0.8 times;
+# without either 0.2 and 0.35 times.
 _WORTHWHILE = 3.0
 
 

@@ -140,7 +140,7 @@ def test_skipped_pairs_leave_with_3(place, tmp_path):
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(place, arguments, said):
-    result = cloob("train", *arguments, cwd=place)
+    result = cloob("train", *arguments, "--quiet", cwd=place)
     assert result.returncode == 2
     assert said in result.stderr
     assert len(result.stderr.strip().splitlines()) <= 2
