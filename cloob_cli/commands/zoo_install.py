@@ -11,7 +11,7 @@ import typer
 
 from cloob_cli import console
 from cloob_cli.commands.options import JsonOption, QuietOption
-from cloob_cli.errors import UsageError, VerificationError
+from cloob_cli.errors import Interrupted, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from cloob_cli.registry.events import Event, Report
@@ -69,8 +69,11 @@ def pull(
             ],
         )
         return
-    with _reporting() as report:
-        folder = install.pull(origin, options, report)
+    try:
+        with _reporting() as report:
+            folder = install.pull(origin, options, report)
+    except KeyboardInterrupt:
+        raise Interrupted("the pull was interrupted", "pull again: what came so far is kept") from None
     console.line(str(folder))
 
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from cloob_cli.errors import InputError, UsageError
 from cloob_cli.registry import cards
 from cloob_cli.registry.cards import Card
+from cloob_cli.registry.folder import is_model_folder
 from cloob_cli.registry.hub import Reference, parse_reference
 
 # What a file's name says of its layout; a bundle is recognised by its contents.
@@ -98,6 +99,8 @@ def local(path: Path, name: str | None = None, format: str | None = None) -> Ori
     if not path.exists():
         raise InputError(f"there is nothing at {path}")
     path = path.resolve()
+    if not is_model_folder(path) and is_model_folder(path / "model"):  # a training run keeps its model there
+        name, path = name or path.name, path / "model"
     own = _stem(path.name) if path.is_file() else path.name
     return Origin(
         checked_name(name or own), path=path, format=format or _format_of(path.name), renamed=name is not None

@@ -153,6 +153,8 @@ class Transfer:
             return False
         except httpx2.TimeoutException:
             reason = f"no data for {self.patience.stall_seconds:g} seconds"
+        except httpx2.ConnectError as problem:
+            reason = f"no connection ({problem})"
         except httpx2.TransportError as problem:
             reason = f"the connection broke ({problem or type(problem).__name__})"
         except (httpx2.HTTPError, httpx2.InvalidURL) as problem:

@@ -89,6 +89,12 @@ def test_only_the_files_of_a_model_are_taken(model_folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} <= {*store.KEPT_FILES, INSTALL_RECORD}
 
 
+def test_the_folder_of_a_training_run_gives_its_model(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "my-run").mkdir()
+    model_folder.rename(tmp_path / "my-run" / "model")
+    assert install.pull(resolve(str(tmp_path / "my-run"))) == store.installed_folder("my-run")
+
+
 def test_a_single_weights_file_with_its_tokenizer_beside_it(model_folder: Path) -> None:
     (model_folder / "config.json").unlink()
     folder = install.pull(resolve(str(model_folder / "model.safetensors"), name="one"))
