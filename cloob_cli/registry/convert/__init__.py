@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 FORMATS = ("mljku", "crowsonkb", "japanese")
 CONFIG_FILE = "config.json"
 _WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin", "checkpoint.pt", "checkpoint.pkl")
-_ZIP, _PICKLE, _OLD_TORCH = b"PK\x03\x04", b"\x80", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 @dataclass(frozen=True)
@@ -108,17 +107,11 @@ def _upstream(path: Path, config: Path | dict[str, Any] | None) -> dict[str, Any
 
 def _read(path: Path, format: str | None) -> Any:
     from cloob_cli.registry.convert.haiku_pickle import read_haiku_pickle
-    from cloob_cli.registry.convert.torch_file import read_safetensors, read_torch_file
+    from cloob_cli.registry.convert.torch_file import is_torch_file, read_safetensors, read_torch_file
 
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(len(_OLD_TORCH))
-    except OSError as problem:
-        raise ConversionError(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
-    is_torch = start.startswith(_ZIP) or start == _OLD_TORCH
-    is_haiku = not is_torch and (format == "crowsonkb" or (format is None and start.startswith(_PICKLE)))
+    is_haiku = format in (None, "crowsonkb") and not is_torch_file(path)
     return read_haiku_pickle(path) if is_haiku else read_torch_file(path)
 
 

@@ -22,6 +22,22 @@ _ASKS_FOR_CODE = re.compile(
 )
 
 
+_ZIP, _OLD_FORM = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether a file begins as `torch.save` writes it, now or before torch 1.6.
+
+    Raises:
+        ConversionError: it cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            return stream.read(len(_OLD_FORM)).startswith((_ZIP, _OLD_FORM))
+    except OSError as problem:
+        raise ConversionError(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
+
+
 def read_torch_file(path: Path) -> Any:
     """What `torch.save` wrote: tensors (on the CPU; mapped from the file where its form allows) in plain containers.
 
@@ -32,12 +48,12 @@ def read_torch_file(path: Path) -> Any:
         ConversionError: it is truncated, damaged or no such file.
     """
     path = Path(path)
+    if not is_torch_file(path):
+        raise ConversionError(f"{path} is not a file of torch.save", "is it a pickle of Haiku (--format crowsonkb)?")
     is_zip = zipfile.is_zipfile(path)
     try:
         if is_zip:
             _refuse_compressed(path)
-        elif _first_byte(path) != pickle.PROTO:
-            raise ConversionError(f"{path} is not a torch checkpoint")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own notices about storages of old files
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -90,8 +106,3 @@ def _refuse_compressed(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ConversionError(f"{path} is not a sound torch checkpoint (a part of it is compressed)")
-
-
-def _first_byte(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        return stream.read(1)
