@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -185,6 +186,23 @@ def test_path(cloob: Cloob, installed: Path) -> None:
     missing = cloob("zoo", "path", "cloob-rn50-yfcc")
     assert (missing.returncode, missing.stdout) == (2, "")
     assert "cloob zoo pull cloob-rn50-yfcc" in missing.stderr
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["list", "--json"], ["show", "mine"], ["path", "mine"], ["default"]])
+def test_looking_at_installed_models_needs_no_torch(installed: Path, home: Path, arguments: list[str]) -> None:
+    code = f"""
+import sys
+from cloob_cli.main import run
+sys.argv = ["cloob", "zoo", *{arguments!r}]
+try:
+    run()
+finally:
+    heavy = {{"torch", "huggingface_hub", "httpx2", "accelerate", "pyarrow", "PIL"}} & set(sys.modules)
+    print("LOADED", sorted(heavy), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout
+    assert done.stderr.endswith("LOADED []\n")
 
 
 @pytest.mark.parametrize("command", ["show", "path", "verify", "pull", "default", "rm"])
