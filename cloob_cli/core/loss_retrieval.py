@@ -82,19 +82,31 @@ class Retrieval:
         biases = {other: self.beta * (deviations @ mean) for other, mean in means.items()}
         return _Embeddings(name, means[name], self.steps.operand(deviations), biases)
 
-    def forward(self) -> list[Tensor]:
-        """[U_x, U_y, V_x, V_y], each [n, D], not normalised."""
-        x, y, own = self.x, self.y, self.layout.own
-        u_x, u_y, v_x, v_y = (self._zeros(x.deviations[own]) for _ in range(4))
+    def all_but_last(self) -> tuple[Tensor, Tensor, Tensor]:
+        """U_x, U_y and V_x, [n, D] each, not normalised."""
+        u_x, u_y, v_x = (self._zeros(self.x.deviations[self.layout.own]) for _ in range(3))
         if self.shared:
-            self._retrieve_in_tiles(x, x, u_x)
-            self._retrieve_in_tiles(x, y, v_x, u_y)
-            self._retrieve_in_tiles(y, y, v_y)
+            self._retrieve_in_tiles(self.x, self.x, u_x)
+            self._retrieve_in_tiles(self.x, self.y, v_x, u_y)
         else:
-            retrieve = self._retrieve_in_tiles if self.tiled else self._retrieve_in_rows
-            for queries, stored, patterns in ((x, x, u_x), (y, x, u_y), (x, y, v_x), (y, y, v_y)):
-                retrieve(queries[own], stored, patterns)
-        return [u_x, u_y, v_x, v_y]
+            self._retrieve(self.x, self.x, u_x)
+            self._retrieve(self.y, self.x, u_y)
+            self._retrieve(self.x, self.y, v_x)
+        return u_x, u_y, v_x
+
+    def last(self) -> Tensor:
+        """V_y, by itself so that it need not wait in memory for its turn."""
+        v_y = self._zeros(self.y.deviations[self.layout.own])
+        self._retrieve(self.y, self.y, v_y)
+        return v_y
+
+    def _retrieve(self, queries: _Embeddings, stored: _Embeddings, patterns: Tensor) -> None:
+        if self.shared:
+            self._retrieve_in_tiles(queries, stored, patterns)
+        elif self.tiled:
+            self._retrieve_in_tiles(queries[self.layout.own], stored, patterns)
+        else:
+            self._retrieve_in_rows(queries[self.layout.own], stored, patterns)
 
     def pulled(self, gradient: Tensor, from_images: bool) -> _Pulled:
         """What `backward` takes for a pattern matrix: its gradient [n, D]; of U_x and U_y the stored are the images."""

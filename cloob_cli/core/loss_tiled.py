@@ -68,12 +68,14 @@ def _cloob(
     """1/2 [L(U_x, U_y) + L(V_y, V_x)]."""
     layout = inputs.layout
     retrieval = Retrieval(inputs, beta, steps)
-    patterns = dict(zip(("u_x", "u_y", "v_x", "v_y"), retrieval.forward(), strict=True))
-    lengths = {name: _normalise_rows(rows) for name, rows in patterns.items()}
+    patterns = dict(zip(("u_x", "u_y", "v_x"), retrieval.all_but_last(), strict=True))
     pulled = {}
     loss = inputs.x.new_zeros(())
     for_tau = inputs.x.new_zeros(())
     for anchors, partners in (("u_x", "u_y"), ("v_y", "v_x")):
+        if anchors == "v_y":
+            patterns["v_y"] = retrieval.last()
+        lengths = {name: _normalise_rows(patterns[name]) for name in (anchors, partners)}
         part, gradient = _leave_one_out(patterns[anchors], patterns[partners], inputs, inv_tau, steps, wanted)
         loss += part / (2 * layout.total)
         if gradient is None:
@@ -117,20 +119,17 @@ def _leave_one_out(
     layout = inputs.layout
     everybody = gather_rows(partners, layout)
     common = everybody.mean(dim=0)
-    everybody = everybody - common
     scaled_mean = inv_tau * anchors.sum(dim=0) / max(1, len(anchors))  # a process may have no rows
+    everybody = everybody - common
     column_bias = everybody @ scaled_mean
     everybody = steps.operand(everybody)
-    positives = (partners - common).mul_(inv_tau)
-    deviations = anchors * inv_tau - scaled_mean
-    operands = steps.operand(deviations)
-    loss = -(anchors * positives).sum()
+    operands = steps.operand(anchors * inv_tau - scaled_mean)
+    loss = -inv_tau * (torch.linalg.vecdot(anchors, partners) - anchors @ common).sum()
     column_sums = torch.zeros_like(column_bias)
     column_sums[layout.own] = -1
     if wanted:
         for_anchors = torch.empty_like(anchors)
         for_partners = torch.zeros(layout.total, anchors.shape[1], dtype=steps.dtype, device=anchors.device)
-        for_partners[layout.own] -= deviations
     for chunk in steps.chunks(len(anchors), layout.total):
         logits = steps.product("scores", operands[chunk], everybody.T)
         sums, weights, inverse = steps.softmax_of_rows(
@@ -139,10 +138,12 @@ def _leave_one_out(
         loss += sums.sum()
         if wanted:
             steps.add_product(for_anchors[chunk], weights, everybody, keep=0).mul_(inverse * inv_tau)
-            steps.add_product(for_partners, weights.T, steps.operand(deviations[chunk] * inverse))
+            shares = (anchors[chunk] * inv_tau - scaled_mean).mul_(inverse)
+            steps.add_product(for_partners, weights.T, steps.operand(shares))
     if not wanted:
         return loss, None
-    for_anchors.sub_(positives)
+    for_anchors.addcmul_(partners, inv_tau, value=-1).add_(inv_tau * common)
+    for_partners[layout.own].addcmul_(anchors, inv_tau, value=-1).add_(scaled_mean)
     for_partners.addcmul_(column_sums[:, None], scaled_mean)
     for_tau = (anchors * for_anchors).sum() / inv_tau  # logits are inv_tau a_i.b_j: Euler's rule for this product
     return loss, Gradient(for_anchors, scatter_sum(for_partners, layout), for_tau)

@@ -2,11 +2,12 @@
 
     python tests/benchmarks/bench_loss.py --sizes 2048 8192
 
-Every row is a process of its own: a forward and backward pass, then `--repeats` more, of which the fastest counts. On a
-CPU the time is processor time, of all threads together, so that other programs do not count. Memory is what a pass needs
-above the embeddings and their gradients: the allocator's peak on CUDA, the resident set's on Linux. The error is the gradient's distance from the float64 gradient, relative to that gradient's length. The bound is the time
-that the unavoidable products take at the rate of one N x D by D x N product, measured in the same process: 52 N^2 D
-operations for CLOOB, 6 N^2 D for InfoNCE (docs/loss.md counts them).
+Every row is a process of its own: a forward and backward pass, then `--repeats` more, of which the fastest counts. On
+a CPU the time is processor time, of all threads together, so that other programs do not count. Memory is what a pass
+needs above the embeddings and their gradients: the allocator's peak on CUDA, the resident set's on Linux. The error is
+the gradient's distance from the float64 gradient, relative to that gradient's length. The bound is the time that the
+unavoidable products take at the rate of one N x D by D x N product, measured in the same process: 52 N^2 D operations
+for CLOOB, 6 N^2 D for InfoNCE (docs/loss.md counts them).
 """
 
 from __future__ import annotations

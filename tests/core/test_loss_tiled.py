@@ -249,6 +249,17 @@ def test_duplicated_pairs_in_bfloat16(objective):
     assert (gradient - expected).norm() < 1e-2 * single.norm()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("n", [1000, 2048, 3001])
+def test_gradients_at_larger_sizes(objective, n, monkeypatch):
+    monkeypatch.undo()  # the tiles that are used
+    x = unit_rows(n, 512, 0).float().double()
+    y = normalize(x / 4 + unit_rows(n, 512, 1), dim=1).float().double()
+    assert relative_error(x, y, objective=objective) < 1e-5
+    assert relative_error(x, y, objective=objective, precision="bf16") < 1e-2
+
+
 # --- what it is for ---------------------------------------------------------------------------------------------------
 
 
@@ -283,7 +294,9 @@ def test_scores_are_shared_between_directions():
             return super().product(name, left, right, scale)
 
     steps = Counting(x.device, x.dtype, "fp32", tile=(8, 8), chunk_elements=1000)
-    Retrieval(check_inputs(x, y, 30.0), 8.0, steps).forward()
+    retrieval = Retrieval(check_inputs(x, y, 30.0), 8.0, steps)
+    retrieval.all_but_last()
+    retrieval.last()
     assert sum(products) == 64 * 64 + 2 * (64 * 64 + 8 * 64) // 2
 
 
