@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -281,6 +286,18 @@ def test_no_matrix_of_all_pairs_is_ever_made():
             with LargestTensor() as seen:
                 contrastive_loss(x, y, objective, implementation="tiled", **options).backward()
             assert seen.largest <= 2000, (objective, options)
+
+
+@pytest.mark.slow
+def test_memory_is_a_tenth_of_the_definitions_at_8192():
+    """Peak resident memory above the inputs, each form in a process of its own."""
+    script = Path(__file__).parents[1] / "benchmarks" / "bench_loss.py"
+    memory = {}
+    for form in ("definition", "tiled fp32"):
+        options = ["--repeats", "0", "--error-up-to", "0", "--device", "cpu", "--one", json.dumps([8192, form])]
+        done = subprocess.run([sys.executable, str(script), *options], capture_output=True, check=True)
+        memory[form] = json.loads(done.stdout)["memory"]
+    assert memory["tiled fp32"] < memory["definition"] / 10
 
 
 def test_scores_are_shared_between_directions():
