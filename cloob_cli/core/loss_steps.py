@@ -31,16 +31,19 @@ class Steps:
         self.precision = "fp32" if dtype == torch.float64 else precision
         self.tile = tile
         self.chunk_elements = chunk_elements
-        # bfloat16 operands with float32 results: CUDA has a product for that. Elsewhere rounded float32 operands
-        # give the same numbers.
-        self.narrow = self.precision == "bf16" and device.type == "cuda"
+        # CUDA has a product of bfloat16 operands with float32 results (in torch from 2.8 on). Elsewhere operands are
+        # rounded but stay float32, which gives the same numbers.
+        on_cuda = device.type == "cuda" and self.precision == "bf16"
+        self.narrow = on_cuda and "dtype_out" in torch.ops.aten.addmm.overloads()
+        # The rounding of tf32 leaves numbers that are already bfloat16 as they are.
+        self._tf32 = self.precision == "tf32" or (on_cuda and not self.narrow)
         self._buffers: dict[str, Tensor] = {}
 
     @contextmanager
     def matmul_precision(self) -> Iterator[None]:
         """The products' own precision, whatever the program around has set."""
         before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
+        torch.set_float32_matmul_precision("high" if self._tf32 else "highest")
         try:
             yield
         finally:
