@@ -72,13 +72,15 @@ def convert_checkpoint(
     format = format or _recognise(path, contents)
     model_config, tensors, ignored = _converter(format)(contents, upstream, architecture)
     del contents
-    model_config = model_config.model_copy(update={"name": name})
+    model_config, vocabulary = _with_tokenizer(
+        model_config.model_copy(update={"name": name}), Path(tokenizer or path.parent)
+    )
     try:
         model = with_weights(model_config, tensors)
     except ModelFolderError as problem:
         raise ConversionError(f"{path}: {problem.message}", problem.hint) from None
     model.eval().requires_grad_(False)
-    return Converted(model, model_config, _tokenizer(model_config, tokenizer or path.parent), ignored, format)
+    return Converted(model, model_config, vocabulary, ignored, format)
 
 
 def _locate(path: Path) -> Path:
@@ -143,10 +145,15 @@ def _converter(format: str) -> _Converter:
     return known[format]
 
 
-def _tokenizer(config: ModelConfig, folder: Path) -> Tokenizer:
+def _with_tokenizer(config: ModelConfig, folder: Path) -> tuple[ModelConfig, Tokenizer]:
     from cloob_cli.data.text import Tokenizer, clip_tokenizer
     from cloob_cli.registry.convert.sentencepiece_vocabulary import read_sentencepiece
 
-    if config.tokenizer.kind == "roberta":
-        return Tokenizer(read_sentencepiece(folder), config.tokenizer, config.text.context_length)
-    return clip_tokenizer(config.text.context_length)
+    if config.tokenizer.kind != "roberta":
+        return config, clip_tokenizer(config.text.context_length)
+    data, pad_id = read_sentencepiece(folder)
+    # The reference program masks what its tokenizer padded, whatever id the model's configuration names.
+    text = config.text.model_copy(update={"pad_id": pad_id})
+    tokenizer = config.tokenizer.model_copy(update={"pad_id": pad_id})
+    config = config.model_copy(update={"text": text, "tokenizer": tokenizer})
+    return config, Tokenizer(data, config.tokenizer, config.text.context_length)

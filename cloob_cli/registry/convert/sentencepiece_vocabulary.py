@@ -17,18 +17,18 @@ from cloob_cli.errors import ConversionError, MissingExtraError
 
 MODEL_FILE = "spiece.model"
 _SPECIAL_TOKENS_FILE = "special_tokens_map.json"
-_START = "[CLS]"
+_START, _PAD = "[CLS]", "[PAD]"
 _UNIGRAM = 1  # TrainerSpec.ModelType
 
 
-def read_sentencepiece(folder: Path) -> bytes:
-    """The contents of a `tokenizer.json` that gives the ids of the sentence-piece model in `folder`.
+def read_sentencepiece(folder: Path) -> tuple[bytes, int]:
+    """The contents of a `tokenizer.json` that gives the ids of the sentence-piece model in `folder`; the padding's id.
 
     Args:
         folder: holds `spiece.model` and, where there are special tokens, `special_tokens_map.json`.
 
     Raises:
-        ConversionError: a file is missing or damaged, or the model is not a unigram model with a [CLS] token.
+        ConversionError: a file is missing or damaged, or it is no unigram model with [CLS] and [PAD].
         MissingExtraError: the package sentencepiece or protobuf is not installed.
     """
     try:
@@ -47,8 +47,8 @@ def read_sentencepiece(folder: Path) -> bytes:
         raise ConversionError(f"{path} is not a sentence-piece model") from None
     pieces = [(piece.piece, piece.score) for piece in model.pieces]
     names = [piece for piece, _ in pieces]
-    if model.trainer_spec.model_type != _UNIGRAM or _START not in names:
-        raise ConversionError(f"{path} is not a unigram model with a {_START} token")
+    if model.trainer_spec.model_type != _UNIGRAM or not {_START, _PAD} <= set(names):
+        raise ConversionError(f"{path} is not a unigram model with the tokens {_START} and {_PAD}")
 
     vocabulary = Tokenizer(
         models.Unigram(pieces, model.trainer_spec.unk_id, byte_fallback=model.trainer_spec.byte_fallback)
@@ -71,12 +71,12 @@ def read_sentencepiece(folder: Path) -> bytes:
     vocabulary.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
         single=f"{_START} $A", special_tokens=[(_START, names.index(_START))]
     )
-    return vocabulary.to_str().encode()
+    return vocabulary.to_str().encode(), names.index(_PAD)
 
 
 def _special_tokens(folder: Path, names: list[str]) -> list[str]:
     path = Path(folder) / _SPECIAL_TOKENS_FILE
-    found = {_START}
+    found = {_START, _PAD}
     if path.is_file():
         try:
             listed = json.loads(path.read_text(encoding="utf-8"))

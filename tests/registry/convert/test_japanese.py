@@ -76,7 +76,7 @@ def towers(pieces: sentencepiece.SentencePieceProcessor) -> tuple[torch.nn.Modul
         transformers.RobertaConfig(
             vocab_size=pieces.get_piece_size(), hidden_size=40, num_hidden_layers=2, num_attention_heads=4,
             intermediate_size=64, max_position_embeddings=90, type_vocab_size=2, layer_norm_eps=1e-5,
-            pad_token_id=pieces.piece_to_id("[PAD]"), initializer_range=0.2,
+            pad_token_id=1, initializer_range=0.2,  # not the tokenizer's: the mask goes by the tokenizer
         ),
         add_pooling_layer=False,
     )  # fmt: skip
