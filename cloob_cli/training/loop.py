@@ -222,6 +222,7 @@ class Run:
             except MissingExtraError as missing:
                 yield Notice(f"no loss curve is drawn: {missing.message} ({missing.hint})")
         self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
         yield Finished(self.step, self.folder.model, metrics, len(self.skipped), self._seconds())
 
     # --- reports --------------------------------------------------------------------------------------------------

@@ -16,6 +16,10 @@ from tiny_run import write_pairs, write_recipe
 
 from cloob_cli.training.telemetry import read_rows
 
+TWO_PROCESSES = [
+    sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
+    "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m", "cloob_cli",
+]  # fmt: skip
 LONG = {"train__steps": 300, "train__checkpoint_every": 20, "train__keep_checkpoints": 3}
 
 
@@ -174,10 +178,8 @@ def test_two_processes_train_like_one(place):
     changes += ["--set", "data.validation_share=0.1", "--set", "validation.every=6"]
     one = cloob("train", "short.toml", "--out", "one", *changes, cwd=place)
     assert one.returncode == 0, one.stderr
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-    launcher += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
     two = subprocess.run(
-        [*launcher, "-m", "cloob_cli", "train", "short.toml", "--device", "cpu", "--out", "two", *changes],
+        [*TWO_PROCESSES, "train", "short.toml", "--device", "cpu", "--out", "two", *changes],
         cwd=place, env=environment(), capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert two.returncode == 0, two.stderr
@@ -188,3 +190,26 @@ def test_two_processes_train_like_one(place):
     for name in ("loss", "gradient_norm", "inv_tau"):
         values = [[row[name] for row in run if name in row] for run in rows]
         assert values[0] == pytest.approx(values[1], rel=2e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
+def test_two_processes_agree_where_to_stop(place):
+    """The launcher passes SIGTERM on to both, at different moments; they save after the same step."""
+    process = subprocess.Popen(
+        [*TWO_PROCESSES, "train", "long.toml", "--device", "cpu", "--out", "both", "--set", "train.steps=5000"],
+        cwd=place, env=environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    talk = ""
+    while "saved" not in talk:
+        line = process.stderr.readline()
+        assert line, f"the run ended without a checkpoint: {talk}"
+        talk += line
+    process.terminate()
+    talk += process.communicate(timeout=120)[1]
+    stopped = [line for line in talk.splitlines() if "the run is saved" in line]
+    assert len(stopped) == 2, talk
+    assert stopped[0] == stopped[1]
+    newest = sorted((place / "both" / "checkpoints").iterdir())[-1]
+    assert f"stopped at step {int(newest.name.removeprefix('step-'))} of 5000" in stopped[0]
