@@ -105,9 +105,10 @@ class Transfer:
 
     def _take_up_what_is_here(self) -> None:
         try:
-            self.validator = json.loads(self.notes.read_text(encoding="utf-8"))["validator"]
+            noted = json.loads(self.notes.read_text(encoding="utf-8"))["validator"]
         except (OSError, ValueError, KeyError, TypeError):
-            self.validator = None
+            noted = None
+        self.validator = noted if isinstance(noted, str) else None
         # Without a validator only a known hash can tell whether the rest belongs to the part that is here.
         if self.partial.is_file() and (self.validator or self.expected):
             with self.partial.open("rb") as stream:
@@ -266,7 +267,7 @@ def shown_address(url: str) -> str:
 
 def _validator(response: httpx2.Response) -> str | None:
     etag = response.headers.get("ETag")
-    if etag and not etag.startswith("W/"):  # a weak one does not promise equal bytes
+    if etag and etag.isascii() and not etag.startswith("W/"):  # a weak one does not promise equal bytes
         return str(etag)
     modified = response.headers.get("Last-Modified")
     return str(modified) if modified else None

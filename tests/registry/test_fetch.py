@@ -179,6 +179,16 @@ def test_a_partial_file_spoilt_on_disk_is_found(server: FileServer) -> None:
         get(server)
 
 
+@pytest.mark.parametrize("note", [b"", b"{", b"[]", b'{"validator": 3}', b'{"validator": null}', b"\xff"])
+def test_a_spoilt_note_beside_a_partial_file_costs_bytes_at_most(server: FileServer, note: bytes) -> None:
+    server.faults = [Fault(cut_after=100_000), *[Fault(status=503)] * 3]
+    with pytest.raises(DownloadError):
+        get(server, None)
+    (path,) = downloads_folder().glob("*.json")
+    path.write_bytes(note)
+    assert get(server, None)[0] == CONTENT
+
+
 def test_a_partial_file_longer_than_the_file_starts_over(server: FileServer) -> None:
     server.faults = [Fault(cut_after=100_000), *[Fault(status=503)] * 3]
     with pytest.raises(DownloadError):
