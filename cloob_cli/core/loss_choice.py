@@ -84,7 +84,7 @@ def _kernels_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype != torch.float32:
         return f"they compute in float32, not {str(dtype).removeprefix('torch.')}"
     try:
-        kernels = importlib.import_module("cloob_cli.core.loss_kernels")
+        check = importlib.import_module("cloob_cli.core.loss_kernels_check")
     except ImportError:
         return "the package triton is not installed"
-    return kernels.obstacle(device)
+    return check.obstacle(device)

@@ -10,9 +10,6 @@ Checked against the plain steps through Triton's interpreter (TRITON_INTERPRET=1
 
 from __future__ import annotations
 
-import os
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
@@ -382,75 +379,3 @@ class TritonSteps(Steps):
 
 def _blocks(tile: Tensor) -> tuple[int, int]:
     return (triton.cdiv(tile.shape[0], ROWS), triton.cdiv(tile.shape[1], COLUMNS))
-
-
-@cache
-def obstacle(device: torch.device) -> str | None:
-    """Why the kernels cannot serve on `device`; None if they can.
-
-    On the first call every step runs once on a small tile, in both number formats, and is compared with the plain one:
-    what a driver, a compiler or a version of torch gets wrong is found here and not in a model.
-    """
-    if device.type != "cuda" and not (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
-        return f"they need a CUDA device, not {device.type}"
-    for precision, allowed in (("fp32", 1e-5), ("bf16", 3e-2)):
-        try:
-            error = largest_error(device, precision)
-        except Exception as problem:  # whatever a compiler or a driver may raise: the plain steps serve
-            lines = str(problem).splitlines() or [""]
-            return f"their check failed ({type(problem).__name__}: {lines[0]})"
-        if not error <= allowed:
-            return f"their check found an error of {error:.1e} in {precision}"
-    return None
-
-
-def largest_error(device: torch.device, precision: str) -> float:
-    """The largest difference of the kernels on `device` from the plain steps on the CPU, relative to values above 1.
-
-    So the products of bfloat16 operands, which CUDA has and the CPU imitates, are checked on the way.
-    """
-    fused = TritonSteps(device, torch.float32, precision, (0, 0), 0)
-    plain = Steps(torch.device("cpu"), torch.float32, precision, (0, 0), 0)
-    with fused.matmul_precision():
-        pairs = zip(_results(fused), _results(plain), strict=True)
-        return max(float(((a - b).abs() / b.abs().clamp_min(1)).max()) for a, b in pairs)
-
-
-def _results(steps: Steps) -> list[Tensor]:
-    """Everything that the steps give for fixed numbers, in float32."""
-    m, n, first = 33, 150, 9
-    generator = torch.Generator().manual_seed(0)
-    left, pulled, right = (torch.randn(rows, 24, generator=generator).to(steps.device) for rows in (m, m, n))
-    ids = torch.randint(0, 5, (n,), generator=generator).to(steps.device)
-    row_bias, column_bias = left[:, 0].contiguous(), right[:, 0].contiguous()
-    found: list[Tensor] = []
-
-    def keep(*tensors: Tensor) -> None:  # as copies, since steps use their memory again
-        found.extend(tensor.float().cpu().clone() for tensor in tensors)
-
-    def scores() -> Tensor:
-        return steps.product("scores", steps.operand(left), steps.operand(right).T, 0.2)
-
-    def change() -> Tensor:
-        return steps.product("pulled", steps.operand(pulled), steps.operand(right).T)
-
-    for both in (False, True):
-        row_sums, column_sums = torch.zeros_like(row_bias), torch.zeros_like(column_bias)
-        keep(steps.exponentials(scores(), row_bias, column_bias, row_sums, column_sums if both else None))
-        keep(row_sums, column_sums)
-        biases = (row_bias, column_bias if both else None)
-        sums = (row_sums, column_sums if both else None)
-        keep(*steps.exponentials_and_gradient(scores(), row_bias, column_bias, change(), *biases, *sums))
-        keep(row_sums, column_sums)
-    for some_ids in (None, ids):
-        column_sums = torch.zeros_like(column_bias)
-        keep(*steps.softmax_of_rows(scores(), column_bias, first, some_ids, column_sums), column_sums)
-    column = torch.full_like(column_bias, -torch.inf)
-    row = steps.logsumexp_of_both(scores(), column)
-    row = steps.logsumexp_of_both(scores(), column)  # a second chunk, which finds sums of the first
-    row_sums, column_sums = torch.zeros_like(row_bias), torch.zeros_like(column_bias)
-    weights = steps.softmax_of_both(scores(), row, column, first, row_sums, column_sums)
-    keep(row, column, weights, row_sums, column_sums)
-    keep(steps.add_product(torch.ones(m, 24, device=steps.device), weights, steps.operand(right)))
-    keep(steps.add_product(torch.ones(n, 24, device=steps.device), weights.T, steps.operand(left)))
-    return found

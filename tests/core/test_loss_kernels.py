@@ -16,7 +16,7 @@ from cloob_cli.core.loss_choice import choose_implementation
 
 pytest.importorskip("triton", reason="the package triton exists for Linux only")
 
-WORKER = Path(__file__).parents[1] / "helpers" / "loss_kernels_check.py"
+WORKER = Path(__file__).parents[1] / "helpers" / "loss_kernels_run.py"
 
 
 def check(mode: str, **environment: str) -> dict:

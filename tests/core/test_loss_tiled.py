@@ -114,6 +114,33 @@ def test_shapes_scales_and_strides(n, d, objective, inv_tau, scale_hopfield, nor
     torch.testing.assert_close(torch.cat([a.grad, b.grad]), expected, atol=1e-9 * scale, rtol=0)
 
 
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    n=st.integers(2, 60),
+    d=st.integers(2, 40),
+    objective=st.sampled_from(OBJECTIVES),
+    dtypes=st.tuples(*[st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])] * 2),
+    precision=st.sampled_from([None, "fp32", "tf32"]),
+    scale_hopfield=st.floats(0.5, 100.0),
+    seed=st.integers(0, 1000),
+)
+def test_number_formats(n, d, objective, dtypes, precision, scale_hopfield, seed):
+    x, y = unit_rows(n, d, seed).to(dtypes[0]), unit_rows(n, d, seed + 1).to(dtypes[1])
+    options = {"objective": objective, "inv_tau": 10.0, "scale_hopfield": scale_hopfield}
+    expected_loss, expected = loss_and_gradient(x.double(), y.double(), **options)
+    x, y = x.requires_grad_(), y.requires_grad_()
+    loss = contrastive_loss(x, y, implementation="tiled", precision=precision, **options)
+    loss.backward()
+    assert loss.dtype == (torch.float64 if torch.float64 in dtypes else torch.float32)
+    assert loss.item() == pytest.approx(expected_loss, rel=1e-5, abs=1e-5)
+    for rows, gradient in zip((x, y), expected.chunk(2), strict=True):
+        assert rows.grad.dtype == rows.dtype
+        largest = max(gradient.abs().max().item(), 1e-2)
+        # A gradient comes back in its embeddings' own format: rounded once more.
+        allowed = largest * (2e-5 + torch.finfo(rows.dtype).eps)
+        torch.testing.assert_close(rows.grad.double(), gradient, atol=allowed, rtol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_embeddings_are_computed_in_float32(dtype):
     x, y = (rows.to(dtype).requires_grad_() for rows in alike(50, 16))

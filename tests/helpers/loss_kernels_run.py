@@ -1,6 +1,6 @@
-"""`loss_kernels_check.py compile`: every kernel through Triton's compiler for an H100, which needs no GPU.
+"""`loss_kernels_run.py compile`: every kernel through Triton's compiler for an H100, which needs no GPU.
 
-`TRITON_INTERPRET=1 loss_kernels_check.py interpret`: the loss with kernels, run by Triton's interpreter, against the
+`TRITON_INTERPRET=1 loss_kernels_run.py interpret`: the loss with kernels, run by Triton's interpreter, against the
 definition in float64. Both print one JSON document.
 """
 
