@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,17 @@ DESCRIPTION = {
 }
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    save_model(folder, build(ModelConfig.model_validate(DESCRIPTION), seed=0), clip_tokenizer(16), card_text="# tiny\n")
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    model = build(ModelConfig.model_validate(DESCRIPTION), seed=0)
-    save_model(tmp_path / "model", model, clip_tokenizer(16), card_text="# tiny\n")
-    return tmp_path / "model"
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return shutil.copytree(saved, tmp_path / "model")
 
 
 def change(folder: Path, section: str, key: str, value: object) -> None:
