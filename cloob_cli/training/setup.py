@@ -19,7 +19,7 @@ from cloob_cli.core.model import CloobModel, build
 from cloob_cli.data.order import hold_out
 from cloob_cli.data.pairs import PairSource, open_pairs
 from cloob_cli.data.text import Tokenizer, clip_tokenizer, train_bpe
-from cloob_cli.errors import DataError
+from cloob_cli.errors import DataError, DeviceError
 from cloob_cli.files import replacing
 from cloob_cli.recipe import DataSection, ModelSection, Recipe, TokenizerSection
 from cloob_cli.training.precision import Precision
@@ -30,15 +30,23 @@ _PATIENCE = timedelta(hours=4)
 
 
 def start_accelerator(device: torch.device, precision: Precision) -> Accelerator:
-    """Accelerate on `device`, or under `accelerate launch` on this process's own."""
+    """Accelerate on `device`, or under `accelerate launch` on this process's own.
+
+    Raises:
+        DeviceError: the device does not train in this precision.
+    """
     AcceleratorState._reset_state(reset_partial_state=True)  # a second run in one process may have other settings
     if device.type == "cuda" and device.index is not None and "LOCAL_RANK" not in os.environ:
         torch.cuda.set_device(device)
-    return Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
-        cpu=device.type == "cpu",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
-    )
+    try:
+        return Accelerator(
+            mixed_precision="no" if precision == "fp32" else precision,
+            cpu=device.type == "cpu",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+        )
+    except ValueError as problem:
+        text = f"{device.type} does not train in {precision}: {problem}"
+        raise DeviceError(text, 'set train.precision = "auto"') from None
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -132,8 +132,10 @@ def test_a_resumed_run_ends_with_the_same_bits(straight, data, tmp_path):
     assert [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [5, 10, 15, 20, 25, 30]
 
 
-def test_average_and_learnt_temperature_resume_to_the_same_bits(data, tmp_path):
-    recipe = tiny_recipe(data, train__ema=0.9, objective__learn_inv_tau=True, objective__inv_tau=14.0)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])  # fp16: also the gradient scaler's state
+def test_average_and_learnt_temperature_resume_to_the_same_bits(data, tmp_path, precision):
+    changes = {"train__ema": 0.9, "train__precision": precision}
+    recipe = tiny_recipe(data, objective__learn_inv_tau=True, objective__inv_tau=14.0, **changes)
     run(tmp_path / "whole", recipe)
     run_until(tmp_path / "cut", recipe, 10)
     run(tmp_path / "cut", recipe, resume=True)

@@ -11,8 +11,8 @@ import torch
 from tiny_run import tiny_recipe
 
 from cloob_cli.core.config import ModelConfig
-from cloob_cli.errors import Interrupted, MissingExtraError
-from cloob_cli.training import precision, telemetry
+from cloob_cli.errors import DeviceError, Interrupted, MissingExtraError
+from cloob_cli.training import precision, setup, telemetry
 from cloob_cli.training.average import WeightAverage
 from cloob_cli.training.card import model_card
 from cloob_cli.training.events import Started, StepDone, Validated
@@ -92,6 +92,15 @@ def test_precision_is_what_was_asked_or_what_was_measured(monkeypatch):
     for ratio, expected in ((8.0, "bf16"), (1.2, "fp32"), (0.3, "fp32")):
         monkeypatch.setattr(precision, "bf16_speedup", lambda ratio=ratio: ratio)
         assert precision.pick_precision("auto", cpu) == expected
+
+
+def test_a_precision_that_the_device_lacks_is_a_plain_error(monkeypatch):
+    def refuses(**options):
+        raise ValueError("not here")
+
+    monkeypatch.setattr(setup, "Accelerator", refuses)
+    with pytest.raises(DeviceError, match="cpu does not train in fp16"):
+        setup.start_accelerator(torch.device("cpu"), "fp16")
 
 
 def test_bf16_speedup_is_a_ratio_of_times():
