@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import pickletools
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cloob_cli.errors import ConversionError, UnsafeCheckpointError
 from cloob_cli.registry.convert import convert_checkpoint
@@ -155,6 +160,28 @@ def test_flat_mappings_and_device_arrays(tmp_path: Path) -> None:
     )
     (tmp_path / "a.pkl").write_bytes(hostile.dumps({"params": hostile.Calls(hostile.FLAT_MAPPING, {"w": array})}))
     assert read_haiku_pickle(tmp_path / "a.pkl")["params"]["w"].tolist() == [1.5, -2.0]
+
+
+GOLDEN = Path(__file__).parents[2] / "golden/crowsonkb"
+SOUND = (GOLDEN / "checkpoint.pkl").read_bytes()
+INSTRUCTIONS = [position for _, _, position in pickletools.genops(SOUND)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(INSTRUCTIONS), st.integers(0, 3), st.integers(0, 255)), min_size=1, max_size=5)
+)
+def test_damage_of_any_instruction_is_an_expected_error(changes: list[tuple[int, int, int]]) -> None:
+    data = bytearray(SOUND)
+    for position, offset, value in changes:
+        data[min(position + offset, len(data) - 1)] = value
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "checkpoint.pkl"
+        file.write_bytes(data)
+        # Some changes only change a number; whatever else happens is one of the two errors.
+        with contextlib.suppress(UnsafeCheckpointError, ConversionError):
+            model = convert_checkpoint(file, "crowsonkb", config=GOLDEN / "config.json").model
+            assert len(model.state_dict()) == len(convert_checkpoint(GOLDEN).model.state_dict())
 
 
 def test_a_tensor_that_claims_more_than_its_storage(tmp_path: Path) -> None:
