@@ -27,7 +27,7 @@ class DeviceSettings:
 # CPU: measured with tests/benchmarks/bench_loss.py. CUDA and MPS: derived from the sizes of their caches and not yet
 # measured; tests/benchmarks/bench_loss.py on such a device says what should stand here.
 SETTINGS = {
-    "cpu": DeviceSettings(tiled_from=256, tile=(512, 1024), chunk_elements=1 << 20),
+    "cpu": DeviceSettings(tiled_from=256, tile=(256, 512), chunk_elements=1 << 20),
     "cuda": DeviceSettings(tiled_from=1024, tile=(2048, 4096), chunk_elements=1 << 23),
     "mps": DeviceSettings(tiled_from=1024, tile=(1024, 2048), chunk_elements=1 << 22),
 }
