@@ -19,7 +19,6 @@ from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import PairBatch, PairLoader
 from cloob_cli.errors import Interrupted, MissingExtraError, NonFiniteLossError
 from cloob_cli.recipe import Recipe
-from cloob_cli.registry.fingerprint import write_fingerprint
 from cloob_cli.registry.store import save_model
 from cloob_cli.training import setup, state
 from cloob_cli.training.card import model_card
@@ -328,7 +327,6 @@ class Run:
         )
         dtype = PRECISIONS[self.recipe.train.save_precision]
         save_model(self.folder.model, self.model, self.tokenizer, card_text=card, dtype=dtype)
-        write_fingerprint(self.folder.model)
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
