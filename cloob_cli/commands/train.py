@@ -88,7 +88,7 @@ def _start_text(started: Any) -> str:
     processes = f" on {started.processes} processes" if started.processes > 1 else ""
     return (
         f"{started.pairs:,} pairs{held_out}; {started.parameters:,} parameters; {started.device}, {started.precision}; "
-        f"{started.steps:,} steps of {started.batch_size:,}{processes}{resumed}"
+        f"{started.steps:,} steps of {started.batch_size:,}{processes}{resumed}; loss: {started.loss_form}"
     )
 
 

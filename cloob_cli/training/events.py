@@ -28,6 +28,7 @@ class Started:
     validation_pairs: int
     batch_size: int
     micro_batch_size: int | None
+    loss_form: str = ""  # which implementation of the loss serves, and why
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from accelerate.utils import gather_object
 
 from cloob_cli.core.device import PRECISIONS
+from cloob_cli.core.loss_choice import choose_implementation
 from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import PairBatch, PairLoader
 from cloob_cli.errors import Interrupted, MissingExtraError, NonFiniteLossError
@@ -227,17 +228,21 @@ class Run:
     # --- reports --------------------------------------------------------------------------------------------------
 
     def _started(self) -> Started:
+        batch_size, processes = self.recipe.train.batch_size, self.accelerator.num_processes
+        wanted = self.recipe.objective.implementation
+        form = choose_implementation(self.device, torch.float32, batch_size, processes, wanted)
         return Started(
             steps=self.steps,
             first_step=self.step,
             device="cpu" if self.device.type == "cpu" else str(self.device),
             precision=self.precision,
-            processes=self.accelerator.num_processes,
+            processes=processes,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             pairs=len(self.data.indices),
             validation_pairs=len(self.data.held_out) if self.data.held_out else 0,
-            batch_size=self.recipe.train.batch_size,
+            batch_size=batch_size,
             micro_batch_size=self.train_step.micro_batch_size,
+            loss_form=f"{form.name}, {form.reason}",
         )
 
     def _step_done(self, window: Window) -> StepDone:
