@@ -60,6 +60,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                file.chmod(0o666 & ~_umask())  # safetensors, too, writes files that only their owner may read
         if path.exists():
             os.replace(path, aside)
         try:

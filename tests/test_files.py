@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cloob_cli.files import replacing, replacing_together
+from cloob_cli.files import replacing, replacing_folder, replacing_together
 
 
 def names(folder: Path) -> list[str]:
@@ -62,3 +62,12 @@ def test_files_that_belong_together_appear_together(tmp_path: Path) -> None:
         temporaries[2].unlink()
     assert names(tmp_path) == ["a", "b"]
     assert [target.read_text() for target in targets[:2]] == ["0", "1"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_a_folder_s_files_are_ordinary_ones(tmp_path: Path) -> None:
+    ordinary = tmp_path / "ordinary"
+    ordinary.touch()
+    with replacing_folder(tmp_path / "folder") as temporary:
+        (temporary / "private").touch(mode=0o600)
+    assert (tmp_path / "folder" / "private").stat().st_mode == ordinary.stat().st_mode

@@ -21,11 +21,22 @@ ALLOWED = {
     "registry": BASE | {"core", "data", "registry"},
     "training": BASE | {"core", "data", "training", "recipe", "registry.store", "registry.fingerprint"},
     "inference": BASE | {"core", "data", "inference", "recipe", "registry.store"},
-    "commands": BASE | {"console", "recipe", "commands", "training", "inference", "registry", "core", "data", "diagnosis"},
+    "commands": BASE
+    | {"console", "recipe", "commands", "training", "inference", "registry", "core", "data", "diagnosis"},
 }
 # Modules that quick commands load: nothing heavy at their top level.
 LIGHT = ["__init__", "__main__", "main", "console", "errors", "assets", "schema", "files"]
-HEAVY = {"torch", "accelerate", "numpy", "pyarrow", "PIL", "huggingface_hub", "transformers", "safetensors", "tokenizers"}
+HEAVY = {
+    "torch",
+    "accelerate",
+    "numpy",
+    "pyarrow",
+    "PIL",
+    "huggingface_hub",
+    "transformers",
+    "safetensors",
+    "tokenizers",
+}
 
 
 def modules(folder: str) -> list[Path]:
@@ -73,7 +84,9 @@ def test_commands_import_nothing_heavy_at_their_top() -> None:
         assert not {name.split(".")[0] for name in imports(path, top_level_only=True)} & HEAVY, path
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["zoo", "list"], ["zoo", "show", "cloob-rn50-yfcc"], ["train", "-h"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["zoo", "list"], ["zoo", "show", "cloob-rn50-yfcc"], ["train", "-h"]]
+)
 def test_quick_commands_load_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "cloob_cli", *arguments]
     done = subprocess.run(

@@ -26,9 +26,7 @@ WorkersOption = Annotated[
 ]
 FastJpegOption = Annotated[
     bool,
-    typer.Option(
-        "--fast-jpeg", help="Decode large JPEGs at reduced size: 2 to 5 times faster, not equal to the bit."
-    ),
+    typer.Option("--fast-jpeg", help="Decode large JPEGs at reduced size: 2 to 5 times faster, not equal to the bit."),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notices and no progress on stderr.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]

@@ -89,9 +89,9 @@ def test_a_run_learns_and_leaves_a_model_that_opens(data, tmp_path):
 
     model = cloob_cli.load(tmp_path / "run" / "model", device="cpu")
     names = class_embeddings(model.encode_text, model.tokenize, [[c] for c in COLOURS], ["{c}", "a picture of {c}"])
-    pixels = torch.stack([
-        model.preprocess(Image.open(path)) for colour in COLOURS for path in sorted((classes / colour).iterdir())
-    ])
+    pixels = torch.stack(
+        [model.preprocess(Image.open(path)) for colour in COLOURS for path in sorted((classes / colour).iterdir())]
+    )
     right = (model.encode_image(pixels) @ names.T).argmax(1) == torch.arange(8).repeat_interleave(4)
     assert float(right.float().mean()) == pytest.approx(finished.metrics["zero_shot/classes/top1"], abs=1e-6)
 
