@@ -66,19 +66,24 @@ def gather_rows(local: Tensor, layout: RowLayout) -> Tensor:
     return torch.cat([pieces[k * largest : k * largest + count] for k, count in enumerate(layout.counts)])
 
 
+def parts_for_own_rows(joint: Tensor, layout: RowLayout) -> Tensor:
+    """What every process has in `joint` [N, ...] for the rows of this one: [processes, n, ...], in rank order."""
+    own = layout.counts[layout.rank]
+    if layout.processes == 1:
+        return joint[None]
+    received = joint.new_empty(layout.processes * own, *joint.shape[1:])
+    distributed.all_to_all_single(
+        received, joint.contiguous(), [own] * layout.processes, list(layout.counts), group=layout.group
+    )
+    return received.view(layout.processes, own, *joint.shape[1:])
+
+
 def scatter_sum(joint: Tensor, layout: RowLayout) -> Tensor:
     """The transpose of `gather_rows`: [N, ...] on every process -> the sum over processes of this one's rows [n, ...].
 
     Rank order fixes the order of summation, so that the result is the same on every run.
     """
-    if layout.processes == 1:
-        return joint
-    own = layout.counts[layout.rank]
-    received = joint.new_empty(layout.processes * own, *joint.shape[1:])
-    distributed.all_to_all_single(
-        received, joint.contiguous(), [own] * layout.processes, list(layout.counts), group=layout.group
-    )
-    return received.view(layout.processes, own, *joint.shape[1:]).sum(dim=0)
+    return joint if layout.processes == 1 else parts_for_own_rows(joint, layout).sum(dim=0)
 
 
 def sum_over_processes(value: Tensor, layout: RowLayout) -> Tensor:
@@ -86,6 +91,18 @@ def sum_over_processes(value: Tensor, layout: RowLayout) -> Tensor:
     if layout.processes > 1:
         distributed.all_reduce(value, group=layout.group)
     return value
+
+
+def largest_over_processes(value: Tensor, layout: RowLayout) -> Tensor:
+    """The largest of `value` over all processes, elementwise; `value` itself is overwritten."""
+    if layout.processes > 1:
+        distributed.all_reduce(value, distributed.ReduceOp.MAX, group=layout.group)
+    return value
+
+
+def mean_of_rows(rows: Tensor, layout: RowLayout) -> Tensor:
+    """The mean [...] of the rows [n, ...] of all processes."""
+    return sum_over_processes(rows.sum(dim=0), layout) / layout.total
 
 
 class _DifferentiableGather(torch.autograd.Function):

@@ -152,7 +152,7 @@ def contrastive_loss(
 
 
 def _definition(inputs: LossInputs, objective: Objective, scale_hopfield: float) -> Tensor:
-    x, y = (gather_differentiably(rows, inputs.layout) for rows in (inputs.own_x, inputs.own_y))
+    x, y = (gather_differentiably(rows, inputs.layout) for rows in (inputs.x, inputs.y))
     if objective == "cloob":
         return cloob_loss(x, y, inputs.inv_tau, scale_hopfield, inputs.caption_ids)
     loss = infoloob_loss if objective == "infoloob" else clip_loss
@@ -167,4 +167,4 @@ def _prepare(
     ids = inputs.caption_ids
     if ids is None:
         ids = torch.arange(len(inputs.x), device=inputs.x.device)
-    return inputs.own_x, inputs.own_y, inputs.inv_tau, ids[:, None] == ids[None, :]
+    return inputs.x, inputs.y, inputs.inv_tau, ids[:, None] == ids[None, :]

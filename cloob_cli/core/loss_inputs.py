@@ -8,25 +8,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cloob_cli.core.gather import RowLayout, gather_rows, row_layout
+from cloob_cli.core.gather import RowLayout, gather_rows, largest_over_processes, row_layout
 from cloob_cli.errors import LossInputError
 
 
 @dataclass(frozen=True)
 class LossInputs:
-    """Embeddings of this process (`own_x`, `own_y`, differentiable) and of all (`x`, `y`), in the format that the loss
-    computes in; they are the same tensors on one process. The two bounds are numbers on the host.
+    """Embeddings of this process, `x` and `y` [n, D], in the format that the loss computes in, and what is known of all
+    processes': `caption_ids` [N], and the largest norm of an embedding, a number on the host.
     """
 
-    own_x: Tensor
-    own_y: Tensor
     x: Tensor
     y: Tensor
     inv_tau: float | Tensor
     caption_ids: Tensor | None
     layout: RowLayout
     largest_norm: float
-    largest_inv_tau: float
 
 
 def check_inputs(
@@ -51,22 +48,18 @@ def check_inputs(
     _check_shapes(image_embeddings, text_embeddings, inv_tau, caption_ids)
     double = torch.float64 in (image_embeddings.dtype, text_embeddings.dtype)
     dtype = torch.float64 if double else torch.float32
-    own_x, own_y = image_embeddings.to(dtype), text_embeddings.to(dtype)
+    x, y = image_embeddings.to(dtype), text_embeddings.to(dtype)
     if isinstance(inv_tau, Tensor):
-        inv_tau = inv_tau.reshape(()).to(device=own_x.device, dtype=dtype)
-    layout = row_layout(len(own_x), own_x.device, process_group)
+        inv_tau = inv_tau.reshape(()).to(device=x.device, dtype=dtype)
+    layout = row_layout(len(x), x.device, process_group)
     if layout.total < 2:
         raise LossInputError(
             f"a contrastive loss needs at least two pairs, not {layout.total}",
             "every other pair of the batch is a negative; use a larger batch",
         )
     with torch.no_grad():
-        x, y = own_x, own_y
-        if layout.processes > 1:
-            # One exchange for both: a row of the message is an image embedding followed by its text embedding.
-            x, y = (part.contiguous() for part in gather_rows(torch.cat([own_x, own_y], dim=1), layout).chunk(2, dim=1))
-            caption_ids = None if caption_ids is None else gather_rows(caption_ids, layout)
-        norm, tau_read, captions_differ = _read_bounds(x, y, inv_tau, caption_ids)
+        caption_ids = None if caption_ids is None else gather_rows(caption_ids, layout)
+        norm, tau_read, captions_differ = _read_bounds(x, y, inv_tau, caption_ids, layout)
     if not math.isfinite(norm):
         raise LossInputError("the embeddings hold values that are not finite", "lower the learning rate, or clip")
     if not (math.isfinite(tau_read) and tau_read > 0):
@@ -76,7 +69,7 @@ def check_inputs(
             "all pairs of the batch have the same caption, so that none has a negative",
             "use a larger batch, or leave equal captions among the negatives",
         )
-    return LossInputs(own_x, own_y, x, y, inv_tau, caption_ids, layout, norm, tau_read)
+    return LossInputs(x, y, inv_tau, caption_ids, layout, norm)
 
 
 def _check_shapes(x: Tensor, y: Tensor, inv_tau: float | Tensor, caption_ids: Tensor | None) -> None:
@@ -100,11 +93,15 @@ def _check_shapes(x: Tensor, y: Tensor, inv_tau: float | Tensor, caption_ids: Te
 
 
 def _read_bounds(
-    x: Tensor, y: Tensor, inv_tau: float | Tensor, caption_ids: Tensor | None
+    x: Tensor, y: Tensor, inv_tau: float | Tensor, caption_ids: Tensor | None, layout: RowLayout
 ) -> tuple[float, float, bool]:
-    """The largest row norm (not a number or infinite if any value is), inv_tau, and whether two captions differ."""
-    norms = torch.stack([torch.linalg.vector_norm(rows, dim=1).amax() for rows in (x, y)]).amax()
-    different = torch.ones_like(norms) if caption_ids is None else (caption_ids != caption_ids[0]).any().to(norms)
-    tau = inv_tau if isinstance(inv_tau, Tensor) else torch.full_like(norms, float(inv_tau))
-    norm, tau_read, captions_differ = torch.stack([norms, tau.detach(), different]).tolist()
+    """The largest row norm of all processes (infinite if any value is not finite), inv_tau, and whether two captions
+    differ. All processes get the same answers.
+    """
+    norms = [torch.linalg.vector_norm(rows, dim=1) for rows in (x, y)]
+    largest = torch.cat([*norms, x.new_zeros(1)]).amax()  # a process may have no rows
+    largest = largest_over_processes(largest.nan_to_num(nan=math.inf, posinf=math.inf), layout)
+    different = torch.ones_like(largest) if caption_ids is None else (caption_ids != caption_ids[0]).any().to(largest)
+    tau = inv_tau if isinstance(inv_tau, Tensor) else torch.full_like(largest, float(inv_tau))
+    norm, tau_read, captions_differ = torch.stack([largest, tau.detach(), different]).tolist()
     return norm, tau_read, bool(captions_differ)

@@ -15,12 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cloob_cli.core.loss_steps import Steps
+from cloob_cli.core.loss_steps import LOWEST as LOWEST_LOGIT
+from cloob_cli.core.loss_steps import Positives, Steps
 
 ELEMENTS = 4096  # of a row, that one program works on at a time
 ROWS, COLUMNS = 32, 128  # of a block, that one program works on at a time
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
-LOWEST = tl.constexpr(-1e30)  # below every logit and, unlike -inf, subtractable from itself
+LOWEST = tl.constexpr(LOWEST_LOGIT)
 
 
 @triton.jit
@@ -128,7 +129,7 @@ def _both_kernel(
     weights,
     row_sums,
     column_sums,
-    first,
+    diagonal,
     rows,
     columns,
     ROUND: tl.constexpr,
@@ -141,7 +142,7 @@ def _both_kernel(
     by_row = tl.load(row_logsumexp + row, mask=row < rows, other=0.0)
     by_column = tl.load(column_logsumexp + column, mask=column < columns, other=0.0)
     both = tl.exp(value - by_row[:, None]) + tl.exp(value - by_column[None, :])
-    both = tl.where(column[None, :] == first + row[:, None], both - 2.0, both)
+    both = tl.where(column[None, :] == diagonal + row[:, None], both - 2.0, both)
     tl.store(weights + at, _rounded(both, ROUND), mask=inside)
     _add_sums(both, row_sums, column_sums, row, column, inside, rows, columns, True)
 
@@ -150,8 +151,9 @@ def _both_kernel(
 def _piece_of_row(
     logits,
     column_bias,
-    ids,
-    first,
+    row_ids,
+    column_ids,
+    diagonal,
     row,
     start,
     columns,
@@ -165,10 +167,10 @@ def _piece_of_row(
     value = tl.load(logits + row * columns + column, mask=inside, other=-float("inf"))
     if NEGATIVES:
         value += tl.load(column_bias + column, mask=inside, other=0.0)
-        value = tl.where(column == first + row, -float("inf"), value)
+        value = tl.where(column == diagonal + row, -float("inf"), value)
         if IDS:
-            own = tl.load(ids + first + row)
-            value = tl.where(tl.load(ids + column, mask=inside, other=0) == own, -float("inf"), value)
+            own = tl.load(row_ids + row)
+            value = tl.where(tl.load(column_ids + column, mask=inside, other=0) == own, -float("inf"), value)
     return value, column, inside
 
 
@@ -176,8 +178,9 @@ def _piece_of_row(
 def _rows_kernel(
     logits,
     column_bias,
-    ids,
-    first,
+    row_ids,
+    column_ids,
+    diagonal,
     logsumexp,
     inverse,
     weights,
@@ -193,17 +196,17 @@ def _rows_kernel(
     total = 0.0
     for start in range(0, columns, BLOCK):
         value, column, inside = _piece_of_row(
-            logits, column_bias, ids, first, row, start, columns, NEGATIVES, IDS, BLOCK
+            logits, column_bias, row_ids, column_ids, diagonal, row, start, columns, NEGATIVES, IDS, BLOCK
         )
         above = tl.maximum(largest, tl.max(value, axis=0))
         total = total * tl.exp(largest - above) + tl.sum(tl.exp(value - above), axis=0)
         largest = above
     tl.store(logsumexp + row, largest + tl.log(total))
     if NEGATIVES:
-        tl.store(inverse + row, 1.0 / total)
+        tl.store(inverse + row, tl.where(total > 0.0, 1.0 / total, 0.0))
         for start in range(0, columns, BLOCK):
             value, column, inside = _piece_of_row(
-                logits, column_bias, ids, first, row, start, columns, NEGATIVES, IDS, BLOCK
+                logits, column_bias, row_ids, column_ids, diagonal, row, start, columns, NEGATIVES, IDS, BLOCK
             )
             tl.store(weights + row * columns + column, _rounded(tl.exp(value - largest), ROUND), mask=inside)
 
@@ -306,18 +309,18 @@ class TritonSteps(Steps):
         return weights, gradient
 
     def softmax_of_rows(
-        self, logits: Tensor, column_bias: Tensor, first: int, ids: Tensor | None, column_sums: Tensor
+        self, logits: Tensor, column_bias: Tensor, positives: Positives
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows, columns = logits.shape
         logsumexp, inverse = logits.new_empty(2, rows, 1).unbind()
         weights = self._operand_like("weights", logits)
-        has_ids = ids is not None
-        ids = logits if ids is None else ids.contiguous()
+        has_ids = positives.row_ids is not None
         _rows_kernel[(rows,)](
             logits,
             column_bias,
-            ids,
-            first,
+            positives.row_ids if has_ids else logits,
+            positives.column_ids if has_ids else logits,
+            positives.diagonal,
             logsumexp,
             inverse,
             weights,
@@ -328,10 +331,13 @@ class TritonSteps(Steps):
             ELEMENTS,
             **OPTIONS,
         )
-        _column_sums_kernel[(triton.cdiv(columns, COLUMNS),)](
-            weights, inverse, column_sums, rows, columns, ROWS, COLUMNS, **OPTIONS
-        )
         return logsumexp, weights, inverse
+
+    def add_column_sums(self, column_sums: Tensor, weights: Tensor, factors: Tensor) -> None:
+        rows, columns = weights.shape
+        _column_sums_kernel[(triton.cdiv(columns, COLUMNS),)](
+            weights, factors, column_sums, rows, columns, ROWS, COLUMNS, **OPTIONS
+        )
 
     def logsumexp_of_both(self, logits: Tensor, column: Tensor) -> Tensor:
         rows, columns = logits.shape
@@ -340,6 +346,7 @@ class TritonSteps(Steps):
         )
         logsumexp = logits.new_empty(rows, 1)
         _rows_kernel[(rows,)](
+            logits,
             logits,
             logits,
             logits,
@@ -357,7 +364,7 @@ class TritonSteps(Steps):
         return logsumexp
 
     def softmax_of_both(
-        self, logits: Tensor, row: Tensor, column: Tensor, first: int, row_sums: Tensor, column_sums: Tensor
+        self, logits: Tensor, row: Tensor, column: Tensor, diagonal: int, row_sums: Tensor, column_sums: Tensor
     ) -> Tensor:
         weights = self._operand_like("weights", logits)
         _both_kernel[_blocks(logits)](
@@ -367,7 +374,7 @@ class TritonSteps(Steps):
             weights,
             row_sums,
             column_sums,
-            first,
+            diagonal,
             *logits.shape,
             self._round,
             ROWS,

@@ -8,9 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+LOWEST = -1e30  # below every logit and, unlike -inf, subtractable from itself
+
+
+@dataclass(frozen=True)
+class Positives:
+    """Which elements of a tile are no negatives.
+
+    Row i has its own positive in column `diagonal + i`, which may lie outside of the tile. Pairs with equal caption
+    ids, int64, are no negatives of each other either; without ids none are equal.
+    """
+
+    diagonal: int
+    row_ids: Tensor | None = None
+    column_ids: Tensor | None = None
+
+
+def positives_of_tile(rows: slice, columns: slice, caption_ids: Tensor | None) -> Positives:
+    """Of the tile with these rows and columns of the joint matrix; caption_ids [N] are the joint batch's."""
+    if caption_ids is None:
+        return Positives(rows.start - columns.start)
+    return Positives(rows.start - columns.start, caption_ids[rows], caption_ids[columns])
 
 
 class Steps:
@@ -109,68 +132,50 @@ class Steps:
         _add_sums(gradient, row_sums, column_sums)
         return self.operand(weights), self.operand(gradient)
 
-    def exponentials_of_rows(self, scores: Tensor, column_bias: Tensor) -> tuple[Tensor, Tensor]:
-        """E = exp(scores - row maximum), an operand, and its row sums [m, 1]."""
-        scores.add_(column_bias)
-        weights = scores.sub_(scores.amax(dim=1, keepdim=True)).exp_()
-        return self.operand(weights), weights.sum(dim=1, keepdim=True)
-
-    def exponentials_and_gradient_of_rows(
-        self, scores: Tensor, column_bias: Tensor, pulled: Tensor, column_sums: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """E = exp(scores - row maximum) and G = E * (pulled - mean of pulled under E), operands, and the sums of G."""
-        scores.add_(column_bias)
-        weights = scores.sub_(scores.amax(dim=1, keepdim=True)).exp_()
-        mean = torch.linalg.vecdot(weights, pulled).unsqueeze(1) / weights.sum(dim=1, keepdim=True)
-        gradient = pulled.sub_(mean).mul_(weights)
-        _add_sums(gradient, None, column_sums)
-        return self.operand(weights), self.operand(gradient)
-
     def softmax_of_rows(
-        self, logits: Tensor, column_bias: Tensor, first: int, ids: Tensor | None, column_sums: Tensor
+        self, logits: Tensor, column_bias: Tensor, positives: Positives
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Over the negatives of each row: logsumexp [m, 1]; exp(logits - row maximum), an operand; 1 / its row sum.
 
-        logits [m, N] are rows `first`, `first + 1`, ... of the joint matrix; ids int64 [N] are caption ids. The sums
-        are those of the softmax.
+        A row without negatives has -inf, zeros and 0.
         """
         logits.add_(column_bias)
-        leave_out(logits, first, ids, keep_diagonal=False)
-        largest = logits.amax(dim=1, keepdim=True)
+        leave_out(logits, positives, keep_diagonal=False)
+        largest = logits.amax(dim=1, keepdim=True).clamp_min_(LOWEST)
         weights = logits.sub_(largest).exp_()
         total = weights.sum(dim=1, keepdim=True)
-        column_sums.addmv_(weights.T, 1 / total.squeeze(1))
-        return largest + total.log(), self.operand(weights), 1 / total
+        return largest + total.log(), self.operand(weights), (1 / total).masked_fill_(total == 0, 0)
+
+    def add_column_sums(self, column_sums: Tensor, weights: Tensor, factors: Tensor) -> None:
+        """column_sums [n] += the sums over rows of factors [m, 1] * weights [m, n], an operand."""
+        column_sums.addmv_(weights.to(self.dtype).T, factors.squeeze(1))
 
     def logsumexp_of_both(self, logits: Tensor, column: Tensor) -> Tensor:
-        """logsumexp of each row [m, 1]; that of each column is added into `column` [N] in place."""
+        """logsumexp of each row [m, 1]; that of each column is added into `column` [n] in place."""
         torch.logaddexp(column, logits.logsumexp(dim=0), out=column)
         return logits.logsumexp(dim=1, keepdim=True)
 
     def softmax_of_both(
-        self, logits: Tensor, row: Tensor, column: Tensor, first: int, row_sums: Tensor, column_sums: Tensor
+        self, logits: Tensor, row: Tensor, column: Tensor, diagonal: int, row_sums: Tensor, column_sums: Tensor
     ) -> Tensor:
-        """exp(logits - row) + exp(logits - column) - 2 on the diagonal, an operand, and its sums.
+        """exp(logits - row) + exp(logits - column) - 2 on the diagonal (see `Positives`), an operand, and its sums.
 
         That is what the sums of both directions, given their logsumexps, and the positives have as gradient.
         """
         by_column = torch.sub(logits, column, out=self.buffer("by_column", *logits.shape)).exp_()
         weights = logits.sub_(row).exp_().add_(by_column)
-        weights.diagonal(first).sub_(2)
+        weights.diagonal(diagonal).sub_(2)
         _add_sums(weights, row_sums, column_sums)
         return self.operand(weights)
 
 
-def leave_out(logits: Tensor, first: int, ids: Tensor | None, keep_diagonal: bool) -> Tensor:
-    """Set to -inf, in place, what is no negative: pairs with equal caption ids and, unless kept, the diagonal.
-
-    logits [m, N] are rows `first`, `first + 1`, ... of the joint matrix; ids int64 [N].
-    """
-    diagonal = logits.diagonal(first)
-    positives = diagonal.clone()
-    if ids is not None:
-        logits.masked_fill_(ids[first : first + len(logits), None] == ids[None, :], -torch.inf)
-    diagonal.copy_(positives if keep_diagonal else torch.full_like(positives, -torch.inf))
+def leave_out(logits: Tensor, positives: Positives, keep_diagonal: bool) -> Tensor:
+    """Set to -inf, in place, what is no negative: pairs with equal caption ids and, unless kept, the diagonal."""
+    diagonal = logits.diagonal(positives.diagonal)
+    own = diagonal.clone()
+    if positives.row_ids is not None and positives.column_ids is not None:
+        logits.masked_fill_(positives.row_ids[:, None] == positives.column_ids[None, :], -torch.inf)
+    diagonal.copy_(own if keep_diagonal else torch.full_like(own, -torch.inf))
     return logits
 
 

@@ -7,16 +7,18 @@ multiplication. What a tile goes through is in `loss_steps.py` (plain torch) and
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cloob_cli.core.gather import RowLayout, gather_rows, scatter_sum, sum_over_processes
+from cloob_cli.core.exchange import Visit, visits
+from cloob_cli.core.gather import mean_of_rows, parts_for_own_rows, scatter_sum, sum_over_processes
 from cloob_cli.core.loss_inputs import LossInputs
 from cloob_cli.core.loss_retrieval import Retrieval
-from cloob_cli.core.loss_steps import Steps, leave_out
+from cloob_cli.core.loss_steps import Steps, leave_out, positives_of_tile
 
 
 @dataclass
@@ -29,16 +31,16 @@ class Gradient:
 
 
 def tiled_loss(inputs: LossInputs, objective: str, scale_hopfield: float, steps: Steps) -> Tensor:
-    """The loss of `contrastive_loss`, differentiable once with respect to own_x, own_y and inv_tau."""
+    """The loss of `contrastive_loss`, differentiable once with respect to x, y and inv_tau."""
     tau = inputs.inv_tau if isinstance(inputs.inv_tau, Tensor) else inputs.x.new_tensor(inputs.inv_tau)
-    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (inputs.own_x, inputs.own_y, tau))
-    return _TiledLoss.apply(inputs.own_x, inputs.own_y, tau, inputs, objective, scale_hopfield, steps, wanted)
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (inputs.x, inputs.y, tau))
+    return _TiledLoss.apply(inputs.x, inputs.y, tau, inputs, objective, scale_hopfield, steps, wanted)
 
 
 class _TiledLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, own_x, own_y, inv_tau, inputs: LossInputs, objective, scale_hopfield, steps: Steps, wanted: bool):
-        with torch.autocast(own_x.device.type, enabled=False), steps.matmul_precision():
+    def forward(ctx, x, y, inv_tau, inputs: LossInputs, objective, scale_hopfield, steps: Steps, wanted: bool):
+        with torch.autocast(x.device.type, enabled=False), steps.matmul_precision():
             if objective == "cloob":
                 loss, result = _cloob(inputs, inv_tau, scale_hopfield, steps, wanted)
             else:
@@ -68,7 +70,7 @@ def _cloob(
     """1/2 [L(U_x, U_y) + L(V_y, V_x)]."""
     layout = inputs.layout
     retrieval = Retrieval(inputs, beta, steps)
-    patterns = dict(zip(("u_x", "u_y", "v_x"), retrieval.all_but_last(), strict=True))
+    patterns = retrieval.all_but_last()
     pulled = {}
     loss = inputs.x.new_zeros(())
     for_tau = inputs.x.new_zeros(())
@@ -86,12 +88,12 @@ def _cloob(
             pattern = patterns.pop(name)
             along = (for_pattern * pattern).sum(dim=1, keepdim=True)
             for_pattern.addcmul_(pattern, along, value=-1).mul_(lengths[name] / (2 * layout.total))
-            pulled[name] = retrieval.pulled(for_pattern, from_images=name.startswith("u"))
+            pulled[name] = retrieval.pulled(name, for_pattern)
         del gradient, for_pattern, pattern
     sum_over_processes(loss, layout)
     if not wanted:
         return loss, None
-    for_x, for_y = retrieval.backward(*(pulled[name] for name in ("u_x", "u_y", "v_x", "v_y")))
+    for_x, for_y = retrieval.backward(pulled)
     return loss, Gradient(for_x, for_y, sum_over_processes(for_tau, layout))
 
 
@@ -115,38 +117,51 @@ def _leave_one_out(
 
     A vector that all partners have in common adds the same to every logit of a row, which L does not see: it is left
     out. What all anchors have in common adds to columns, in full precision.
+
+    On one process a chunk holds whole rows, and no logit is made twice. Where partners come block by block, a row's sum
+    is known only when all have been here: they come once for the sums and once more for the gradient.
     """
     layout = inputs.layout
-    everybody = gather_rows(partners, layout)
-    common = everybody.mean(dim=0)
-    scaled_mean = inv_tau * anchors.sum(dim=0) / max(1, len(anchors))  # a process may have no rows
-    everybody = everybody - common
-    column_bias = everybody @ scaled_mean
-    everybody = steps.operand(everybody)
+    common, scaled_mean = mean_of_rows(partners, layout), inv_tau * mean_of_rows(anchors, layout)
+    deviations = partners - common
+    stored = [steps.operand(deviations), deviations @ scaled_mean]
+    del deviations
     operands = steps.operand(anchors * inv_tau - scaled_mean)
     loss = -inv_tau * (torch.linalg.vecdot(anchors, partners) - anchors @ common).sum()
-    column_sums = torch.zeros_like(column_bias)
-    column_sums[layout.own] = -1
-    if wanted:
-        for_anchors = torch.empty_like(anchors)
-        for_partners = torch.zeros(layout.total, anchors.shape[1], dtype=steps.dtype, device=anchors.device)
-    for chunk in steps.chunks(len(anchors), layout.total):
-        logits = steps.product("scores", operands[chunk], everybody.T)
-        sums, weights, inverse = steps.softmax_of_rows(
-            logits, column_bias, layout.own.start + chunk.start, inputs.caption_ids, column_sums
-        )
-        loss += sums.sum()
-        if wanted:
-            steps.add_product(for_anchors[chunk], weights, everybody, keep=0).mul_(inverse * inv_tau)
-            shares = (anchors[chunk] * inv_tau - scaled_mean).mul_(inverse)
-            steps.add_product(for_partners, weights.T, steps.operand(shares))
+
+    def softmaxes(*sums: Tensor) -> Iterator[tuple[Visit, slice, Tensor, Tensor, Tensor]]:
+        for visit, chunk, own_rows in _chunks(inputs, stored, sums, steps):
+            everybody, column_bias = visit.tensors
+            logits = steps.product("scores", operands[chunk], everybody.T)
+            positives = positives_of_tile(own_rows, visit.rows, inputs.caption_ids)
+            yield visit, chunk, *steps.softmax_of_rows(logits, column_bias, positives)
+
+    row_sums = None
+    if layout.processes > 1 or not wanted:
+        row_sums = anchors.new_full((len(anchors), 1), -torch.inf)
+        for _, chunk, part, _, _ in softmaxes():
+            torch.logaddexp(row_sums[chunk], part, out=row_sums[chunk])
+        loss += row_sums.sum()
     if not wanted:
         return loss, None
+    for_anchors, for_partners = torch.zeros_like(anchors), torch.zeros_like(partners)
+    column_sums = anchors.new_zeros(layout.total)
+    for visit, chunk, part, weights, inverse in softmaxes(for_partners):
+        if row_sums is None:
+            loss += part.sum()
+        else:
+            inverse.mul_((part - row_sums[chunk]).exp_())
+        steps.add_column_sums(column_sums[visit.rows], weights, inverse)
+        for_chunk = steps.product("for_chunk", weights, visit.tensors[0])
+        for_anchors[chunk].addcmul_(for_chunk, inverse * inv_tau)
+        shares = (anchors[chunk] * inv_tau - scaled_mean).mul_(inverse)
+        steps.add_product(visit.sums[0], weights.T, steps.operand(shares))
+    column_sums = scatter_sum(column_sums, layout) - 1
     for_anchors.addcmul_(partners, inv_tau, value=-1).add_(inv_tau * common)
-    for_partners[layout.own].addcmul_(anchors, inv_tau, value=-1).add_(scaled_mean)
+    for_partners.addcmul_(anchors, inv_tau, value=-1).add_(scaled_mean)
     for_partners.addcmul_(column_sums[:, None], scaled_mean)
     for_tau = (anchors * for_anchors).sum() / inv_tau  # logits are inv_tau a_i.b_j: Euler's rule for this product
-    return loss, Gradient(for_anchors, scatter_sum(for_partners, layout), for_tau)
+    return loss, Gradient(for_anchors, for_partners, for_tau)
 
 
 def _two_directions(
@@ -159,46 +174,60 @@ def _two_directions(
     functions, the products see deviations from the mean only; the constant that both means make is left out.
     """
     layout = inputs.layout
-    mean_x, mean_y = inv_tau * inputs.x.mean(dim=0), inputs.y.mean(dim=0)
-    images = inputs.x[layout.own] * inv_tau - mean_x
-    texts = inputs.y - mean_y
+    mean_x, mean_y = inv_tau * mean_of_rows(inputs.x, layout), mean_of_rows(inputs.y, layout)
+    images, texts = inputs.x * inv_tau - mean_x, inputs.y - mean_y
     row_bias, column_bias = images @ mean_y, texts @ mean_x
-    positives = (images * texts[layout.own]).sum(dim=1) + row_bias + column_bias[layout.own]
+    positives = (images * texts).sum(dim=1) + row_bias + column_bias
     images, texts = steps.operand(images), steps.operand(texts)
-    column_sums = inputs.y.new_full((layout.total,), -torch.inf)
-    row_sums = inputs.x.new_empty(len(images), 1)
-    chunks = steps.chunks(len(images), layout.total)
 
-    def scores(chunk: slice) -> Tensor:
-        logits = steps.product("scores", images[chunk], texts.T).add_(row_bias[chunk, None]).add_(column_bias)
-        return leave_out(logits, layout.own.start + chunk.start, inputs.caption_ids, with_positives)
+    def scores(visit: Visit, chunk: slice, own_rows: slice) -> Tensor:
+        everybody, bias, *_ = visit.tensors
+        logits = steps.product("scores", images[chunk], everybody.T).add_(row_bias[chunk, None]).add_(bias)
+        left_out = positives_of_tile(own_rows, visit.rows, inputs.caption_ids)
+        return leave_out(logits, left_out, keep_diagonal=with_positives)
 
-    for chunk in chunks:
-        logits = scores(chunk)
-        row_sums[chunk] = steps.logsumexp_of_both(logits, column_sums)
-    column_sums = _logsumexp_over_processes(column_sums, layout)
-    loss = row_sums.sum() + column_sums[layout.own].sum() - 2 * positives.sum()
+    all_column_sums = inputs.y.new_full((layout.total,), -torch.inf)
+    row_sums = inputs.x.new_full((len(images), 1), -torch.inf)
+    made = 0
+    for visit, chunk, own_rows in _chunks(inputs, [texts, column_bias], (), steps):
+        logits = scores(visit, chunk, own_rows)
+        part = steps.logsumexp_of_both(logits, all_column_sums[visit.rows])
+        torch.logaddexp(row_sums[chunk], part, out=row_sums[chunk])
+        made += 1
+    column_sums = parts_for_own_rows(all_column_sums, layout).logsumexp(dim=0)
+    loss = row_sums.sum() + column_sums.sum() - 2 * positives.sum()
     loss = sum_over_processes(loss / (2 * layout.total), layout)
     if not wanted:
         return loss, None
-    for_x = torch.empty(images.shape, dtype=steps.dtype, device=images.device)
-    for_y = torch.zeros_like(inputs.y)
-    row_weights, column_weights = torch.zeros_like(row_bias), torch.zeros_like(column_bias)
-    for chunk in chunks:
-        if len(chunks) > 1:
-            logits = scores(chunk)
-        first = layout.own.start + chunk.start
-        weights = steps.softmax_of_both(logits, row_sums[chunk], column_sums, first, row_weights[chunk], column_weights)
-        steps.add_product(for_x[chunk], weights, texts, keep=0)
-        steps.add_product(for_y, weights.T, images[chunk])
+    for_x, for_y = torch.zeros_like(inputs.x), torch.zeros_like(inputs.y)
+    row_weights, column_weights = torch.zeros_like(row_bias), inputs.y.new_zeros(layout.total)
+    for visit, chunk, own_rows in _chunks(inputs, [texts, column_bias, column_sums], (for_y,), steps):
+        if made > 1 or layout.processes > 1:
+            logits = scores(visit, chunk, own_rows)
+        weights = steps.softmax_of_both(
+            logits,
+            row_sums[chunk],
+            visit.tensors[2],
+            own_rows.start - visit.rows.start,
+            row_weights[chunk],
+            column_weights[visit.rows],
+        )
+        steps.add_product(for_x[chunk], weights, visit.tensors[0])
+        steps.add_product(visit.sums[0], weights.T, images[chunk])
+    column_weights = scatter_sum(column_weights, layout)
     for_x.addcmul_(row_weights[:, None], mean_y).mul_(inv_tau / (2 * layout.total))
     for_y.addcmul_(column_weights[:, None], mean_x).div_(2 * layout.total)
-    for_tau = sum_over_processes((inputs.x[layout.own] * for_x).sum() / inv_tau, layout)
-    return loss, Gradient(for_x, scatter_sum(for_y, layout), for_tau)
+    for_tau = sum_over_processes((inputs.x * for_x).sum() / inv_tau, layout)
+    return loss, Gradient(for_x, for_y, for_tau)
 
 
-def _logsumexp_over_processes(partial: Tensor, layout: RowLayout) -> Tensor:
-    if layout.processes == 1:
-        return partial
-    one_each = RowLayout((1,) * layout.processes, layout.rank, layout.group)
-    return gather_rows(partial[None], one_each).logsumexp(dim=0)
+def _chunks(
+    inputs: LossInputs, tensors: Sequence[Tensor], sums: Sequence[Tensor], steps: Steps
+) -> Iterator[tuple[Visit, slice, slice]]:
+    """Every block of columns with every chunk of this process's rows: the visit, and the rows' numbers here and in the
+    joint matrix.
+    """
+    own = inputs.layout.own
+    for visit in visits(inputs.layout, tensors, sums, most_rows=steps.tile[1]):
+        for chunk in steps.chunks(own.stop - own.start, visit.rows.stop - visit.rows.start):
+            yield visit, chunk, slice(own.start + chunk.start, own.start + chunk.stop)

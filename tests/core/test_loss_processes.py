@@ -44,9 +44,14 @@ def results(batch, tmp_path_factory) -> list[dict]:
         subprocess.Popen([sys.executable, str(WORKER), str(folder), str(rank), str(MOST)], stderr=subprocess.PIPE)
         for rank in range(MOST)
     ]
-    for process in started:
-        _, talk = process.communicate(timeout=300)
-        assert process.returncode == 0, talk.decode()
+    try:
+        for process in started:
+            _, talk = process.communicate(timeout=300)
+            assert process.returncode == 0, talk.decode()
+    finally:
+        for process in started:  # where one failed, the others wait for it
+            process.kill()
+            process.communicate()
     return [torch.load(folder / f"result-{rank}.pt", weights_only=True) for rank in range(MOST)]
 
 

@@ -26,7 +26,7 @@ BLOCKS = {"ROWS": loss_kernels.ROWS, "COLUMNS": loss_kernels.COLUMNS, "BLOCK": l
 def type_of(argument: str) -> str:
     if argument in ("weights", "gradient"):
         return "*bf16"
-    if argument == "ids":
+    if argument in ("row_ids", "column_ids"):
         return "*i64"
     return "*fp32" if argument in FLOAT32 else "i32"
 
