@@ -51,16 +51,13 @@ def embeddings(name: str, rows: Tensor, means: dict[str, Tensor], beta: float, s
 
 @dataclass(frozen=True)
 class Pulled:
-    """The gradient r [n, D] of patterns: an operand, its products [n] with the stored mean, and its sum [D]."""
+    """The gradient r [n, D] of patterns: an operand, and its products [n] with the mean of what was stored."""
 
     rows: Tensor
     along_mean: Tensor
-    total: Tensor
 
-
-def pulled(gradient: Tensor, stored_mean: Tensor, steps: Steps) -> Pulled:
-    """What the backward pass takes for a pattern matrix whose gradient is `gradient` [n, D]."""
-    return Pulled(steps.operand(gradient), gradient @ stored_mean, gradient.sum(dim=0))
+    def tensors(self) -> list[Tensor]:
+        return [self.rows, self.along_mean]
 
 
 def add_outer(matrix: Tensor, rows: Tensor, columns: Tensor) -> None:

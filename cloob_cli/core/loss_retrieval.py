@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from cloob_cli.core.exchange import Visit, visits
-from cloob_cli.core.gather import mean_of_rows
+from cloob_cli.core.gather import mean_of_rows, sum_over_processes
 from cloob_cli.core.loss_inputs import LossInputs
-from cloob_cli.core.loss_operands import Embeddings, Pulled, embeddings, pulled
+from cloob_cli.core.loss_operands import Embeddings, Pulled, embeddings
 from cloob_cli.core.loss_retrieval_rows import add_to_row_means, pull_rows, retrieve_rows
 from cloob_cli.core.loss_retrieval_tiles import pull_in_tiles, retrieve_in_tiles
 from cloob_cli.core.loss_steps import Steps
@@ -35,9 +35,9 @@ def small_scores(inputs: LossInputs, beta: float) -> bool:
 class Retrieval:
     """U_x, U_y retrieved from the images with X and Y, and V_x, V_y from the texts.
 
-    E is the same matrix for the queries Q that look into S and for the queries S that look into Q. Among a process's
-    own rows it is made once for both: one half of X X^T and of Y Y^T, and X Y^T, instead of four whole matrices. With
-    the rows of other processes, and where scores are large, each of the four is made by itself.
+    E is the same matrix for the queries Q that look into S and for the queries S that look into Q. So X Y^T is made
+    once, for V_x by its rows and for U_y by its columns; of X X^T and Y Y^T one half is made where both sides are a
+    process's own rows. Where scores are large, each of the four is made by itself.
     """
 
     def __init__(self, inputs: LossInputs, beta: float, steps: Steps) -> None:
@@ -47,79 +47,92 @@ class Retrieval:
         self.tiled = small_scores(inputs, beta)
         self.means = {"x": mean_of_rows(inputs.x, inputs.layout), "y": mean_of_rows(inputs.y, inputs.layout)}
         self._largest: dict[str, Tensor] = {}  # the largest score of each row [n, 1], by pattern matrix
+        self._totals = torch.zeros_like(torch.stack(list(self.means.values())))
 
     def all_but_last(self) -> dict[str, Tensor]:
         """U_x, U_y and V_x by name, [n, D] each, not normalised."""
-        patterns = {name: self._zeros(self.inputs.x) for name in ("u_x", "u_y", "v_x")}
-        self._retrieve({"x": self._embeddings("x"), "y": self._embeddings("y")}, patterns)
+        patterns = {name: self._zeros() for name in ("u_x", "u_y", "v_x")}
+        own = self._own_embeddings("x", "y")
+        if not self.tiled:
+            self._retrieve_rows(own, patterns)
+            return patterns
+        for visit, stored, _ in self._visits(own, [patterns["u_y"]]):
+            self._in_tiles(own["x"], stored["x"], patterns["u_x"])
+            self._in_tiles(own["x"], stored["y"], patterns["v_x"], visit.sums[0])
         return patterns
 
     def last(self) -> Tensor:
         """V_y, by itself so that it need not wait in memory for its turn."""
-        v_y = self._zeros(self.inputs.y)
-        self._retrieve({"y": self._embeddings("y")}, {"v_y": v_y})
+        v_y, own = self._zeros(), self._own_embeddings("y")
+        if not self.tiled:
+            self._retrieve_rows(own, {"v_y": v_y})
+            return v_y
+        for _, stored, _ in self._visits(own):
+            self._in_tiles(own["y"], stored["y"], v_y)
         return v_y
 
     def pulled(self, pattern: str, gradient: Tensor) -> Pulled:
         """What `backward` takes for the pattern matrix of that name: its gradient [n, D]."""
-        return pulled(gradient, self.means[PATTERNS[pattern][1]], self.steps)
+        stored = PATTERNS[pattern][1]
+        self._totals[list(self.means).index(stored)] += gradient.sum(dim=0)
+        return Pulled(self.steps.operand(gradient), gradient @ self.means[stored])
 
     def backward(self, gradients: dict[str, Pulled]) -> tuple[Tensor, Tensor]:
         """The gradient for x and y [n, D] from that of all four pattern matrices."""
-        own = {"x": self._embeddings("x"), "y": self._embeddings("y")}
-        sums = {name: self._zeros(self.inputs.x) for name in own}
-        means = {} if self.tiled or self.inputs.layout.processes == 1 else self._row_means(own, gradients)
-        for visit, stored in self._visits(own, list(sums.values())):
-            for_stored = dict(zip(sums, visit.sums, strict=True))
-            if not self.tiled:
-                for pattern, (query, kind) in PATTERNS.items():
-                    pull_rows(
-                        own[query],
-                        stored[kind],
-                        self.beta,
-                        self.steps,
-                        gradients[pattern],
-                        self._largest[pattern],
-                        means.get(pattern),
-                        sums[query],
-                        for_stored[kind],
-                    )
-                continue
-            # One score matrix, and the pattern matrices that are retrieved with its rows and, shared, its columns.
-            matrices: list[tuple[str, str | None]] = [("u_x", None), ("u_y", None), ("v_x", None), ("v_y", None)]
-            if visit.own:
-                matrices = [("u_x", "u_x"), ("v_x", "u_y"), ("v_y", "v_y")]
-            for by_row, by_column in matrices:
-                query, kind = PATTERNS[by_row]
+        own = self._own_embeddings("x", "y")
+        for_own = {"x": self._zeros(), "y": self._zeros()}
+        if not self.tiled:
+            self._pull_rows(own, gradients, for_own)
+            return for_own["x"], for_own["y"]
+        u_x, u_y, v_x, v_y = (gradients[name] for name in PATTERNS)
+        for visit, stored, (their_u_y,) in self._visits(own, list(for_own.values()), [u_y]):
+            for_stored_x, for_stored_y = visit.sums
+            for query, kind, by_row, by_column, for_stored in (
+                ("x", "x", u_x, u_x if visit.own else None, for_stored_x),
+                ("x", "y", v_x, their_u_y, for_stored_y),
+                ("y", "y", v_y, v_y if visit.own else None, for_stored_y),
+            ):
                 pull_in_tiles(
+                    own[query], stored[kind], self.beta, self.steps, by_row, by_column, for_own[query], for_stored
+                )
+        totals = sum_over_processes(self._totals, self.inputs.layout)
+        return for_own["x"].add_(totals[0]), for_own["y"].add_(totals[1])
+
+    def _in_tiles(
+        self, queries: Embeddings, stored: Embeddings, for_queries: Tensor, for_stored: Tensor | None = None
+    ) -> None:
+        retrieve_in_tiles(queries, stored, self.beta, self.steps, for_queries, for_stored)
+
+    def _retrieve_rows(self, own: dict[str, Embeddings], patterns: dict[str, Tensor]) -> None:
+        for name, rows in patterns.items():
+            self._largest[name] = rows.new_full((len(rows), 1), -torch.inf)
+        for _, stored, _ in self._visits(own):
+            for name, rows in patterns.items():
+                query, kind = PATTERNS[name]
+                retrieve_rows(own[query], stored[kind], self.beta, self.steps, rows, self._largest[name])
+
+    def _pull_rows(self, own: dict[str, Embeddings], gradients: dict[str, Pulled], for_own: dict[str, Tensor]) -> None:
+        # On one process a chunk holds whole rows and so their means; else all blocks have to be seen first.
+        means = {} if self.inputs.layout.processes == 1 else self._row_means(own, gradients)
+        for visit, stored, _ in self._visits(own, list(for_own.values())):
+            for_stored = dict(zip(for_own, visit.sums, strict=True))
+            for name, (query, kind) in PATTERNS.items():
+                pull_rows(
                     own[query],
                     stored[kind],
                     self.beta,
                     self.steps,
-                    gradients[by_row],
-                    gradients[by_column] if by_column else None,
-                    sums[query],
+                    gradients[name],
+                    self._largest[name],
+                    means.get(name),
+                    for_own[query],
                     for_stored[kind],
                 )
-        return sums["x"], sums["y"]
-
-    def _retrieve(self, own: dict[str, Embeddings], patterns: dict[str, Tensor]) -> None:
-        """Add to each of `patterns` what it retrieves, from the embeddings of all processes."""
-        if not self.tiled:
-            self._largest |= {name: rows.new_full((len(rows), 1), -torch.inf) for name, rows in patterns.items()}
-        for visit, stored in self._visits(own):
-            for name, rows in patterns.items():
-                query, kind = PATTERNS[name]
-                if not self.tiled:
-                    retrieve_rows(own[query], stored[kind], self.beta, self.steps, rows, self._largest[name])
-                elif not (visit.own and name == "u_y"):  # which is made with v_x there
-                    shared = patterns["u_y"] if visit.own and name == "v_x" else None
-                    retrieve_in_tiles(own[query], stored[kind], self.beta, self.steps, rows, shared)
 
     def _row_means(self, own: dict[str, Embeddings], gradients: dict[str, Pulled]) -> dict[str, Tensor]:
         sums = {name: torch.zeros_like(rows) for name, rows in self._largest.items()}
         lengths = {name: torch.zeros_like(rows) for name, rows in self._largest.items()}
-        for _, stored in self._visits(own):
+        for _, stored, _ in self._visits(own):
             for name, (query, kind) in PATTERNS.items():
                 add_to_row_means(
                     own[query],
@@ -134,26 +147,23 @@ class Retrieval:
         return {name: sums[name].div_(lengths[name]) for name in sums}
 
     def _visits(
-        self, own: dict[str, Embeddings], sums: Sequence[Tensor] = ()
-    ) -> Iterator[tuple[Visit, dict[str, Embeddings]]]:
-        """The rows of all processes, block by block, by the names in `own`."""
-        tensors = [tensor for rows in own.values() for tensor in rows.tensors()]
-        for visit in visits(self.inputs.layout, tensors, sums, most_rows=self.steps.tile[1]):
-            each = len(tensors) // len(own)
-            stored = (
-                own
-                if visit.own
-                else {
-                    name: rows.visited(visit.tensors[number * each : (number + 1) * each])
-                    for number, (name, rows) in enumerate(own.items())
-                }
-            )
-            yield visit, stored
+        self, own: dict[str, Embeddings], sums: Sequence[Tensor] = (), gradients: Sequence[Pulled] = ()
+    ) -> Iterator[tuple[Visit, dict[str, Embeddings], list[Pulled]]]:
+        """The rows of all processes, block by block: embeddings by the names in `own`, gradients in order."""
+        parts: list[Embeddings | Pulled] = [*own.values(), *gradients]
+        travelling = [tensor for part in parts for tensor in part.tensors()]
+        for visit in visits(self.inputs.layout, travelling, sums, most_rows=self.steps.tile[1]):
+            if visit.own:
+                yield visit, own, list(gradients)
+                continue
+            arrived = iter(visit.tensors)
+            stored = {name: rows.visited([next(arrived) for _ in rows.tensors()]) for name, rows in own.items()}
+            yield visit, stored, [Pulled(next(arrived), next(arrived)) for _ in gradients]
 
-    def _embeddings(self, name: str) -> Embeddings:
+    def _own_embeddings(self, *names: str) -> dict[str, Embeddings]:
         """Made when they are needed: they cost less time than the memory they would take between."""
-        rows = self.inputs.x if name == "x" else self.inputs.y
-        return embeddings(name, rows, self.means, self.beta, self.steps)
+        rows = {"x": self.inputs.x, "y": self.inputs.y}
+        return {name: embeddings(name, rows[name], self.means, self.beta, self.steps) for name in names}
 
-    def _zeros(self, rows: Tensor) -> Tensor:
-        return torch.zeros(rows.shape, dtype=self.steps.dtype, device=rows.device)
+    def _zeros(self) -> Tensor:
+        return torch.zeros(self.inputs.x.shape, dtype=self.steps.dtype, device=self.inputs.x.device)

@@ -56,7 +56,8 @@ def pull_in_tiles(
     for_queries: Tensor,
     for_stored: Tensor,
 ) -> None:
-    """The gradient of `retrieve_in_tiles`, added to for_queries and for_stored.
+    """The gradient of `retrieve_in_tiles`, added to for_queries and for_stored, but for one term: the sum of all rows
+    of `for_rows` is also due to every row of for_stored, and that of `for_columns` to every row of for_queries.
 
     With G = E * (r_q S^T + Q r_s^T), elementwise: for Q it is beta G S + E r_s, for S beta G^T Q + E^T r_q.
     """
@@ -84,15 +85,12 @@ def pull_in_tiles(
         if not mirrored:
             steps.add_product(for_stored[j], gradient.T, queries.deviations[i], beta)
             steps.add_product(for_stored[j], weights.T, for_rows.rows[i])
-    # As in retrieve_in_tiles: what F and the deviations lack.
+    # What the deviations lack. F lacks 1 everywhere: that is the term which the caller adds.
     if symmetric:
         row_sums += column_sums
     else:
         add_outer(for_stored, beta * column_sums, queries.mean)
-        for_stored += for_rows.total
     add_outer(for_queries, beta * row_sums, stored.mean)
-    if for_columns is not None:
-        for_queries += for_columns.total
 
 
 def _tiles(tile: tuple[int, int], rows: int, columns: int, symmetric: bool) -> Iterator[tuple[slice, slice, bool]]:

@@ -72,9 +72,9 @@ class Steps:
         finally:
             torch.set_float32_matmul_precision(before)
 
-    def chunks(self, rows: int, columns: int) -> list[slice]:
-        """Pieces of `rows` rows, each of whole rows of `columns` elements."""
-        height = max(1, self.chunk_elements // columns)
+    def chunks(self, rows: int, columns: int, tallest: int | None = None) -> list[slice]:
+        """Pieces of `rows` rows, each of whole rows of `columns` elements; of at most `tallest` rows."""
+        height = min(max(1, self.chunk_elements // columns), tallest or rows or 1)
         return [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
 
     def buffer(self, name: str, rows: int, columns: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -229,5 +229,7 @@ def _chunks(
     """
     own = inputs.layout.own
     for visit in visits(inputs.layout, tensors, sums, most_rows=steps.tile[1]):
-        for chunk in steps.chunks(own.stop - own.start, visit.rows.stop - visit.rows.start):
+        # A block of others' rows is as wide as a tile; taller chunks would make the D columns beside it large.
+        tallest = None if visit.own else steps.tile[0]
+        for chunk in steps.chunks(own.stop - own.start, visit.rows.stop - visit.rows.start, tallest):
             yield visit, chunk, slice(own.start + chunk.start, own.start + chunk.stop)

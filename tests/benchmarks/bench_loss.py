@@ -1,26 +1,32 @@
 """Time, memory and error of the losses, side by side: the definition, InfoNCE and the tiled forms.
 
     python tests/benchmarks/bench_loss.py --sizes 2048 8192
+    python tests/benchmarks/bench_loss.py --sizes 8192 --forms "tiled fp32" --processes 1 2 4
 
-Every row is a process of its own: a forward and backward pass, then `--repeats` more, of which the fastest counts. On
+Every row is a process of its own, or several that share the batch of N pairs (gloo on CPUs, NCCL on a GPU each); of
+several the largest figures count. A forward and backward pass, then `--repeats` more, of which the fastest counts. On
 a CPU the time is processor time, of all threads together, so that other programs do not count. Memory is what a pass
-needs above the embeddings and their gradients: the allocator's peak on CUDA, the resident set's on Linux. The error is
-the gradient's distance from the float64 gradient, relative to that gradient's length. The bound is the time that the
-unavoidable products take at the rate of one N x D by D x N product, measured in the same process: 52 N^2 D operations
-for CLOOB, 6 N^2 D for InfoNCE (docs/loss.md counts them).
+needs above a process's embeddings and their gradients: the allocator's peak on CUDA, the resident set's on Linux, where
+the C library is told to give freed memory back, so that it counts no more. The error is the gradient's distance from
+the float64 gradient, relative to that gradient's length. The bound is the time that the unavoidable products take at
+the rate of one N x D by D x N product, measured in the same process: 52 N^2 D operations for CLOOB, 6 N^2 D for
+InfoNCE (docs/loss.md counts them), divided by the number of processes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+import torch.distributed as distributed
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -38,33 +44,48 @@ FORMS = {
 OPERATIONS = {"cloob": 52, "clip": 6}  # times N^2 D
 
 
-def embeddings(n: int, d: int, device: str) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(n, d, generator=generator)
-    y = x + torch.randn(n, d, generator=generator)
-    return tuple(normalize(rows, dim=1).to(device).requires_grad_() for rows in (x, y))
+def embeddings(n: int, d: int, device: str, rank: int, processes: int) -> tuple[Tensor, Tensor]:
+    """This process's part of n pairs."""
+    generator = torch.Generator().manual_seed(rank)
+    x = torch.randn(n * (rank + 1) // processes - n * rank // processes, d, generator=generator)
+    y = x + torch.randn(x.shape, generator=generator)
+    x, y = (normalize(rows, dim=1).to(device).requires_grad_() for rows in (x, y))
+    return x, y
 
 
-def measure(n: int, d: int, form: str, device: str, repeats: int, error_up_to: int) -> dict[str, float]:
+def measure(
+    n: int, d: int, form: str, device: str, repeats: int, error_up_to: int, rank: int, processes: int, meeting: str
+) -> dict[str, float]:
     objective, implementation, precision = FORMS[form]
+    if processes > 1:
+        if device == "cuda":
+            torch.cuda.set_device(rank)
+        backend = "nccl" if device == "cuda" else "gloo"
+        distributed.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=processes)
+    group = distributed.group.WORLD if processes > 1 else None
 
     def step(x: Tensor, y: Tensor, implementation: str = implementation) -> None:
         x.grad = y.grad = None
-        contrastive_loss(x, y, objective, implementation=implementation, precision=precision).backward()
+        contrastive_loss(
+            x, y, objective, implementation=implementation, precision=precision, process_group=group
+        ).backward()
 
-    step(*embeddings(min(n, 300), d, device))  # libraries and kernels are loaded
-    x, y = embeddings(n, d, device)
+    step(*embeddings(min(n, 300), d, device, rank, processes))  # libraries and kernels are loaded
+    x, y = embeddings(n, d, device, rank, processes)
     before = reset_peak(device)
     times = [timed(lambda: step(x, y), device)]
     memory = peak(device) - before - x.nbytes - y.nbytes
     seconds = min(times + [timed(lambda: step(x, y), device) for _ in range(repeats)])
     result = {"seconds": seconds, "memory": memory}
-    result["share"] = OPERATIONS[objective] * n * n * d / product_rate(x, y, precision, device) / seconds
+    operations = OPERATIONS[objective] * n * n * d / processes
+    result["share"] = operations / product_rate(x, y, precision, device) / seconds
     if n <= error_up_to:
         exact = [rows.detach().double().requires_grad_() for rows in (x, y)]
         step(*exact, implementation="tiled")
         found, expected = (torch.cat([rows.grad.double() for rows in pair]) for pair in ((x, y), exact))
         result["error"] = float((found - expected).norm() / expected.norm())
+    if group is not None:
+        distributed.destroy_process_group()
     return result
 
 
@@ -121,29 +142,49 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if cuda else "cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--error-up-to", type=int, default=8192, help="largest N for which the error is measured")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1], help="numbers of processes to share a batch")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        n, form = json.loads(options.one)
-        print(json.dumps(measure(n, options.width, form, options.device, options.repeats, options.error_up_to)))
+        n, form, *place = json.loads(options.one)
+        print(json.dumps(measure(n, options.width, form, options.device, options.repeats, options.error_up_to, *place)))
         return
     forms = options.forms or [
         form for form in FORMS if (options.device == "cuda") == ("triton" in form) or " " not in form
     ]
     threads = "" if options.device == "cuda" else f", {torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, {options.device}{threads}, D = {options.width}")
-    print(f"{'N':>8}  {'form':<12}{'ms':>10}{'MiB':>10}{'error':>10}{'of bound':>10}")
+    print(f"{'N':>8}{'processes':>11}  {'form':<12}{'ms':>10}{'MiB':>10}{'error':>10}{'of bound':>10}")
     for n in options.sizes:
         for form in forms:
-            child = [sys.executable, __file__, *sys.argv[1:], "--one", json.dumps([n, form])]
-            done = subprocess.run(child, capture_output=True, text=True)
-            if done.returncode:
-                print(f"{n:>8}  {form:<12}{(done.stderr.strip().splitlines() or ['killed'])[-1][:70]}")
-                continue
-            found = json.loads(done.stdout)
-            error = f"{found['error']:.1e}" if "error" in found else "-"
-            row = f"{1000 * found['seconds']:>10.1f}{found['memory'] / 2**20:>10.1f}{error:>10}{found['share']:>10.0%}"
-            print(f"{n:>8}  {form:<12}{row}", flush=True)
+            for processes in options.processes:
+                print(f"{n:>8}{processes:>11}  {form:<12}{row(n, form, processes)}", flush=True)
+
+
+def row(n: int, form: str, processes: int) -> str:
+    with TemporaryDirectory() as folder:
+        started = []
+        for rank in range(processes):
+            one = json.dumps([n, form, rank, processes, f"{folder}/meeting"])
+            child = [sys.executable, __file__, *sys.argv[1:], "--one", one]
+            started.append(
+                subprocess.Popen(
+                    child,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 18)},
+                )
+            )
+        said = [process.communicate() for process in started]
+    failed = [talk for process, (_, talk) in zip(started, said, strict=True) if process.returncode]
+    if failed:
+        return (failed[0].strip().splitlines() or ["killed"])[-1][:70]
+    found = [json.loads(output) for output, _ in said]
+    error = f"{max(each['error'] for each in found):.1e}" if "error" in found[0] else "-"
+    seconds, memory = (max(each[name] for each in found) for name in ("seconds", "memory"))
+    share = min(each["share"] for each in found)
+    return f"{1000 * seconds:>10.1f}{memory / 2**20:>10.1f}{error:>10}{share:>10.0%}"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from cloob_cli.core.loss import clip_loss, cloob_loss, infoloob_loss
 
 WORKER = Path(__file__).parents[1] / "helpers" / "loss_process.py"
 PAIRS, WIDTH, MOST = 23, 6, 4
+CHUNK = 100  # the largest piece of scores, as the worker sets it
 ROWS = {1: [23], 2: [12, 11], 3: [8, 8, 7], 4: [9, 9, 0, 5]}
 
 
@@ -104,16 +105,39 @@ def test_cached_gradients_under_ddp_equal_one_process(batch, results, processes)
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_bytes_received_are_those_of_the_documentation(results, processes):
-    """Eight times N D numbers for each process with CLOOB, four with one score matrix; of these (W-1)/W from others."""
     number = torch.finfo(torch.float64).bits // 8
     counts = ROWS[processes]
     for rank in range(processes):
-        gathered = processes * max(counts) * WIDTH * number  # pieces are as long as the longest
-        summed = processes * counts[rank] * WIDTH * number
-        layout = 8 * processes
-        share = (processes - 1) / processes
+        others = PAIRS - counts[rank]  # rows that come by
+        added = PAIRS - counts[rank - 1]  # rows whose sums come by: all but those that start here
+        vectors = (processes - 1) * counts[rank]  # what others have for this process's rows, a number each
+        layout = 8 * (processes - 1)
+        # Embeddings five times, partners four times and the gradient of one pattern matrix, with one or two numbers
+        # beside each row; five matrices of sums.
         cloob = results[rank][(processes, "cloob", 8.0, "tiled", False)]["received"]
-        assert cloob == pytest.approx(share * (4 * gathered + 4 * summed + layout))
+        assert cloob == number * (others * (10 * WIDTH + 15) + added * 5 * WIDTH + 2 * vectors) + layout
         both = results[rank][(processes, "infoloob", 8.0, "tiled", False)]["received"]
-        column_sums = processes * PAIRS * number
-        assert both == pytest.approx(share * (2 * gathered + summed + column_sums + layout))
+        assert both == number * (others * (2 * WIDTH + 3) + added * WIDTH + 2 * vectors) + layout
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+@pytest.mark.parametrize(("objective", "scale"), [("cloob", 8.0), ("cloob", 400.0), ("infoloob", 8.0), ("clip", 8.0)])
+def test_no_process_ever_holds_a_joint_matrix(results, processes, objective, scale):
+    """The largest tensor is a process's own rows or a chunk of scores, never N x D."""
+    for rank in range(processes):
+        largest = results[rank][(processes, objective, scale, "tiled", False)]["largest"]
+        assert largest <= max(CHUNK, max(ROWS[processes]) * WIDTH) < PAIRS * WIDTH
+
+
+@pytest.mark.slow
+def test_memory_of_a_process_falls_as_their_number_grows():
+    """Peak resident memory above a process's inputs: that of its own rows, whatever the others hold."""
+    script = Path(__file__).parents[1] / "benchmarks" / "bench_loss.py"
+    options = ["--forms", "tiled fp32", "--repeats", "0", "--error-up-to", "0", "--device", "cpu"]
+    memory = {}
+    for pairs, processes in ((8192, 1), (8192, 4), (4096, 2)):
+        which = ["--sizes", str(pairs), "--processes", str(processes)]
+        said = subprocess.run([sys.executable, str(script), *options, *which], capture_output=True, text=True).stdout
+        memory[pairs, processes] = float(said.splitlines()[-1].split()[-3])
+    assert memory[8192, 4] < memory[8192, 1] / 2
+    assert memory[8192, 4] < 1.2 * memory[4096, 2]

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as distributed
 from torch import nn
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cloob_cli.core import gather, loss_choice
 from cloob_cli.core.loss import contrastive_loss
@@ -33,27 +34,45 @@ class Towers(nn.Module):
         return normalize(pixels @ self.image, dim=1), normalize(tokens @ self.text, dim=1)
 
 
-class CountedBytes:
-    """Counts what this process receives from others in collectives."""
+class Counted(TorchDispatchMode):
+    """Counts the bytes that this process receives from others in collectives (but for the sums over processes of single
+    numbers and vectors of the width D), and the elements of the largest tensor that is made.
+    """
 
     def __init__(self, processes: int) -> None:
-        self.total = 0
+        super().__init__()
+        self.received = 0.0
+        self.largest = 0
         self.share = (processes - 1) / processes
 
-    def __enter__(self) -> CountedBytes:
-        self.kept = [(gather, "_all_gather"), (distributed, "all_to_all_single")]
-        self.kept = [(module, name, getattr(module, name)) for module, name in self.kept]
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return result
+
+    def __enter__(self) -> Counted:
+        self.kept = [
+            (gather, "_all_gather", gather._all_gather),
+            (distributed, "all_to_all_single", distributed.all_to_all_single),
+            (distributed, "batch_isend_irecv", distributed.batch_isend_irecv),
+        ]
         for module, name, collective in self.kept:
             setattr(module, name, self._counting(collective))
-        return self
+        return super().__enter__()
 
     def __exit__(self, *problem: object) -> None:
         for module, name, collective in self.kept:
             setattr(module, name, collective)
+        super().__exit__(*problem)
 
     def _counting(self, collective):
         def counted(output, *arguments, **options):
-            self.total += output.numel() * output.element_size() * self.share
+            if isinstance(output, list):  # operations between two processes
+                self.received += sum(o.tensor.nbytes for o in output if o.op is distributed.irecv)
+            else:
+                self.received += output.nbytes * self.share
             return collective(output, *arguments, **options)
 
         return counted
@@ -68,9 +87,11 @@ def run(batch: dict, rank: int, processes: int, group: distributed.ProcessGroup,
         for implementation in ("definition", "tiled"):
             for masked in (False, True) if scale_hopfield == 8.0 else (False,):
                 model = nn.parallel.DistributedDataParallel(Towers(batch), process_group=group)
-                with CountedBytes(processes) as received:
+                images, texts = model(pixels, tokens)
+                with Counted(processes) as counted:
                     loss = contrastive_loss(
-                        *model(pixels, tokens),
+                        images,
+                        texts,
                         objective,
                         model.module.logit_scale.exp(),
                         scale_hopfield,
@@ -78,10 +99,15 @@ def run(batch: dict, rank: int, processes: int, group: distributed.ProcessGroup,
                         implementation=implementation,
                         process_group=group,
                     )
-                    loss.backward()
+                loss.backward()
                 gradients = {name: parameter.grad for name, parameter in model.module.named_parameters()}
                 key = (processes, objective, scale_hopfield, implementation, masked)
-                results[key] = {"loss": loss.detach(), "gradients": gradients, "received": received.total}
+                results[key] = {
+                    "loss": loss.detach(),
+                    "gradients": gradients,
+                    "received": counted.received,
+                    "largest": counted.largest,
+                }
 
     model = nn.parallel.DistributedDataParallel(Towers(batch), process_group=group)
     loss = cached_gradient_step(
