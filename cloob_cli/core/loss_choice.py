@@ -69,7 +69,7 @@ def choose_implementation(
 def make_steps(choice: Choice, device: torch.device, dtype: torch.dtype, precision: str | None) -> Steps:
     """The steps of a tile for "tiled" or "triton"."""
     if choice.name == "triton":
-        kind: type[Steps] = importlib.import_module("cloob_cli.core.loss_kernels").TritonSteps
+        kind: type[Steps] = importlib.import_module("cloob_cli.core.loss_triton").TritonSteps
     else:
         kind = Steps
     settings = _settings(device)

@@ -15,7 +15,8 @@ from cloob_cli.errors import LossInputError
 @dataclass(frozen=True)
 class LossInputs:
     """Embeddings of this process, `x` and `y` [n, D], in the format that the loss computes in, and what is known of all
-    processes': `caption_ids` [N], and the largest norm of an embedding, a number on the host.
+    processes': `caption_ids` [N], and the largest norm of an embedding. `inv_tau` may ask for a gradient; the two
+    numbers are on the host.
     """
 
     x: Tensor
@@ -24,6 +25,7 @@ class LossInputs:
     caption_ids: Tensor | None
     layout: RowLayout
     largest_norm: float
+    inv_tau_value: float
 
 
 def check_inputs(
@@ -69,7 +71,7 @@ def check_inputs(
             "all pairs of the batch have the same caption, so that none has a negative",
             "use a larger batch, or leave equal captions among the negatives",
         )
-    return LossInputs(x, y, inv_tau, caption_ids, layout, norm)
+    return LossInputs(x, y, inv_tau, caption_ids, layout, norm, tau_read)
 
 
 def _check_shapes(x: Tensor, y: Tensor, inv_tau: float | Tensor, caption_ids: Tensor | None) -> None:
@@ -104,4 +106,4 @@ def _read_bounds(
     different = torch.ones_like(largest) if caption_ids is None else (caption_ids != caption_ids[0]).any().to(largest)
     tau = inv_tau if isinstance(inv_tau, Tensor) else torch.full_like(largest, float(inv_tau))
     norm, tau_read, captions_differ = torch.stack([largest, tau.detach(), different]).tolist()
-    return norm, tau_read, bool(captions_differ)
+    return norm, tau_read if isinstance(inv_tau, Tensor) else float(inv_tau), bool(captions_differ)

@@ -1,26 +1,15 @@
-"""The steps of `loss_steps.py` in fused Triton kernels: each reads a tile once or twice and writes its operands.
-
-The matrix products between them stay with the vendor's library, which comes nearer to the limit of the matrix units
-than tiles written by hand: at D = 512 the sums of a tile's second product alone would fill a multiprocessor's
-registers. What the kernels save is the traffic in between, a read and a write of the whole tile for each small step.
-The steps of whole rows, which only large scale_hopfield needs, stay plain.
+"""Triton kernels, each of which does a step of `loss_steps.py` in one pass; `loss_triton.py` launches them.
 
 Checked against the plain steps through Triton's interpreter (TRITON_INTERPRET=1); their speed has not been measured.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from cloob_cli.core.loss_steps import LOWEST as LOWEST_LOGIT
-from cloob_cli.core.loss_steps import Positives, Steps
 
-ELEMENTS = 4096  # of a row, that one program works on at a time
-ROWS, COLUMNS = 32, 128  # of a block, that one program works on at a time
-OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
 LOWEST = tl.constexpr(LOWEST_LOGIT)
 
 
@@ -33,14 +22,40 @@ def _rounded(value, ROUND: tl.constexpr):
 @triton.jit
 def _exp_less_one(value):
     """exp(value) - 1 without cancellation: Taylor's series up to 0.5, where its next term is below 1e-7."""
-    series = 1.0 + value / 8.0
-    series = 1.0 + value / 7.0 * series
-    series = 1.0 + value / 6.0 * series
-    series = 1.0 + value / 5.0 * series
-    series = 1.0 + value / 4.0 * series
-    series = 1.0 + value / 3.0 * series
-    series = 1.0 + value / 2.0 * series
+    series = 1.0 + value * (1.0 / 8.0)  # a division would take the time of several products
+    series = 1.0 + value * (1.0 / 7.0) * series
+    series = 1.0 + value * (1.0 / 6.0) * series
+    series = 1.0 + value * (1.0 / 5.0) * series
+    series = 1.0 + value * (1.0 / 4.0) * series
+    series = 1.0 + value * (1.0 / 3.0) * series
+    series = 1.0 + value * (1.0 / 2.0) * series
     return tl.where(tl.abs(value) < 0.5, value * series, tl.exp(value) - 1.0)
+
+
+@triton.jit
+def normalise_kernel(matrix, inverse, width, BLOCK: tl.constexpr):
+    """A program a row: unit norm in place, and 1 / (its norm)."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    value = tl.load(matrix + row * width + column, mask=column < width, other=0.0)
+    largest = tl.max(tl.abs(value), axis=0)
+    empty = largest == 0.0
+    value = value / tl.where(empty, 1.0, largest)
+    norm = tl.where(empty, 1.0, tl.sqrt(tl.sum(value * value, axis=0)))
+    tl.store(matrix + row * width + column, value / norm, mask=column < width)
+    tl.store(inverse + row, tl.where(empty, 0.0, 1.0 / (largest * norm)))
+
+
+@triton.jit
+def pull_through_normalisation_kernel(pulled, matrix, inverse, scale, width, BLOCK: tl.constexpr):
+    """A program a row: what is at right angles to the row, in place, times scale / (the row's norm)."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    at = row * width + column
+    pull = tl.load(pulled + at, mask=column < width, other=0.0)
+    value = tl.load(matrix + at, mask=column < width, other=0.0)
+    across = pull - value * tl.sum(pull * value, axis=0)
+    tl.store(pulled + at, across * (tl.load(inverse + row) * scale), mask=column < width)
 
 
 @triton.jit
@@ -70,7 +85,7 @@ def _add_sums(value, row_sums, column_sums, row, column, inside, rows, columns, 
 
 
 @triton.jit
-def _exponentials_kernel(
+def exponentials_kernel(
     scores,
     row_bias,
     column_bias,
@@ -92,7 +107,7 @@ def _exponentials_kernel(
 
 
 @triton.jit
-def _exponentials_and_gradient_kernel(
+def exponentials_and_gradient_kernel(
     scores,
     row_bias,
     column_bias,
@@ -122,7 +137,7 @@ def _exponentials_and_gradient_kernel(
 
 
 @triton.jit
-def _both_kernel(
+def both_kernel(
     logits,
     row_logsumexp,
     column_logsumexp,
@@ -175,7 +190,7 @@ def _piece_of_row(
 
 
 @triton.jit
-def _rows_kernel(
+def rows_kernel(
     logits,
     column_bias,
     row_ids,
@@ -212,7 +227,7 @@ def _rows_kernel(
 
 
 @triton.jit
-def _column_sums_kernel(weights, factors, sums, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def column_sums_kernel(weights, factors, sums, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """A program a block of columns: the sum of factor times row, added into `sums`."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.load(sums + column, mask=column < columns, other=0.0)
@@ -227,7 +242,7 @@ def _column_sums_kernel(weights, factors, sums, rows, columns, ROWS: tl.constexp
 
 
 @triton.jit
-def _column_logsumexp_kernel(logits, sums, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def column_logsumexp_kernel(logits, sums, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """A program a block of columns: their logsumexp, added into `sums`."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     before = tl.load(sums + column, mask=column < columns, other=0.0)
@@ -243,146 +258,3 @@ def _column_logsumexp_kernel(logits, sums, rows, columns, ROWS: tl.constexpr, CO
         total = total * tl.exp(largest - above) + tl.sum(tl.exp(value - above[None, :]), axis=0)
         largest = above
     tl.store(sums + column, largest + tl.log(total), mask=column < columns)
-
-
-class TritonSteps(Steps):
-    """`Steps` with the kernels above; sums are float32."""
-
-    def _operand_like(self, name: str, tile: Tensor) -> Tensor:
-        return self.buffer(name, tile.shape[0], tile.shape[1], torch.bfloat16 if self.narrow else torch.float32)
-
-    @property
-    def _round(self) -> bool:
-        return self.precision == "bf16" and not self.narrow
-
-    def exponentials(
-        self, scores: Tensor, row_bias: Tensor, column_bias: Tensor, row_sums: Tensor, column_sums: Tensor | None
-    ) -> Tensor:
-        weights = self._operand_like("weights", scores)
-        _exponentials_kernel[_blocks(scores)](
-            scores,
-            row_bias,
-            column_bias,
-            weights,
-            row_sums,
-            row_sums if column_sums is None else column_sums,
-            *scores.shape,
-            column_sums is not None,
-            self._round,
-            ROWS,
-            COLUMNS,
-            **OPTIONS,
-        )
-        return weights
-
-    def exponentials_and_gradient(
-        self,
-        scores: Tensor,
-        row_bias: Tensor,
-        column_bias: Tensor,
-        pulled: Tensor,
-        pulled_row_bias: Tensor,
-        pulled_column_bias: Tensor | None,
-        row_sums: Tensor,
-        column_sums: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        weights, gradient = self._operand_like("weights", scores), self._operand_like("gradient", scores)
-        _exponentials_and_gradient_kernel[_blocks(scores)](
-            scores,
-            row_bias,
-            column_bias,
-            pulled,
-            pulled_row_bias,
-            pulled_row_bias if pulled_column_bias is None else pulled_column_bias,
-            weights,
-            gradient,
-            row_sums,
-            row_sums if column_sums is None else column_sums,
-            *scores.shape,
-            pulled_column_bias is not None,
-            column_sums is not None,
-            self._round,
-            ROWS,
-            COLUMNS,
-            **OPTIONS,
-        )
-        return weights, gradient
-
-    def softmax_of_rows(
-        self, logits: Tensor, column_bias: Tensor, positives: Positives
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        rows, columns = logits.shape
-        logsumexp, inverse = logits.new_empty(2, rows, 1).unbind()
-        weights = self._operand_like("weights", logits)
-        has_ids = positives.row_ids is not None
-        _rows_kernel[(rows,)](
-            logits,
-            column_bias,
-            positives.row_ids if has_ids else logits,
-            positives.column_ids if has_ids else logits,
-            positives.diagonal,
-            logsumexp,
-            inverse,
-            weights,
-            columns,
-            True,
-            has_ids,
-            self._round,
-            ELEMENTS,
-            **OPTIONS,
-        )
-        return logsumexp, weights, inverse
-
-    def add_column_sums(self, column_sums: Tensor, weights: Tensor, factors: Tensor) -> None:
-        rows, columns = weights.shape
-        _column_sums_kernel[(triton.cdiv(columns, COLUMNS),)](
-            weights, factors, column_sums, rows, columns, ROWS, COLUMNS, **OPTIONS
-        )
-
-    def logsumexp_of_both(self, logits: Tensor, column: Tensor) -> Tensor:
-        rows, columns = logits.shape
-        _column_logsumexp_kernel[(triton.cdiv(columns, COLUMNS),)](
-            logits, column, rows, columns, ROWS, COLUMNS, **OPTIONS
-        )
-        logsumexp = logits.new_empty(rows, 1)
-        _rows_kernel[(rows,)](
-            logits,
-            logits,
-            logits,
-            logits,
-            0,
-            logsumexp,
-            logsumexp,
-            logits,
-            columns,
-            False,
-            False,
-            False,
-            ELEMENTS,
-            **OPTIONS,
-        )
-        return logsumexp
-
-    def softmax_of_both(
-        self, logits: Tensor, row: Tensor, column: Tensor, diagonal: int, row_sums: Tensor, column_sums: Tensor
-    ) -> Tensor:
-        weights = self._operand_like("weights", logits)
-        _both_kernel[_blocks(logits)](
-            logits,
-            row,
-            column,
-            weights,
-            row_sums,
-            column_sums,
-            diagonal,
-            *logits.shape,
-            self._round,
-            ROWS,
-            COLUMNS,
-            **OPTIONS,
-        )
-        return weights
-
-
-def _blocks(tile: Tensor) -> tuple[int, int]:
-    return (triton.cdiv(tile.shape[0], ROWS), triton.cdiv(tile.shape[1], COLUMNS))

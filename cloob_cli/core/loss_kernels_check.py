@@ -8,8 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from cloob_cli.core.loss_kernels import TritonSteps
 from cloob_cli.core.loss_steps import Positives, Steps
+from cloob_cli.core.loss_triton import TritonSteps
 
 
 @cache
@@ -68,6 +68,10 @@ def _results(steps: Steps) -> list[Tensor]:
     def change() -> Tensor:
         return steps.product("pulled", steps.operand(pulled), steps.operand(right).T)
 
+    rows = left * torch.logspace(-30, 30, m, device=steps.device)[:, None]
+    rows[3] = 0
+    inverse = steps.normalise_rows(rows)
+    keep(rows, inverse, steps.pull_through_normalisation(pulled.clone(), rows, inverse.clamp(max=1), 0.3))
     for both in (False, True):
         row_sums, column_sums = torch.zeros_like(row_bias), torch.zeros_like(column_bias)
         keep(steps.exponentials(scores(), row_bias, column_bias, row_sums, column_sums if both else None))

@@ -42,11 +42,11 @@ class Embeddings:
         return Embeddings(self.name, self.mean, deviations, dict(zip(self.biases, biases, strict=True)))
 
 
-def embeddings(name: str, rows: Tensor, means: dict[str, Tensor], beta: float, steps: Steps) -> Embeddings:
-    """`rows` [n, D] of the matrix `name`; `means` [D] of both matrices."""
-    deviations = rows - means[name]
-    biases = beta * torch.stack(list(means.values())) @ deviations.T
-    return Embeddings(name, means[name], steps.operand(deviations), dict(zip(means, biases.unbind(), strict=True)))
+def embeddings(name: str, rows: Tensor, mean: Tensor, means_times_beta: dict[str, Tensor], steps: Steps) -> Embeddings:
+    """`rows` [n, D] of the matrix `name` with the mean `mean` [D]; `means_times_beta` [D] of both matrices."""
+    deviations = rows - mean
+    biases = {other: torch.mv(deviations, scaled) for other, scaled in means_times_beta.items()}
+    return Embeddings(name, mean, steps.operand(deviations), biases)
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,8 @@ class Retrieval:
     def _own_embeddings(self, *names: str) -> dict[str, Embeddings]:
         """Made when they are needed: they cost less time than the memory they would take between."""
         rows = {"x": self.inputs.x, "y": self.inputs.y}
-        return {name: embeddings(name, rows[name], self.means, self.beta, self.steps) for name in names}
+        scaled = {name: self.beta * mean for name, mean in self.means.items()}
+        return {name: embeddings(name, rows[name], self.means[name], scaled, self.steps) for name in names}
 
     def _zeros(self) -> Tensor:
         return torch.zeros(self.inputs.x.shape, dtype=self.steps.dtype, device=self.inputs.x.device)

@@ -1,4 +1,4 @@
-"""What a tile of scores goes through, in plain torch; `loss_kernels.py` does the same in fused Triton kernels.
+"""What a tile of scores goes through, in plain torch; `loss_triton.py` does the same with fused Triton kernels.
 
 A tile is a piece [m, n] of a score matrix. Products take operands (embeddings in the number format that enters the
 matrix unit) and accumulate in the format of the result: float32, or float64 where the inputs are float64.
@@ -101,8 +101,30 @@ class Steps:
             return torch.addmm(result, left, right, out_dtype=result.dtype, beta=keep, alpha=scale, out=result)
         return torch.addmm(result, left, right, beta=keep, alpha=scale, out=result)
 
-    # What follows is what the kernels replace. Every step may overwrite the scores it is given; row_bias [m] and
-    # column_bias [n] are added to them first; row_sums and column_sums, where given, are added to in place.
+    # What follows is what the kernels replace.
+
+    def normalise_rows(self, rows: Tensor) -> Tensor:
+        """Give rows [n, D] unit norm in place; returns 1 / (their norms) [n, 1]. Rows of zeros stay zero, with 0.
+
+        A row may be as large as exp(40): its largest element is taken out before anything is squared.
+        """
+        largest = torch.linalg.vector_norm(rows, ord=torch.inf, dim=1, keepdim=True)
+        empty = largest == 0
+        rows.div_(largest.masked_fill_(empty, 1))
+        norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True).masked_fill_(empty, 1)
+        rows.div_(norm)
+        return (1 / (largest * norm)).masked_fill_(empty, 0)
+
+    def pull_through_normalisation(self, gradient: Tensor, rows: Tensor, inverse: Tensor, scale: float) -> Tensor:
+        """scale times the gradient before `normalise_rows` from that after it, in place; both [n, D].
+
+        It is at right angles to the normalised rows.
+        """
+        along = torch.linalg.vecdot(gradient, rows).unsqueeze(1)
+        return gradient.addcmul_(rows, along, value=-1).mul_(inverse * scale)
+
+    # Every step below takes a tile. It may overwrite the scores it is given; row_bias [m] and column_bias [n] are added
+    # to them first; row_sums and column_sums, where given, are added to in place.
 
     def exponentials(
         self, scores: Tensor, row_bias: Tensor, column_bias: Tensor, row_sums: Tensor, column_sums: Tensor | None

@@ -2,7 +2,7 @@
 
 docs/loss.md derives every line, in the same names. The gradient is computed together with the loss: later it can only
 be multiplied by one number, so no score of the leave-one-out sums is made a second time, and the backward pass is that
-multiplication. What a tile goes through is in `loss_steps.py` (plain torch) and `loss_kernels.py` (Triton).
+multiplication. What a tile goes through is in `loss_steps.py` (plain torch) and `loss_triton.py` (Triton).
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class _TiledLoss(torch.autograd.Function):
     def forward(ctx, x, y, inv_tau, inputs: LossInputs, objective, scale_hopfield, steps: Steps, wanted: bool):
         with torch.autocast(x.device.type, enabled=False), steps.matmul_precision():
             if objective == "cloob":
-                loss, result = _cloob(inputs, inv_tau, scale_hopfield, steps, wanted)
+                loss, result = _cloob(inputs, scale_hopfield, steps, wanted)
             else:
-                loss, result = _two_directions(inputs, inv_tau, objective == "clip", steps, wanted)
+                loss, result = _two_directions(inputs, objective == "clip", steps, wanted)
         ctx.processes = inputs.layout.processes
         if result:
             ctx.save_for_backward(result.left, result.right, result.inv_tau)
@@ -64,9 +64,7 @@ class _TiledLoss(torch.autograd.Function):
         )
 
 
-def _cloob(
-    inputs: LossInputs, inv_tau: Tensor, beta: float, steps: Steps, wanted: bool
-) -> tuple[Tensor, Gradient | None]:
+def _cloob(inputs: LossInputs, beta: float, steps: Steps, wanted: bool) -> tuple[Tensor, Gradient | None]:
     """1/2 [L(U_x, U_y) + L(V_y, V_x)]."""
     layout = inputs.layout
     retrieval = Retrieval(inputs, beta, steps)
@@ -77,19 +75,17 @@ def _cloob(
     for anchors, partners in (("u_x", "u_y"), ("v_y", "v_x")):
         if anchors == "v_y":
             patterns["v_y"] = retrieval.last()
-        lengths = {name: _normalise_rows(patterns[name]) for name in (anchors, partners)}
-        part, gradient = _leave_one_out(patterns[anchors], patterns[partners], inputs, inv_tau, steps, wanted)
+        lengths = {name: steps.normalise_rows(patterns[name]) for name in (anchors, partners)}
+        part, gradient = _leave_one_out(patterns[anchors], patterns[partners], inputs, steps, wanted)
         loss += part / (2 * layout.total)
         if gradient is None:
             continue
         for_tau += gradient.inv_tau / (2 * layout.total)
         for name, for_pattern in ((anchors, gradient.left), (partners, gradient.right)):
-            # Back through the normalisation: at right angles to the pattern. The mean's 1/(2N) goes in here.
-            pattern = patterns.pop(name)
-            along = (for_pattern * pattern).sum(dim=1, keepdim=True)
-            for_pattern.addcmul_(pattern, along, value=-1).mul_(lengths[name] / (2 * layout.total))
+            # The 1/(2N) of the mean goes in here.
+            steps.pull_through_normalisation(for_pattern, patterns.pop(name), lengths[name], 1 / (2 * layout.total))
             pulled[name] = retrieval.pulled(name, for_pattern)
-        del gradient, for_pattern, pattern
+        del gradient, for_pattern
     sum_over_processes(loss, layout)
     if not wanted:
         return loss, None
@@ -97,21 +93,8 @@ def _cloob(
     return loss, Gradient(for_x, for_y, sum_over_processes(for_tau, layout))
 
 
-def _normalise_rows(rows: Tensor) -> Tensor:
-    """Give rows [n, D] unit norm in place; returns 1 / (their norms) [n, 1]. Rows of zeros stay zero, with 0.
-
-    A row may be as large as exp(40): its largest element is taken out before anything is squared.
-    """
-    largest = torch.linalg.vector_norm(rows, ord=torch.inf, dim=1, keepdim=True)
-    empty = largest == 0
-    rows.div_(largest.masked_fill_(empty, 1))
-    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True).masked_fill_(empty, 1)
-    rows.div_(norm)
-    return (1 / (largest * norm)).masked_fill_(empty, 0)
-
-
 def _leave_one_out(
-    anchors: Tensor, partners: Tensor, inputs: LossInputs, inv_tau: Tensor, steps: Steps, wanted: bool
+    anchors: Tensor, partners: Tensor, inputs: LossInputs, steps: Steps, wanted: bool
 ) -> tuple[Tensor, Gradient | None]:
     """N L(A, B), the terms of this process's rows, and the gradient of all terms for this process's rows of A and B.
 
@@ -121,18 +104,20 @@ def _leave_one_out(
     On one process a chunk holds whole rows, and no logit is made twice. Where partners come block by block, a row's sum
     is known only when all have been here: they come once for the sums and once more for the gradient.
     """
-    layout = inputs.layout
-    common, scaled_mean = mean_of_rows(partners, layout), inv_tau * mean_of_rows(anchors, layout)
-    deviations = partners - common
-    stored = [steps.operand(deviations), deviations @ scaled_mean]
-    del deviations
-    operands = steps.operand(anchors * inv_tau - scaled_mean)
-    loss = -inv_tau * (torch.linalg.vecdot(anchors, partners) - anchors @ common).sum()
+    layout, inv_tau = inputs.layout, inputs.inv_tau_value
+    mean = mean_of_rows(anchors, layout)
+    centred, deviations = anchors - mean, partners - mean_of_rows(partners, layout)
+    operands = steps.operand(centred)
+    stored = [steps.operand(deviations), torch.mv(deviations, mean).mul_(inv_tau)]
+    loss = -inv_tau * torch.linalg.vecdot(anchors, deviations).sum()
+    if wanted:  # what the positives have
+        for_anchors, for_partners = -inv_tau * deviations, -inv_tau * centred
+    del centred, deviations
 
     def softmaxes(*sums: Tensor) -> Iterator[tuple[Visit, slice, Tensor, Tensor, Tensor]]:
         for visit, chunk, own_rows in _chunks(inputs, stored, sums, steps):
             everybody, column_bias = visit.tensors
-            logits = steps.product("scores", operands[chunk], everybody.T)
+            logits = steps.product("scores", operands[chunk], everybody.T, inv_tau)
             positives = positives_of_tile(own_rows, visit.rows, inputs.caption_ids)
             yield visit, chunk, *steps.softmax_of_rows(logits, column_bias, positives)
 
@@ -144,7 +129,6 @@ def _leave_one_out(
         loss += row_sums.sum()
     if not wanted:
         return loss, None
-    for_anchors, for_partners = torch.zeros_like(anchors), torch.zeros_like(partners)
     column_sums = anchors.new_zeros(layout.total)
     for visit, chunk, part, weights, inverse in softmaxes(for_partners):
         if row_sums is None:
@@ -152,20 +136,17 @@ def _leave_one_out(
         else:
             inverse.mul_((part - row_sums[chunk]).exp_())
         steps.add_column_sums(column_sums[visit.rows], weights, inverse)
-        for_chunk = steps.product("for_chunk", weights, visit.tensors[0])
-        for_anchors[chunk].addcmul_(for_chunk, inverse * inv_tau)
-        shares = (anchors[chunk] * inv_tau - scaled_mean).mul_(inverse)
-        steps.add_product(visit.sums[0], weights.T, steps.operand(shares))
-    column_sums = scatter_sum(column_sums, layout) - 1
-    for_anchors.addcmul_(partners, inv_tau, value=-1).add_(inv_tau * common)
-    for_partners.addcmul_(anchors, inv_tau, value=-1).add_(scaled_mean)
-    for_partners.addcmul_(column_sums[:, None], scaled_mean)
+        for_chunk = steps.product("for_chunk", weights, visit.tensors[0], inv_tau)
+        for_anchors[chunk].addcmul_(for_chunk, inverse)
+        shares = (anchors[chunk] - mean).mul_(inverse)
+        steps.add_product(visit.sums[0], weights.T, steps.operand(shares), inv_tau)
+    for_partners.addcmul_((scatter_sum(column_sums, layout) - 1)[:, None], inv_tau * mean)
     for_tau = (anchors * for_anchors).sum() / inv_tau  # logits are inv_tau a_i.b_j: Euler's rule for this product
     return loss, Gradient(for_anchors, for_partners, for_tau)
 
 
 def _two_directions(
-    inputs: LossInputs, inv_tau: Tensor, with_positives: bool, steps: Steps, wanted: bool
+    inputs: LossInputs, with_positives: bool, steps: Steps, wanted: bool
 ) -> tuple[Tensor, Gradient | None]:
     """1/2 [L(X, Y) + L(Y, X)]: one score matrix, its rows for one direction and its columns for the other.
 
@@ -173,16 +154,16 @@ def _two_directions(
     needs both sums, so scores are made a second time, unless all of them fitted into one chunk. As in the other
     functions, the products see deviations from the mean only; the constant that both means make is left out.
     """
-    layout = inputs.layout
-    mean_x, mean_y = inv_tau * mean_of_rows(inputs.x, layout), mean_of_rows(inputs.y, layout)
-    images, texts = inputs.x * inv_tau - mean_x, inputs.y - mean_y
-    row_bias, column_bias = images @ mean_y, texts @ mean_x
-    positives = (images * texts).sum(dim=1) + row_bias + column_bias
+    layout, inv_tau = inputs.layout, inputs.inv_tau_value
+    mean_x, mean_y = mean_of_rows(inputs.x, layout), mean_of_rows(inputs.y, layout)
+    images, texts = inputs.x - mean_x, inputs.y - mean_y
+    row_bias, column_bias = torch.mv(images, mean_y).mul_(inv_tau), torch.mv(texts, mean_x).mul_(inv_tau)
+    positives = inv_tau * torch.linalg.vecdot(images, texts) + row_bias + column_bias
     images, texts = steps.operand(images), steps.operand(texts)
 
     def scores(visit: Visit, chunk: slice, own_rows: slice) -> Tensor:
         everybody, bias, *_ = visit.tensors
-        logits = steps.product("scores", images[chunk], everybody.T).add_(row_bias[chunk, None]).add_(bias)
+        logits = steps.product("scores", images[chunk], everybody.T, inv_tau).add_(row_bias[chunk, None]).add_(bias)
         left_out = positives_of_tile(own_rows, visit.rows, inputs.caption_ids)
         return leave_out(logits, left_out, keep_diagonal=with_positives)
 
@@ -216,7 +197,7 @@ def _two_directions(
         steps.add_product(visit.sums[0], weights.T, images[chunk])
     column_weights = scatter_sum(column_weights, layout)
     for_x.addcmul_(row_weights[:, None], mean_y).mul_(inv_tau / (2 * layout.total))
-    for_y.addcmul_(column_weights[:, None], mean_x).div_(2 * layout.total)
+    for_y.addcmul_(column_weights[:, None], mean_x).mul_(inv_tau / (2 * layout.total))
     for_tau = sum_over_processes((inputs.x * for_x).sum() / inv_tau, layout)
     return loss, Gradient(for_x, for_y, for_tau)
 

@@ -12,15 +12,15 @@ import sys
 import torch
 from torch.nn.functional import normalize
 
-from cloob_cli.core import loss_choice, loss_kernels
+from cloob_cli.core import loss_choice, loss_kernels, loss_triton
 from cloob_cli.core.loss import contrastive_loss
 from cloob_cli.core.loss_choice import DeviceSettings, choose_implementation
 
 FLOAT32 = {
     "scores", "pulled", "row_bias", "column_bias", "pulled_row_bias", "pulled_column_bias", "row_sums", "column_sums",
-    "logits", "row_logsumexp", "column_logsumexp", "logsumexp", "inverse", "factors", "sums",
+    "logits", "row_logsumexp", "column_logsumexp", "logsumexp", "inverse", "factors", "sums", "matrix",
 }  # fmt: skip
-BLOCKS = {"ROWS": loss_kernels.ROWS, "COLUMNS": loss_kernels.COLUMNS, "BLOCK": loss_kernels.ELEMENTS}
+BLOCKS = {"ROWS": loss_triton.ROWS, "COLUMNS": loss_triton.COLUMNS, "BLOCK": loss_triton.ELEMENTS}
 
 
 def type_of(argument: str) -> str:
@@ -28,6 +28,8 @@ def type_of(argument: str) -> str:
         return "*bf16"
     if argument in ("row_ids", "column_ids"):
         return "*i64"
+    if argument == "scale":
+        return "fp32"
     return "*fp32" if argument in FLOAT32 else "i32"
 
 
@@ -51,7 +53,7 @@ def compile_all() -> dict[str, int]:
                 constants["ROUND"] = False
             signature = {key: "constexpr" if key in constants else type_of(key) for key in kernel.arg_names}
             source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-            result = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=loss_kernels.OPTIONS)
+            result = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=loss_triton.OPTIONS)
             assert result.asm["cubin"]
             compiled[name] = compiled.get(name, 0) + 1
     return compiled
@@ -61,8 +63,8 @@ def interpret_all() -> dict[str, object]:
     """Relative gradient errors of the loss with kernels, by objective, precision and mask."""
     cpu = torch.device("cpu")
     loss_choice.SETTINGS["cpu"] = DeviceSettings(2, tile=(24, 32), chunk_elements=1000)
-    loss_kernels.ELEMENTS = 32  # so that a row takes several pieces
-    loss_kernels.ROWS, loss_kernels.COLUMNS = 16, 32
+    loss_triton.ELEMENTS = 32  # so that a row takes several pieces
+    loss_triton.ROWS, loss_triton.COLUMNS = 16, 32
     generator = torch.Generator().manual_seed(0)
     x, noise = torch.randn(2, 41, 96, generator=generator, dtype=torch.float64).unbind()
     x, y = normalize(x, dim=1), normalize(x + noise, dim=1)
