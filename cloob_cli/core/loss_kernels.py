@@ -144,14 +144,17 @@ def both_kernel(
     weights,
     row_sums,
     column_sums,
+    row_rests,
+    column_rests,
     diagonal,
     rows,
     columns,
+    RESTS: tl.constexpr,
     ROUND: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Both softmaxes, given their logsumexps, less 2 on the diagonal."""
+    """Both softmaxes, given their logsumexps, less 2 on the diagonal; with RESTS also what bfloat16 leaves of them."""
     row, column, at, inside = _block(rows, columns, ROWS, COLUMNS)
     value = tl.load(logits + at, mask=inside, other=0.0)
     by_row = tl.load(row_logsumexp + row, mask=row < rows, other=0.0)
@@ -160,6 +163,9 @@ def both_kernel(
     both = tl.where(column[None, :] == diagonal + row[:, None], both - 2.0, both)
     tl.store(weights + at, _rounded(both, ROUND), mask=inside)
     _add_sums(both, row_sums, column_sums, row, column, inside, rows, columns, True)
+    if RESTS:
+        rest = both - both.to(tl.bfloat16).to(tl.float32)
+        _add_sums(rest, row_rests, column_rests, row, column, inside, rows, columns, True)
 
 
 @triton.jit

@@ -88,7 +88,7 @@ def _results(steps: Steps) -> list[Tensor]:
     column = torch.full_like(column_bias, -torch.inf)
     row = steps.logsumexp_of_both(scores(), column)
     row = steps.logsumexp_of_both(scores(), column)  # a second chunk, which finds sums of the first
-    row_sums, column_sums = torch.zeros_like(row_bias), torch.zeros_like(column_bias)
+    row_sums, column_sums = row_bias.new_zeros(2, m), column_bias.new_zeros(2, n)
     weights = steps.softmax_of_both(scores(), row, column, -9, row_sums, column_sums)
     keep(row, column, weights, row_sums, column_sums)
     keep(steps.add_product(torch.ones(m, 24, device=steps.device), weights, steps.operand(right)))

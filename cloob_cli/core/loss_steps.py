@@ -182,13 +182,18 @@ class Steps:
     ) -> Tensor:
         """exp(logits - row) + exp(logits - column) - 2 on the diagonal (see `Positives`), an operand, and its sums.
 
-        That is what the sums of both directions, given their logsumexps, and the positives have as gradient.
+        That is what the sums of both directions, given their logsumexps, and the positives have as gradient. Into the
+        first row of row_sums [2, m] and column_sums [2, n] goes the exact matrix, into the second what it is more than
+        the operand.
         """
         by_column = torch.sub(logits, column, out=self.buffer("by_column", *logits.shape)).exp_()
         weights = logits.sub_(row).exp_().add_(by_column)
         weights.diagonal(diagonal).sub_(2)
-        _add_sums(weights, row_sums, column_sums)
-        return self.operand(weights)
+        _add_sums(weights, row_sums[0], column_sums[0])
+        operand = self.operand(weights)
+        if self.precision == "bf16":
+            _add_sums(weights - operand, row_sums[1], column_sums[1])
+        return operand
 
 
 def leave_out(logits: Tensor, positives: Positives, keep_diagonal: bool) -> Tensor:

@@ -1,8 +1,8 @@
 """The exact losses in memory linear in the batch: tiles of the score matrices, made, used and forgotten.
 
 docs/loss.md derives every line, in the same names. The gradient is computed together with the loss: later it can only
-be multiplied by one number, so no score of the leave-one-out sums is made a second time, and the backward pass is that
-multiplication. What a tile goes through is in `loss_steps.py` (plain torch) and `loss_triton.py` (Triton).
+be multiplied by one number, which is what the backward pass does. What a tile goes through is in `loss_steps.py` (plain
+torch) and `loss_triton.py` (Triton).
 """
 
 from __future__ import annotations
@@ -110,8 +110,6 @@ def _leave_one_out(
     operands = steps.operand(centred)
     stored = [steps.operand(deviations), torch.mv(deviations, mean).mul_(inv_tau)]
     loss = -inv_tau * torch.linalg.vecdot(anchors, deviations).sum()
-    if wanted:  # what the positives have
-        for_anchors, for_partners = -inv_tau * deviations, -inv_tau * centred
     del centred, deviations
 
     def softmaxes(*sums: Tensor) -> Iterator[tuple[Visit, slice, Tensor, Tensor, Tensor]]:
@@ -129,19 +127,30 @@ def _leave_one_out(
         loss += row_sums.sum()
     if not wanted:
         return loss, None
-    column_sums = anchors.new_zeros(layout.total)
+    # Where an anchor's strongest negative is the positive's duplicate, almost all of its gradient cancels. So positives
+    # enter as they enter the sums over negatives, rounding included: what is left over is not rounding.
+    for_anchors, for_partners = torch.mul(stored[0].to(steps.dtype), -inv_tau), torch.zeros_like(partners)
+    column_sums, factors = anchors.new_zeros(layout.total), anchors.new_zeros(len(anchors), 1)
     for visit, chunk, part, weights, inverse in softmaxes(for_partners):
         if row_sums is None:
             loss += part.sum()
         else:
             inverse.mul_((part - row_sums[chunk]).exp_())
+        torch.maximum(factors[chunk], inverse, out=factors[chunk])
         steps.add_column_sums(column_sums[visit.rows], weights, inverse)
         for_chunk = steps.product("for_chunk", weights, visit.tensors[0], inv_tau)
         for_anchors[chunk].addcmul_(for_chunk, inverse)
         shares = (anchors[chunk] - mean).mul_(inverse)
         steps.add_product(visit.sums[0], weights.T, steps.operand(shares), inv_tau)
-    for_partners.addcmul_((scatter_sum(column_sums, layout) - 1)[:, None], inv_tau * mean)
-    for_tau = (anchors * for_anchors).sum() / inv_tau  # logits are inv_tau a_i.b_j: Euler's rule for this product
+    column_sums = inv_tau * scatter_sum(column_sums, layout)[:, None]
+    for_tau = torch.zeros_like(loss)
+    for rows in steps.chunks(*anchors.shape):
+        shares = (anchors[rows] - mean).mul_(factors[rows])
+        rounded = steps.operand(shares).to(steps.dtype).div_(factors[rows])
+        for_partners[rows].addcmul_(rounded, column_sums[rows], value=-1)
+        for_partners[rows].addcmul_(anchors[rows], column_sums[rows] - inv_tau)
+        # Logits are inv_tau a_i.b_j: Euler's rule for this product.
+        for_tau += (anchors[rows] * for_anchors[rows]).sum() / inv_tau
     return loss, Gradient(for_anchors, for_partners, for_tau)
 
 
@@ -181,7 +190,7 @@ def _two_directions(
     if not wanted:
         return loss, None
     for_x, for_y = torch.zeros_like(inputs.x), torch.zeros_like(inputs.y)
-    row_weights, column_weights = torch.zeros_like(row_bias), inputs.y.new_zeros(layout.total)
+    row_weights, column_weights = inputs.x.new_zeros(2, len(images)), inputs.y.new_zeros(2, layout.total)
     for visit, chunk, own_rows in _chunks(inputs, [texts, column_bias, column_sums], (for_y,), steps):
         if made > 1 or layout.processes > 1:
             logits = scores(visit, chunk, own_rows)
@@ -190,14 +199,19 @@ def _two_directions(
             row_sums[chunk],
             visit.tensors[2],
             own_rows.start - visit.rows.start,
-            row_weights[chunk],
-            column_weights[visit.rows],
+            row_weights[:, chunk],
+            column_weights[:, visit.rows],
         )
         steps.add_product(for_x[chunk], weights, visit.tensors[0])
         steps.add_product(visit.sums[0], weights.T, images[chunk])
-    column_weights = scatter_sum(column_weights, layout)
-    for_x.addcmul_(row_weights[:, None], mean_y).mul_(inv_tau / (2 * layout.total))
-    for_y.addcmul_(column_weights[:, None], mean_x).mul_(inv_tau / (2 * layout.total))
+    column_weights = scatter_sum(column_weights.T, layout).T
+    if steps.precision == "bf16":
+        # Where a negative duplicates the positive, almost all of the gradient cancels: what the operand left of a row's
+        # weights is made up for at the positive, so that what remains is not rounding.
+        for_x.addcmul_(texts, row_weights[1][:, None])
+        for_y.addcmul_(images, column_weights[1][:, None])
+    for_x.addcmul_(row_weights[0][:, None], mean_y).mul_(inv_tau / (2 * layout.total))
+    for_y.addcmul_(column_weights[0][:, None], mean_x).mul_(inv_tau / (2 * layout.total))
     for_tau = sum_over_processes((inputs.x * for_x).sum() / inv_tau, layout)
     return loss, Gradient(for_x, for_y, for_tau)
 

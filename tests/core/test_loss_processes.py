@@ -117,7 +117,7 @@ def test_bytes_received_are_those_of_the_documentation(results, processes):
         cloob = results[rank][(processes, "cloob", 8.0, "tiled", False)]["received"]
         assert cloob == number * (others * (10 * WIDTH + 15) + added * 5 * WIDTH + 2 * vectors) + layout
         both = results[rank][(processes, "infoloob", 8.0, "tiled", False)]["received"]
-        assert both == number * (others * (2 * WIDTH + 3) + added * WIDTH + 2 * vectors) + layout
+        assert both == number * (others * (2 * WIDTH + 3) + added * WIDTH + 3 * vectors) + layout
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4])

@@ -19,6 +19,7 @@ from cloob_cli.core.loss_choice import DeviceSettings, choose_implementation
 FLOAT32 = {
     "scores", "pulled", "row_bias", "column_bias", "pulled_row_bias", "pulled_column_bias", "row_sums", "column_sums",
     "logits", "row_logsumexp", "column_logsumexp", "logsumexp", "inverse", "factors", "sums", "matrix",
+    "row_rests", "column_rests",
 }  # fmt: skip
 BLOCKS = {"ROWS": loss_triton.ROWS, "COLUMNS": loss_triton.COLUMNS, "BLOCK": loss_triton.ELEMENTS}
 
