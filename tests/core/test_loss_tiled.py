@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from narrow_steps import narrow
 from torch.nn.functional import normalize
 
 from cloob_cli.core import loss_choice
@@ -251,6 +252,16 @@ def test_bfloat16_gradients_are_within_1e_2(objective, n, inv_tau):
 def test_bfloat16_gradients_are_within_1e_2_at_any_hopfield_scale(scale_hopfield):
     x, y = alike(200, 48)
     assert relative_error(x, y, precision="bf16", scale_hopfield=scale_hopfield) < 1e-2
+
+
+@pytest.mark.parametrize(("objective", "scale_hopfield"), SCALES)
+def test_operands_that_are_bfloat16_tensors(objective, scale_hopfield, monkeypatch):
+    """As on CUDA, where operands are no float32 tensors with rounded numbers."""
+    monkeypatch.setattr(loss_choice, "Steps", narrow(Steps))
+    x, y = alike(50, 192)[0], unit_rows(50, 192, 5).float().double()
+    ids = torch.arange(50) // 2
+    options = {"objective": objective, "scale_hopfield": scale_hopfield, "caption_ids": ids}
+    assert relative_error(x, y, precision="bf16", **options) < 1e-2
 
 
 @pytest.mark.parametrize(("objective", "scale_hopfield"), SCALES)

@@ -10,6 +10,7 @@ import json
 import sys
 
 import torch
+from narrow_steps import narrow
 from torch.nn.functional import normalize
 
 from cloob_cli.core import loss_choice, loss_kernels, loss_triton
@@ -73,7 +74,8 @@ def interpret_all() -> dict[str, object]:
         # "triton" only if all steps equalled the plain ones in both number formats
         "choice": choose_implementation(cpu, torch.float32, 41, requested="triton").name,
     }
-    for objective, precision, masked in (("cloob", "fp32", True), ("infoloob", "bf16", False)):
+    loss_triton.TritonSteps = narrow(loss_triton.TritonSteps)
+    for objective, precision, masked in (("cloob", "fp32", True), ("cloob", "bf16", True), ("infoloob", "bf16", False)):
         ids = torch.arange(41) // 2 if masked else None
         expected = gradient(x, y, torch.float64, objective=objective, caption_ids=ids)
         options = {"objective": objective, "caption_ids": ids, "precision": precision}
