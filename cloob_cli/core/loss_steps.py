@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -54,10 +55,10 @@ class Steps:
         self.precision = "fp32" if dtype == torch.float64 else precision
         self.tile = tile
         self.chunk_elements = chunk_elements
-        # CUDA has a product of bfloat16 operands with float32 results (in torch from 2.8 on). Elsewhere operands are
-        # rounded but stay float32, which gives the same numbers.
+        # Where there is no product of bfloat16 operands with float32 results, operands are rounded but stay float32,
+        # which gives the same numbers.
         on_cuda = device.type == "cuda" and self.precision == "bf16"
-        self.narrow = on_cuda and "dtype_out" in torch.ops.aten.addmm.overloads()
+        self.narrow = on_cuda and _has_narrow_products(device)
         # The rounding of tf32 leaves numbers that are already bfloat16 as they are.
         self._tf32 = self.precision == "tf32" or (on_cuda and not self.narrow)
         self._buffers: dict[str, Tensor] = {}
@@ -194,6 +195,24 @@ class Steps:
         if self.precision == "bf16":
             _add_sums(weights - operand, row_sums[1], column_sums[1])
         return operand
+
+
+@cache
+def _has_narrow_products(device: torch.device) -> bool:
+    """Whether bfloat16 matrices can be multiplied and added to a float32 one in place, found out by doing it once.
+
+    CUDA can in torch from 2.8 on.
+    """
+    operand = torch.arange(-128.0, 128.0, device=device).view(16, 16) / 64  # exact in bfloat16
+    with torch.autocast(device.type, enabled=False):
+        expected = 1 + 0.5 * operand @ operand
+    result = torch.ones_like(operand)
+    narrow = operand.bfloat16()
+    try:
+        torch.addmm(result, narrow, narrow, out_dtype=torch.float32, alpha=0.5, out=result)
+    except (RuntimeError, TypeError):
+        return False
+    return torch.allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
 def leave_out(logits: Tensor, positives: Positives, keep_diagonal: bool) -> Tensor:
