@@ -102,6 +102,8 @@ def largest_over_processes(value: Tensor, layout: RowLayout) -> Tensor:
 
 def mean_of_rows(rows: Tensor, layout: RowLayout) -> Tensor:
     """The mean [...] of the rows [n, ...] of all processes."""
+    if layout.processes == 1:
+        return rows.mean(dim=0)
     return sum_over_processes(rows.sum(dim=0), layout) / layout.total
 
 

@@ -46,6 +46,7 @@ class Retrieval:
         self.steps = steps
         self.tiled = small_scores(inputs, beta)
         self.means = {"x": mean_of_rows(inputs.x, inputs.layout), "y": mean_of_rows(inputs.y, inputs.layout)}
+        self._scaled_means = {name: beta * mean for name, mean in self.means.items()}
         self._largest: dict[str, Tensor] = {}  # the largest score of each row [n, 1], by pattern matrix
         self._totals = torch.zeros_like(torch.stack(list(self.means.values())))
 
@@ -163,8 +164,7 @@ class Retrieval:
     def _own_embeddings(self, *names: str) -> dict[str, Embeddings]:
         """Made when they are needed: they cost less time than the memory they would take between."""
         rows = {"x": self.inputs.x, "y": self.inputs.y}
-        scaled = {name: self.beta * mean for name, mean in self.means.items()}
-        return {name: embeddings(name, rows[name], self.means[name], scaled, self.steps) for name in names}
+        return {name: embeddings(name, rows[name], self.means[name], self._scaled_means, self.steps) for name in names}
 
     def _zeros(self) -> Tensor:
         return torch.zeros(self.inputs.x.shape, dtype=self.steps.dtype, device=self.inputs.x.device)

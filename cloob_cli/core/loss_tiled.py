@@ -77,20 +77,20 @@ def _cloob(inputs: LossInputs, beta: float, steps: Steps, wanted: bool) -> tuple
             patterns["v_y"] = retrieval.last()
         lengths = {name: steps.normalise_rows(patterns[name]) for name in (anchors, partners)}
         part, gradient = _leave_one_out(patterns[anchors], patterns[partners], inputs, steps, wanted)
-        loss += part / (2 * layout.total)
+        loss += part
         if gradient is None:
             continue
-        for_tau += gradient.inv_tau / (2 * layout.total)
+        for_tau += gradient.inv_tau
         for name, for_pattern in ((anchors, gradient.left), (partners, gradient.right)):
             # The 1/(2N) of the mean goes in here.
             steps.pull_through_normalisation(for_pattern, patterns.pop(name), lengths[name], 1 / (2 * layout.total))
             pulled[name] = retrieval.pulled(name, for_pattern)
         del gradient, for_pattern
-    sum_over_processes(loss, layout)
+    loss = sum_over_processes(loss, layout) / (2 * layout.total)
     if not wanted:
         return loss, None
     for_x, for_y = retrieval.backward(pulled)
-    return loss, Gradient(for_x, for_y, sum_over_processes(for_tau, layout))
+    return loss, Gradient(for_x, for_y, sum_over_processes(for_tau, layout) / (2 * layout.total))
 
 
 def _leave_one_out(
