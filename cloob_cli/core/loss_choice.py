@@ -16,20 +16,22 @@ class DeviceSettings:
     """What serves best on a kind of device.
 
     `tiled_from`: the smallest joint batch for which the tiled form is at least as fast as the definition.
-    `tile`, `chunk_elements`: see `Steps`. A tile and its copies stay in the cache of a CPU core, or in a GPU's.
+    `tile`, `chunk_elements`, `chunk_rows`: see `Steps`. A tile and its copies stay in the cache of a CPU core; a GPU's
+    holds part of them.
     """
 
     tiled_from: int
     tile: tuple[int, int]
     chunk_elements: int
+    chunk_rows: int = 1
 
 
-# CPU: measured with tests/benchmarks/bench_loss.py. CUDA and MPS: derived from the sizes of their caches and not yet
-# measured; tests/benchmarks/bench_loss.py on such a device says what should stand here.
+# CPU: measured with tests/benchmarks/bench_loss.py. CUDA and MPS: derived from the sizes of their caches, and not
+# measured yet. Fewer rows a chunk would add to the gradient of all partners more often than the products can cover.
 SETTINGS = {
-    "cpu": DeviceSettings(tiled_from=256, tile=(256, 512), chunk_elements=1 << 20),
-    "cuda": DeviceSettings(tiled_from=1024, tile=(2048, 4096), chunk_elements=1 << 23),
-    "mps": DeviceSettings(tiled_from=1024, tile=(1024, 2048), chunk_elements=1 << 22),
+    "cpu": DeviceSettings(tiled_from=256, tile=(256, 512), chunk_elements=1 << 20, chunk_rows=64),
+    "cuda": DeviceSettings(tiled_from=1024, tile=(2048, 4096), chunk_elements=1 << 23, chunk_rows=256),
+    "mps": DeviceSettings(tiled_from=1024, tile=(1024, 2048), chunk_elements=1 << 22, chunk_rows=128),
 }
 
 
@@ -73,7 +75,7 @@ def make_steps(choice: Choice, device: torch.device, dtype: torch.dtype, precisi
     else:
         kind = Steps
     settings = _settings(device)
-    return kind(device, dtype, precision or "fp32", settings.tile, settings.chunk_elements)
+    return kind(device, dtype, precision or "fp32", settings.tile, settings.chunk_elements, settings.chunk_rows)
 
 
 def _settings(device: torch.device) -> DeviceSettings:

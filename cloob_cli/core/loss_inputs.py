@@ -60,7 +60,7 @@ def check_inputs(
             "every other pair of the batch is a negative; use a larger batch",
         )
     with torch.no_grad():
-        caption_ids = None if caption_ids is None else gather_rows(caption_ids, layout)
+        caption_ids = None if caption_ids is None else gather_rows(caption_ids.contiguous(), layout)
         norm, tau_read, captions_differ = _read_bounds(x, y, inv_tau, caption_ids, layout)
     if not math.isfinite(norm):
         raise LossInputError("the embeddings hold values that are not finite", "lower the learning rate, or clip")

@@ -1,5 +1,8 @@
 """Triton kernels, each of which does a step of `loss_steps.py` in one pass; `loss_triton.py` launches them.
 
+Every matrix and vector that they are given is contiguous. Sums that several programs add to are summed in whatever
+order these come, so that the last bits of a result may differ from run to run.
+
 Checked against the plain steps through Triton's interpreter (TRITON_INTERPRET=1); their speed has not been measured.
 """
 
@@ -99,6 +102,7 @@ def exponentials_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """A program a block: exp(scores) - 1 and its sums."""
     row, column, at, inside = _block(rows, columns, ROWS, COLUMNS)
     score = _load_biased(scores, row_bias, column_bias, row, column, at, inside, rows, columns, True)
     weight = _exp_less_one(score)
@@ -126,6 +130,7 @@ def exponentials_and_gradient_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """A program a block: exp(scores) - 1, and exp(scores) times `pulled` with its sums."""
     row, column, at, inside = _block(rows, columns, ROWS, COLUMNS)
     score = _load_biased(scores, row_bias, column_bias, row, column, at, inside, rows, columns, True)
     pull = _load_biased(pulled, pulled_row_bias, pulled_column_bias, row, column, at, inside, rows, columns, BOTH)
@@ -154,7 +159,9 @@ def both_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Both softmaxes, given their logsumexps, less 2 on the diagonal; with RESTS also what bfloat16 leaves of them."""
+    """A program a block: both softmaxes, given their logsumexps, less 2 on the diagonal; with RESTS also the sums of
+    what bfloat16 leaves of them.
+    """
     row, column, at, inside = _block(rows, columns, ROWS, COLUMNS)
     value = tl.load(logits + at, mask=inside, other=0.0)
     by_row = tl.load(row_logsumexp + row, mask=row < rows, other=0.0)
@@ -233,18 +240,21 @@ def rows_kernel(
 
 
 @triton.jit
-def column_sums_kernel(weights, factors, sums, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """A program a block of columns: the sum of factor times row, added into `sums`."""
+def column_sums_kernel(
+    weights, factors, sums, rows, columns, SLAB: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """A program a block of columns in SLAB rows: the sum of factor times row, added into `sums`."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.load(sums + column, mask=column < columns, other=0.0)
-    for start in range(0, rows, ROWS):
+    total = tl.zeros([COLUMNS], dtype=tl.float32)
+    first = tl.program_id(1) * SLAB
+    for start in range(first, tl.minimum(first + SLAB, rows), ROWS):
         row = start + tl.arange(0, ROWS)
         inside = (row < rows)[:, None] & (column < columns)[None, :]
         at = row.to(tl.int64)[:, None] * columns + column[None, :]
         factor = tl.load(factors + row, mask=row < rows, other=0.0)
         weight = tl.load(weights + at, mask=inside, other=0.0).to(tl.float32)
         total += tl.sum(factor[:, None] * weight, axis=0)
-    tl.store(sums + column, total, mask=column < columns)
+    tl.atomic_add(sums + column, total, mask=column < columns)
 
 
 @triton.jit

@@ -75,7 +75,7 @@ class Retrieval:
     def pulled(self, pattern: str, gradient: Tensor) -> Pulled:
         """What `backward` takes for the pattern matrix of that name: its gradient [n, D]."""
         stored = PATTERNS[pattern][1]
-        self._totals[list(self.means).index(stored)] += gradient.sum(dim=0)
+        self._totals[list(self.means).index(stored)].add_(gradient.sum(dim=0))
         return Pulled(self.steps.operand(gradient), gradient @ self.means[stored])
 
     def backward(self, gradients: dict[str, Pulled]) -> tuple[Tensor, Tensor]:

@@ -43,8 +43,8 @@ def add_to_row_means(
     for chunk in steps.chunks(len(queries), len(stored)):
         weights = _scores(queries, stored, beta, steps, chunk).sub_(largest[chunk]).exp_()
         change = steps.product("pulled", for_rows.rows[chunk], stored.deviations.T)
-        sums[chunk] += torch.linalg.vecdot(weights, change).unsqueeze(1)
-        lengths[chunk] += weights.sum(dim=1, keepdim=True)
+        sums[chunk].add_(torch.linalg.vecdot(weights, change).unsqueeze(1))
+        lengths[chunk].add_(weights.sum(dim=1, keepdim=True))
 
 
 def pull_rows(

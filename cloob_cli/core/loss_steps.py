@@ -43,18 +43,27 @@ class Steps:
     Args:
         device, dtype: of the embeddings; `dtype` (float32 or float64) is the format of every sum.
         precision: "fp32", "tf32" (CUDA's rounding inside the product) or "bf16" (operands rounded to bfloat16).
-        tile: rows and columns of a tile of the retrieval.
+        tile: rows and columns of a tile of the retrieval; also the rows of a block from another process, and of a chunk
+            beside it.
         chunk_elements: size of a chunk of whole rows, where the sum over a row is needed before anything else.
+        chunk_rows: that a chunk has at least, however long they are.
     """
 
     def __init__(
-        self, device: torch.device, dtype: torch.dtype, precision: str, tile: tuple[int, int], chunk_elements: int
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        precision: str,
+        tile: tuple[int, int],
+        chunk_elements: int,
+        chunk_rows: int = 1,
     ) -> None:
         self.device = device
         self.dtype = dtype
         self.precision = "fp32" if dtype == torch.float64 else precision
         self.tile = tile
         self.chunk_elements = chunk_elements
+        self.chunk_rows = chunk_rows
         # Where there is no product of bfloat16 operands with float32 results, operands are rounded but stay float32,
         # which gives the same numbers.
         on_cuda = device.type == "cuda" and self.precision == "bf16"
@@ -66,16 +75,25 @@ class Steps:
     @contextmanager
     def matmul_precision(self) -> Iterator[None]:
         """The products' own precision, whatever the program around has set."""
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if self._tf32 else "highest")
+        cuda, cpu = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
+        if cpu is None or not hasattr(cuda, "fp32_precision"):  # torch before 2.9
+            former = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("high" if self._tf32 else "highest")
+            try:
+                yield
+            finally:
+                torch.set_float32_matmul_precision(former)
+            return
+        before = cuda.fp32_precision, cpu.fp32_precision
+        cuda.fp32_precision, cpu.fp32_precision = "tf32" if self._tf32 else "ieee", "ieee"
         try:
             yield
         finally:
-            torch.set_float32_matmul_precision(before)
+            cuda.fp32_precision, cpu.fp32_precision = before
 
     def chunks(self, rows: int, columns: int, tallest: int | None = None) -> list[slice]:
         """Pieces of `rows` rows, each of whole rows of `columns` elements; of at most `tallest` rows."""
-        height = min(max(1, self.chunk_elements // columns), tallest or rows or 1)
+        height = min(max(self.chunk_rows, self.chunk_elements // columns), tallest or rows or 1)
         return [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
 
     def buffer(self, name: str, rows: int, columns: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -179,16 +197,22 @@ class Steps:
         return logits.logsumexp(dim=1, keepdim=True)
 
     def softmax_of_both(
-        self, logits: Tensor, row: Tensor, column: Tensor, diagonal: int, row_sums: Tensor, column_sums: Tensor
+        self,
+        logits: Tensor,
+        row_logsumexp: Tensor,
+        column_logsumexp: Tensor,
+        diagonal: int,
+        row_sums: Tensor,
+        column_sums: Tensor,
     ) -> Tensor:
-        """exp(logits - row) + exp(logits - column) - 2 on the diagonal (see `Positives`), an operand, and its sums.
+        """exp(logits - row_logsumexp) + exp(logits - column_logsumexp) - 2 on the diagonal (see `Positives`): what the
+        sums of both directions and the positives have as gradient; an operand, and its sums.
 
-        That is what the sums of both directions, given their logsumexps, and the positives have as gradient. Into the
-        first row of row_sums [2, m] and column_sums [2, n] goes the exact matrix, into the second what it is more than
-        the operand.
+        Into the first row of row_sums [2, m] and column_sums [2, n] goes the exact matrix, into the second what it is
+        more than the operand.
         """
-        by_column = torch.sub(logits, column, out=self.buffer("by_column", *logits.shape)).exp_()
-        weights = logits.sub_(row).exp_().add_(by_column)
+        by_column = torch.sub(logits, column_logsumexp, out=self.buffer("by_column", *logits.shape)).exp_()
+        weights = logits.sub_(row_logsumexp).exp_().add_(by_column)
         weights.diagonal(diagonal).sub_(2)
         _add_sums(weights, row_sums[0], column_sums[0])
         operand = self.operand(weights)
@@ -201,7 +225,7 @@ class Steps:
 def _has_narrow_products(device: torch.device) -> bool:
     """Whether bfloat16 matrices can be multiplied and added to a float32 one in place, found out by doing it once.
 
-    CUDA can in torch from 2.8 on.
+    CUDA can in newer torch; where some versions have the product, they cannot add it to a float32 matrix.
     """
     operand = torch.arange(-128.0, 128.0, device=device).view(16, 16) / 64  # exact in bfloat16
     with torch.autocast(device.type, enabled=False):
@@ -210,7 +234,7 @@ def _has_narrow_products(device: torch.device) -> bool:
     narrow = operand.bfloat16()
     try:
         torch.addmm(result, narrow, narrow, out_dtype=torch.float32, alpha=0.5, out=result)
-    except (RuntimeError, TypeError):
+    except Exception:  # the overload may be missing, or refuse formats or devices
         return False
     return torch.allclose(result, expected, rtol=1e-5, atol=1e-5)
 
@@ -218,10 +242,13 @@ def _has_narrow_products(device: torch.device) -> bool:
 def leave_out(logits: Tensor, positives: Positives, keep_diagonal: bool) -> Tensor:
     """Set to -inf, in place, what is no negative: pairs with equal caption ids and, unless kept, the diagonal."""
     diagonal = logits.diagonal(positives.diagonal)
-    own = diagonal.clone()
+    own = diagonal.clone() if keep_diagonal else None
     if positives.row_ids is not None and positives.column_ids is not None:
         logits.masked_fill_(positives.row_ids[:, None] == positives.column_ids[None, :], -torch.inf)
-    diagonal.copy_(own if keep_diagonal else torch.full_like(own, -torch.inf))
+    if own is None:
+        diagonal.fill_(-torch.inf)
+    else:
+        diagonal.copy_(own)
     return logits
 
 

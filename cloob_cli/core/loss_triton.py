@@ -17,6 +17,7 @@ from cloob_cli.core.loss_steps import Positives, Steps
 
 ELEMENTS = 4096  # of a row, that one program works on at a time
 ROWS, COLUMNS = 32, 128  # of a block, that one program works on at a time
+SLAB = 128  # rows of a column that one program sums up
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
 
 
@@ -123,8 +124,8 @@ class TritonSteps(Steps):
 
     def add_column_sums(self, column_sums: Tensor, weights: Tensor, factors: Tensor) -> None:
         rows, columns = weights.shape
-        kernels.column_sums_kernel[(triton.cdiv(columns, COLUMNS),)](
-            weights, factors, column_sums, rows, columns, ROWS, COLUMNS, **OPTIONS
+        kernels.column_sums_kernel[(triton.cdiv(columns, COLUMNS), triton.cdiv(rows, SLAB))](
+            weights, factors, column_sums, rows, columns, SLAB, ROWS, COLUMNS, **OPTIONS
         )
 
     def logsumexp_of_both(self, logits: Tensor, column: Tensor) -> Tensor:
@@ -152,13 +153,19 @@ class TritonSteps(Steps):
         return logsumexp
 
     def softmax_of_both(
-        self, logits: Tensor, row: Tensor, column: Tensor, diagonal: int, row_sums: Tensor, column_sums: Tensor
+        self,
+        logits: Tensor,
+        row_logsumexp: Tensor,
+        column_logsumexp: Tensor,
+        diagonal: int,
+        row_sums: Tensor,
+        column_sums: Tensor,
     ) -> Tensor:
         weights = self._operand_like("weights", logits)
         kernels.both_kernel[_blocks(logits)](
             logits,
-            row,
-            column,
+            row_logsumexp,
+            column_logsumexp,
             weights,
             *(row_sums[0], column_sums[0], row_sums[1], column_sums[1]),
             diagonal,

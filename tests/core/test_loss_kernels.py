@@ -31,14 +31,14 @@ def check(mode: str, **environment: str) -> dict:
 def test_the_loss_with_interpreted_kernels_equals_the_definition():
     report = check("interpret", TRITON_INTERPRET="1")
     assert report.pop("choice") == "triton"
-    assert report.pop("cloob fp32") < 1e-5
-    assert report.pop("cloob bf16") < 1e-2
-    assert report.pop("infoloob bf16") < 1e-2
-    assert not report
+    assert len(report) == 6
+    for name, error in report.items():
+        assert error < (1e-2 if "bf16" in name else 1e-5), name
 
 
 def test_every_kernel_compiles_for_an_h100(tmp_path):
     compiled = check("compile", TRITON_CACHE_DIR=str(tmp_path))
+    assert sum(compiled.values()) >= 60
     assert sorted(compiled) == [
         "both_kernel",
         "column_logsumexp_kernel",

@@ -6,12 +6,16 @@ definition in float64. Both print one JSON document.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 
 import torch
+import triton
 from narrow_steps import narrow
 from torch.nn.functional import normalize
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 from cloob_cli.core import loss_choice, loss_kernels, loss_triton
 from cloob_cli.core.loss import contrastive_loss
@@ -22,12 +26,14 @@ FLOAT32 = {
     "logits", "row_logsumexp", "column_logsumexp", "logsumexp", "inverse", "factors", "sums", "matrix",
     "row_rests", "column_rests",
 }  # fmt: skip
-BLOCKS = {"ROWS": loss_triton.ROWS, "COLUMNS": loss_triton.COLUMNS, "BLOCK": loss_triton.ELEMENTS}
+BLOCKS = {"ROWS": loss_triton.ROWS, "COLUMNS": loss_triton.COLUMNS, "SLAB": loss_triton.SLAB}
+# What one program does of a row: a piece of many columns, or all of an embedding.
+BLOCK = {"rows_kernel": loss_triton.ELEMENTS, "normalise_kernel": 512, "pull_through_normalisation_kernel": 1024}
 
 
-def type_of(argument: str) -> str:
+def type_of(argument: str, operands: str) -> str:
     if argument in ("weights", "gradient"):
-        return "*bf16"
+        return operands
     if argument in ("row_ids", "column_ids"):
         return "*i64"
     if argument == "scale":
@@ -36,28 +42,31 @@ def type_of(argument: str) -> str:
 
 
 def compile_all() -> dict[str, int]:
-    """How many variants of each kernel compile to machine code for compute capability 9.0."""
-    import itertools
-
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
+    """How many variants of each kernel compile to machine code for compute capability 9.0: with every set of flags,
+    with operands in both formats, and with sizes that are and that are not multiples of 16.
+    """
     compiled: dict[str, int] = {}
     for name, kernel in vars(loss_kernels).items():
         if not name.endswith("_kernel"):
             continue
-        fixed = {key: BLOCKS[key] for key in kernel.arg_names if key in BLOCKS}
-        flags = [key for key in kernel.arg_names if key.isupper() and key not in BLOCKS and key != "ROUND"]
+        sizes = BLOCKS | ({"BLOCK": BLOCK[name]} if name in BLOCK else {})
+        fixed = {key: sizes[key] for key in kernel.arg_names if key in sizes}
+        flags = [key for key in kernel.arg_names if key.isupper() and key not in fixed]
         for values in itertools.product([False, True], repeat=len(flags)):
             constants = fixed | dict(zip(flags, values, strict=True))
-            if "ROUND" in kernel.arg_names:
-                constants["ROUND"] = False
-            signature = {key: "constexpr" if key in constants else type_of(key) for key in kernel.arg_names}
-            source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-            result = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=loss_triton.OPTIONS)
-            assert result.asm["cubin"]
-            compiled[name] = compiled.get(name, 0) + 1
+            for operands, aligned in (("*bf16", True), ("*fp32", True), ("*bf16", False)):
+                signature = {
+                    key: "constexpr" if key in constants else type_of(key, operands) for key in kernel.arg_names
+                }
+                divisible = {
+                    (place,): [["tt.divisibility", 16]]
+                    for place, key in enumerate(kernel.arg_names)
+                    if aligned and signature[key].startswith(("*", "i"))
+                }
+                source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=divisible)
+                result = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=loss_triton.OPTIONS)
+                assert result.asm["cubin"]
+                compiled[name] = compiled.get(name, 0) + 1
     return compiled
 
 
@@ -75,12 +84,20 @@ def interpret_all() -> dict[str, object]:
         "choice": choose_implementation(cpu, torch.float32, 41, requested="triton").name,
     }
     loss_triton.TritonSteps = narrow(loss_triton.TritonSteps)
-    for objective, precision, masked in (("cloob", "fp32", True), ("cloob", "bf16", True), ("infoloob", "bf16", False)):
-        ids = torch.arange(41) // 2 if masked else None
-        expected = gradient(x, y, torch.float64, objective=objective, caption_ids=ids)
-        options = {"objective": objective, "caption_ids": ids, "precision": precision}
-        found = gradient(x, y, torch.float32, implementation="triton", **options)
-        report[f"{objective} {precision}"] = float((found - expected).norm() / expected.norm())
+    for objective, precision, masked, scale_hopfield in (
+        ("cloob", "fp32", True, 8.0),
+        ("cloob", "bf16", True, 8.0),
+        ("cloob", "fp32", False, 100.0),  # with row maxima
+        ("infoloob", "fp32", True, 8.0),
+        ("infoloob", "bf16", False, 8.0),
+        ("clip", "fp32", True, 8.0),
+    ):
+        ids = torch.arange(41).repeat_interleave(3).view(41, 3)[:, 1] // 2 if masked else None  # not contiguous
+        # InfoNCE's gradient all but vanishes for pairs as alike as these at a larger inv_tau.
+        options = {"objective": objective, "caption_ids": ids, "scale_hopfield": scale_hopfield, "inv_tau": 5.0}
+        expected = gradient(x, y, torch.float64, **options)
+        found = gradient(x, y, torch.float32, implementation="triton", precision=precision, **options)
+        report[f"{objective} {precision} {scale_hopfield:g}"] = float((found - expected).norm() / expected.norm())
     return report
 
 
