@@ -15,7 +15,8 @@ turns them into text and exit codes; everything else raises them.
     |   +-- UnknownModelError         a name that no card, folder or installed model has
     |   +-- CardError                 a zoo card with wrong fields
     |   +-- NothingFoundError         a folder without a single usable picture
-    |   +-- LossInputError            embeddings that a loss is not defined for (batch 1, shapes, not finite)
+    |   +-- LossInputError            embeddings that a loss is not defined for (batch 1, shapes)
+    |   |   +-- NonFiniteEmbeddingsError   embeddings that are not finite numbers, on whichever process
     +-- MissingExtraError         1   an optional package is not installed
     +-- DeviceError               2   a device that this machine or this torch does not have
     +-- TrainingError             1   training cannot go on
@@ -90,6 +91,10 @@ class NothingFoundError(InputError):
 
 
 class LossInputError(InputError):
+    pass
+
+
+class NonFiniteEmbeddingsError(LossInputError):
     pass
 
 

@@ -123,7 +123,8 @@ def contrastive_loss(
         implementation: "definition" keeps N x N matrices, "tiled" does not, "triton" is "tiled" with fused kernels;
             "auto" takes the fastest (`loss_choice.choose_implementation`, which also says why).
         precision: number format of what enters the matrix products of "tiled" and "triton"; sums are float32 always.
-            None is "fp32". Ignored for float64 and by "definition"; "bf16" becomes "tf32" for scale_hopfield above 20.
+            None is "fp32". Ignored for float64; "bf16" becomes "tf32" for scale_hopfield above 20. "definition"
+            multiplies as torch is set to (`torch.backends.cuda.matmul`).
         process_group: the processes that hold the rest of the batch; None: the batch is all here. Each passes its own
             rows, in rank order; counts may differ.
 
@@ -134,6 +135,7 @@ def contrastive_loss(
 
     Raises:
         LossInputError: see `check_inputs`; also an unknown objective or precision, or a scale_hopfield not above zero.
+        UsageError: an unknown implementation.
     """
     if objective not in ("cloob", "infoloob", "clip"):
         raise LossInputError(f"unknown objective '{objective}'", "use cloob, infoloob or clip")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cloob_cli.core.gather import RowLayout, gather_rows, largest_over_processes, row_layout
-from cloob_cli.errors import LossInputError
+from cloob_cli.errors import LossInputError, NonFiniteEmbeddingsError
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ def check_inputs(
     which lets the fast forms leave out the search for row maxima.
 
     Raises:
+        NonFiniteEmbeddingsError: values that are not finite, on any process; all processes raise it.
         LossInputError: shapes that differ or are not [N, D], a format that is not floating point, fewer than two pairs
-            (over all processes), values that are not finite, inv_tau not above zero, caption_ids of a wrong shape or
-            format or all equal.
+            (over all processes), inv_tau not above zero, caption_ids of a wrong shape or format or all equal.
     """
     _check_shapes(image_embeddings, text_embeddings, inv_tau, caption_ids)
     double = torch.float64 in (image_embeddings.dtype, text_embeddings.dtype)
@@ -63,7 +63,9 @@ def check_inputs(
         caption_ids = None if caption_ids is None else gather_rows(caption_ids.contiguous(), layout)
         norm, tau_read, captions_differ = _read_bounds(x, y, inv_tau, caption_ids, layout)
     if not math.isfinite(norm):
-        raise LossInputError("the embeddings hold values that are not finite", "lower the learning rate, or clip")
+        raise NonFiniteEmbeddingsError(
+            "the embeddings hold values that are not finite", "lower the learning rate, or clip"
+        )
     if not (math.isfinite(tau_read) and tau_read > 0):
         raise LossInputError(f"inv_tau must be a finite number above zero, not {tau_read}")
     if not captions_differ:

@@ -7,8 +7,8 @@ the activations of one slice only.
 
 What it cannot do: a layer that looks across the batch sees slices. BatchNorm in training mode normalises over a slice,
 so that the gradient is that of a model whose statistics are per slice (as with smaller batches on more processes). Its
-running statistics are kept from moving twice a step. Layers without such statistics (all of a vision transformer) give
-the gradient of the whole batch.
+running statistics move once with each slice, not a second time in the pass without a graph. Layers without such
+statistics (all of a vision transformer) give the gradient of the whole batch.
 """
 
 from __future__ import annotations
@@ -70,9 +70,14 @@ def cached_gradient_step(
         last = number == len(slices) - 1
         with nullcontext() if last else no_sync():
             # DDP counts every parameter's gradient once, in the last backward pass: the loss's own tensors go with it.
-            extra = [pair for pair in zip(loss_tensors, leaves, strict=True) if pair[0].requires_grad] if last else []
+            # One that the loss did not use has no gradient to take on.
+            extra = [
+                (tensor, leaf.grad)
+                for tensor, leaf in zip(loss_tensors, leaves, strict=True)
+                if last and tensor.requires_grad and leaf.grad is not None
+            ]
             outputs = [*embed(piece), *(tensor for tensor, _ in extra)]
-            torch.autograd.backward(outputs, [*pulls[number], *(leaf.grad for _, leaf in extra)])
+            torch.autograd.backward(outputs, [*pulls[number], *(gradient for _, gradient in extra)])
     return loss.detach()
 
 
@@ -106,7 +111,7 @@ def find_micro_batch_size(
 
 @contextmanager
 def _running_statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Undo what the first pass does to the running statistics: the second pass moves them once."""
+    """Undo what the first pass does to the running statistics: the second moves them, once with each slice."""
     moving = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     buffers = [buffer for module in moving for buffer in module.buffers()]
     before = [buffer.clone() for buffer in buffers]

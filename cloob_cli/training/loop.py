@@ -18,7 +18,7 @@ from cloob_cli.core.device import PRECISIONS
 from cloob_cli.core.loss_choice import choose_implementation
 from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import PairBatch, PairLoader
-from cloob_cli.errors import Interrupted, MissingExtraError, NonFiniteLossError
+from cloob_cli.errors import Interrupted, MissingExtraError, NonFiniteEmbeddingsError, NonFiniteLossError
 from cloob_cli.recipe import Recipe
 from cloob_cli.registry.store import save_model
 from cloob_cli.training import setup, state
@@ -37,7 +37,7 @@ from cloob_cli.training.events import (
 from cloob_cli.training.interrupt import StopRequest, stop_on_signals
 from cloob_cli.training.precision import pick_precision
 from cloob_cli.training.state import Progress, RunFolder
-from cloob_cli.training.step import NotFinite, TrainingStep
+from cloob_cli.training.step import TrainingStep
 from cloob_cli.training.telemetry import MetricsFile, Window, draw_loss_curve, memory_gib, read_rows
 from cloob_cli.training.validation import Validator
 
@@ -173,7 +173,7 @@ class Run:
                     batch = next(batches)
                 try:
                     window.add(*self.train_step(batch, self.step), images=section.batch_size)
-                except NotFinite:
+                except NonFiniteEmbeddingsError:
                     self._check_finite(window)
                     raise self._not_finite("the embeddings are", self.step + 1) from None
                 self.step += 1

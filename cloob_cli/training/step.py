@@ -15,7 +15,6 @@ from cloob_cli.core.loss import contrastive_loss
 from cloob_cli.core.model import CloobModel
 from cloob_cli.data.images import normalise
 from cloob_cli.data.loader import PairBatch
-from cloob_cli.errors import LossInputError
 from cloob_cli.recipe import ObjectiveSection, OptimizerSection, TrainSection
 from cloob_cli.training.average import WeightAverage
 from cloob_cli.training.cached import cached_gradient_step, find_micro_batch_size
@@ -24,10 +23,6 @@ from cloob_cli.training.precision import Precision
 
 # What enters the matrix products of the loss on a GPU, by the precision of the towers; sums are float32 always.
 _LOSS_PRECISION: dict[Precision, Literal["fp32", "tf32", "bf16"]] = {"fp32": "fp32", "fp16": "tf32", "bf16": "bf16"}
-
-
-class NotFinite(Exception):
-    """The towers gave embeddings that are not finite numbers."""
 
 
 class TrainingStep:
@@ -74,7 +69,7 @@ class TrainingStep:
             The loss of the joint batch and the norm of its gradient before clipping, scalars on the device.
 
         Raises:
-            NotFinite: the embeddings are not finite; the weights are left as they are.
+            NonFiniteEmbeddingsError: embeddings are not finite, on whichever process; the weights are left as they are.
         """
         torch.manual_seed(_step_seed(self._seed, step, self._accelerator.process_index))
         set_learning_rate(self.optimizer, self.learning_rate(step))
@@ -124,22 +119,17 @@ class TrainingStep:
         logit_scale: Tensor | None = None,
     ) -> Tensor:
         section = self._objective
-        try:
-            return contrastive_loss(
-                images,
-                texts,
-                objective="infoloob" if warming_up else section.name,
-                inv_tau=section.inv_tau if logit_scale is None else logit_scale.exp(),
-                scale_hopfield=section.scale_hopfield,
-                caption_ids=caption_ids,
-                implementation=section.implementation,
-                precision=_LOSS_PRECISION[self._precision] if self._device.type == "cuda" else "fp32",
-                process_group=self._processes,
-            )
-        except LossInputError:
-            if bool(images.isfinite().all()) and bool(texts.isfinite().all()):
-                raise
-            raise NotFinite from None
+        return contrastive_loss(
+            images,
+            texts,
+            objective="infoloob" if warming_up else section.name,
+            inv_tau=section.inv_tau if logit_scale is None else logit_scale.exp(),
+            scale_hopfield=section.scale_hopfield,
+            caption_ids=caption_ids,
+            implementation=section.implementation,
+            precision=_LOSS_PRECISION[self._precision] if self._device.type == "cuda" else "fp32",
+            process_group=self._processes,
+        )
 
     def _fitting(self, wanted: int | Literal["auto"] | None) -> int | None:
         if wanted == "auto" and self._device.type != "cpu":

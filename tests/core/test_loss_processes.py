@@ -116,6 +116,8 @@ def test_bytes_received_are_those_of_the_documentation(results, processes):
         # beside each row; five matrices of sums.
         cloob = results[rank][(processes, "cloob", 8.0, "tiled", False)]["received"]
         assert cloob == number * (others * (10 * WIDTH + 15) + added * 5 * WIDTH + 2 * vectors) + layout
+        masked = results[rank][(processes, "cloob", 8.0, "tiled", True)]["received"]
+        assert masked - cloob == 8 * (processes - 1) * max(counts)  # caption ids; pieces are as long as the longest
         both = results[rank][(processes, "infoloob", 8.0, "tiled", False)]["received"]
         assert both == number * (others * (2 * WIDTH + 3) + added * WIDTH + 3 * vectors) + layout
 
@@ -127,6 +129,12 @@ def test_no_process_ever_holds_a_joint_matrix(results, processes, objective, sca
     for rank in range(processes):
         largest = results[rank][(processes, objective, scale, "tiled", False)]["largest"]
         assert largest <= max(CHUNK, max(ROWS[processes]) * WIDTH) < PAIRS * WIDTH
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_all_processes_refuse_what_is_not_finite_on_one(results, processes):
+    for rank in range(processes):
+        assert results[rank][(processes, "broken")] == "the embeddings hold values that are not finite"
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cloob_cli.core import gather, loss_choice
 from cloob_cli.core.loss import contrastive_loss
+from cloob_cli.errors import NonFiniteEmbeddingsError
 from cloob_cli.training.cached import cached_gradient_step
 
 
@@ -108,6 +109,14 @@ def run(batch: dict, rank: int, processes: int, group: distributed.ProcessGroup,
                     "received": counted.received,
                     "largest": counted.largest,
                 }
+
+    broken = normalize(pixels @ batch["image"], dim=1)
+    if rank == processes - 1:
+        broken[0, 0] = torch.nan
+    try:
+        contrastive_loss(broken, broken, process_group=group)
+    except NonFiniteEmbeddingsError as error:
+        results[(processes, "broken")] = str(error)
 
     model = nn.parallel.DistributedDataParallel(Towers(batch), process_group=group)
     loss = cached_gradient_step(

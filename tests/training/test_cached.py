@@ -92,6 +92,20 @@ class Towers(nn.Module):
         return nn.functional.normalize(self.image(pixels)), nn.functional.normalize(self.text(tokens))
 
 
+def test_a_tensor_that_the_loss_does_not_use_gets_no_gradient():
+    model = small_vit()
+    unused = torch.ones((), requires_grad=True)
+    pixels, tokens = pairs(model, 8)
+    cached_gradient_step(
+        lambda piece: model(*piece),
+        list(zip(pixels.split(4), tokens.split(4), strict=True)),
+        lambda images, texts, _: contrastive_loss(images, texts),
+        model=model,
+        loss_tensors=[unused * 2],
+    )
+    assert unused.grad is None
+
+
 def test_both_passes_draw_the_same_random_numbers():
     torch.manual_seed(0)
     model = Towers()
