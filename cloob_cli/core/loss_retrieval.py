@@ -29,6 +29,7 @@ PATTERNS = {"u_x": ("x", "x"), "u_y": ("y", "x"), "v_x": ("x", "y"), "v_y": ("y"
 
 
 def small_scores(inputs: LossInputs, beta: float) -> bool:
+    """Whether the exponentials of all scores fit into tiles as they are; the same answer on every process."""
     return beta * inputs.largest_norm**2 <= LARGEST_TILED[inputs.x.dtype]
 
 
@@ -47,6 +48,7 @@ class Retrieval:
         self.tiled = small_scores(inputs, beta)
         self.means = {"x": mean_of_rows(inputs.x, inputs.layout), "y": mean_of_rows(inputs.y, inputs.layout)}
         self._scaled_means = {name: beta * mean for name, mean in self.means.items()}
+        self._kept: dict[str, Embeddings] = {}
         self._largest: dict[str, Tensor] = {}  # the largest score of each row [n, 1], by pattern matrix
         self._totals = torch.zeros_like(torch.stack(list(self.means.values())))
 
@@ -162,9 +164,14 @@ class Retrieval:
             yield visit, stored, [Pulled(next(arrived), next(arrived)) for _ in gradients]
 
     def _own_embeddings(self, *names: str) -> dict[str, Embeddings]:
-        """Made when they are needed: they cost less time than the memory they would take between."""
-        rows = {"x": self.inputs.x, "y": self.inputs.y}
-        return {name: embeddings(name, rows[name], self.means[name], self._scaled_means, self.steps) for name in names}
+        """Made when they are needed: of a large batch they cost less time than the memory they would take between."""
+        for name, rows in (("x", self.inputs.x), ("y", self.inputs.y)):
+            if name in names and name not in self._kept:
+                self._kept[name] = embeddings(name, rows, self.means[name], self._scaled_means, self.steps)
+        made = {name: self._kept[name] for name in names}
+        if len(self.inputs.x) > self.steps.tile[1]:
+            self._kept.clear()
+        return made
 
     def _zeros(self) -> Tensor:
         return torch.zeros(self.inputs.x.shape, dtype=self.steps.dtype, device=self.inputs.x.device)
