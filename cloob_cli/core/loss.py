@@ -14,10 +14,10 @@ from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
 from cloob_cli.core.gather import gather_differentiably
-from cloob_cli.core.loss_choice import choose_implementation, make_steps
-from cloob_cli.core.loss_inputs import LossInputs, check_inputs
-from cloob_cli.core.loss_retrieval import small_scores
-from cloob_cli.core.loss_tiled import tiled_loss
+from cloob_cli.core.loss_forms.choice import choose_implementation, make_steps
+from cloob_cli.core.loss_forms.inputs import LossInputs, check_inputs
+from cloob_cli.core.loss_forms.retrieval import small_scores
+from cloob_cli.core.loss_forms.tiled import tiled_loss
 from cloob_cli.errors import LossInputError
 
 Objective = Literal["cloob", "infoloob", "clip"]
@@ -121,7 +121,7 @@ def contrastive_loss(
             sums over negatives, and of nothing else. Retrieval stores and finds them as before, and each still has
             its own positive. A row without any negative exists only where all ids are equal, which is refused.
         implementation: "definition" keeps N x N matrices, "tiled" does not, "triton" is "tiled" with fused kernels;
-            "auto" takes the fastest (`loss_choice.choose_implementation`, which also says why).
+            "auto" takes the fastest (`loss_forms.choice.choose_implementation`, which also says why).
         precision: number format of what enters the matrix products of "tiled" and "triton"; sums are float32 always.
             None is "fp32". Ignored for float64; "bf16" becomes "tf32" for scale_hopfield above 20. "definition"
             multiplies as torch is set to (`torch.backends.cuda.matmul`).

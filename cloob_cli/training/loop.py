@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import gather_object
 
 from cloob_cli.core.device import PRECISIONS
-from cloob_cli.core.loss_choice import choose_implementation
+from cloob_cli.core.loss_forms.choice import choose_implementation
 from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import PairBatch, PairLoader
 from cloob_cli.errors import Interrupted, MissingExtraError, NonFiniteEmbeddingsError, NonFiniteLossError

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cloob_cli.core.loss import contrastive_loss
-from cloob_cli.core.loss_choice import choose_implementation
+from cloob_cli.core.loss_forms.choice import choose_implementation
 
 pytest.importorskip("triton", reason="the package triton exists for Linux only")
 

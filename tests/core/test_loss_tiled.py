@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from loss_checks import OBJECTIVES, alike, loss_and_gradient, unit_rows
 
 from cloob_cli.core.loss import contrastive_loss
-from cloob_cli.core.loss_choice import choose_implementation
-from cloob_cli.core.loss_inputs import check_inputs
-from cloob_cli.core.loss_retrieval import Retrieval
-from cloob_cli.core.loss_steps import Steps
+from cloob_cli.core.loss_forms.choice import choose_implementation
+from cloob_cli.core.loss_forms.inputs import check_inputs
+from cloob_cli.core.loss_forms.retrieval import Retrieval
+from cloob_cli.core.loss_forms.steps import Steps
 from cloob_cli.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("small_tiles")

@@ -17,18 +17,18 @@ from torch.nn.functional import normalize
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cloob_cli.core import loss_choice, loss_kernels, loss_triton
 from cloob_cli.core.loss import contrastive_loss
-from cloob_cli.core.loss_choice import DeviceSettings, choose_implementation
+from cloob_cli.core.loss_forms import choice, kernels, triton_steps
+from cloob_cli.core.loss_forms.choice import DeviceSettings, choose_implementation
 
 FLOAT32 = {
     "scores", "pulled", "row_bias", "column_bias", "pulled_row_bias", "pulled_column_bias", "row_sums", "column_sums",
     "logits", "row_logsumexp", "column_logsumexp", "logsumexp", "inverse", "factors", "sums", "matrix",
     "row_rests", "column_rests",
 }  # fmt: skip
-BLOCKS = {"ROWS": loss_triton.ROWS, "COLUMNS": loss_triton.COLUMNS, "SLAB": loss_triton.SLAB}
+BLOCKS = {"ROWS": triton_steps.ROWS, "COLUMNS": triton_steps.COLUMNS, "SLAB": triton_steps.SLAB}
 # What one program does of a row: a piece of many columns, or all of an embedding.
-BLOCK = {"rows_kernel": loss_triton.ELEMENTS, "normalise_kernel": 512, "pull_through_normalisation_kernel": 1024}
+BLOCK = {"rows_kernel": triton_steps.ELEMENTS, "normalise_kernel": 512, "pull_through_normalisation_kernel": 1024}
 
 
 def type_of(argument: str, operands: str) -> str:
@@ -46,7 +46,7 @@ def compile_all() -> dict[str, int]:
     with operands in both formats, and with sizes that are and that are not multiples of 16.
     """
     compiled: dict[str, int] = {}
-    for name, kernel in vars(loss_kernels).items():
+    for name, kernel in vars(kernels).items():
         if not name.endswith("_kernel"):
             continue
         sizes = BLOCKS | ({"BLOCK": BLOCK[name]} if name in BLOCK else {})
@@ -64,7 +64,7 @@ def compile_all() -> dict[str, int]:
                     if aligned and signature[key].startswith(("*", "i"))
                 }
                 source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=divisible)
-                result = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=loss_triton.OPTIONS)
+                result = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=triton_steps.OPTIONS)
                 assert result.asm["cubin"]
                 compiled[name] = compiled.get(name, 0) + 1
     return compiled
@@ -73,9 +73,9 @@ def compile_all() -> dict[str, int]:
 def interpret_all() -> dict[str, object]:
     """Relative gradient errors of the loss with kernels, by objective, precision and mask."""
     cpu = torch.device("cpu")
-    loss_choice.SETTINGS["cpu"] = DeviceSettings(2, tile=(24, 32), chunk_elements=1000)
-    loss_triton.ELEMENTS = 32  # so that a row takes several pieces
-    loss_triton.ROWS, loss_triton.COLUMNS = 16, 32
+    choice.SETTINGS["cpu"] = DeviceSettings(2, tile=(24, 32), chunk_elements=1000)
+    triton_steps.ELEMENTS = 32  # so that a row takes several pieces
+    triton_steps.ROWS, triton_steps.COLUMNS = 16, 32
     generator = torch.Generator().manual_seed(0)
     x, noise = torch.randn(2, 41, 96, generator=generator, dtype=torch.float64).unbind()
     x, y = normalize(x, dim=1), normalize(x + noise, dim=1)
@@ -83,7 +83,7 @@ def interpret_all() -> dict[str, object]:
         # "triton" only if all steps equalled the plain ones in both number formats
         "choice": choose_implementation(cpu, torch.float32, 41, requested="triton").name,
     }
-    loss_triton.TritonSteps = narrow(loss_triton.TritonSteps)
+    triton_steps.TritonSteps = narrow(triton_steps.TritonSteps)
     for objective, precision, masked, scale_hopfield in (
         ("cloob", "fp32", True, 8.0),
         ("cloob", "bf16", True, 8.0),

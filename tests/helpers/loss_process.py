@@ -16,8 +16,9 @@ from torch import nn
 from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cloob_cli.core import gather, loss_choice
+from cloob_cli.core import gather
 from cloob_cli.core.loss import contrastive_loss
+from cloob_cli.core.loss_forms import choice
 from cloob_cli.errors import NonFiniteEmbeddingsError
 from cloob_cli.training.cached import cached_gradient_step
 
@@ -136,7 +137,7 @@ def main() -> None:
     folder, rank, most = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     # Tiles and chunks smaller than any process's part.
-    loss_choice.SETTINGS["cpu"] = loss_choice.DeviceSettings(2, tile=(5, 7), chunk_elements=100)
+    choice.SETTINGS["cpu"] = choice.DeviceSettings(2, tile=(5, 7), chunk_elements=100)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=most)
     batch = torch.load(folder / "batch.pt", weights_only=True)
     results = {}

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cloob_cli.core.loss_operands import Embeddings, Pulled, add_outer
-from cloob_cli.core.loss_steps import Steps
+from cloob_cli.core.loss_forms.operands import Embeddings, Pulled, add_outer
+from cloob_cli.core.loss_forms.steps import Steps
 
 
 def retrieve_rows(

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from cloob_cli.core.exchange import Visit
 from cloob_cli.core.gather import mean_of_rows, parts_for_own_rows, scatter_sum, sum_over_processes
-from cloob_cli.core.loss_chunks import Gradient, Wanted, score_chunks
-from cloob_cli.core.loss_inputs import LossInputs
-from cloob_cli.core.loss_steps import Steps, leave_out, positives_of_tile
+from cloob_cli.core.loss_forms.chunks import Gradient, Wanted, score_chunks
+from cloob_cli.core.loss_forms.inputs import LossInputs
+from cloob_cli.core.loss_forms.steps import Steps, leave_out, positives_of_tile
 
 
 def two_directions(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cloob_cli.core.loss_steps import Steps
+from cloob_cli.core.loss_forms.steps import Steps
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from cloob_cli.core.exchange import Visit, visits
 from cloob_cli.core.gather import mean_of_rows, sum_over_processes
-from cloob_cli.core.loss_inputs import LossInputs
-from cloob_cli.core.loss_operands import Embeddings, Pulled, embeddings
-from cloob_cli.core.loss_retrieval_rows import add_to_row_means, pull_rows, retrieve_rows
-from cloob_cli.core.loss_retrieval_tiles import pull_in_tiles, retrieve_in_tiles
-from cloob_cli.core.loss_steps import Steps
+from cloob_cli.core.loss_forms.inputs import LossInputs
+from cloob_cli.core.loss_forms.operands import Embeddings, Pulled, embeddings
+from cloob_cli.core.loss_forms.retrieval_rows import add_to_row_means, pull_rows, retrieve_rows
+from cloob_cli.core.loss_forms.retrieval_tiles import pull_in_tiles, retrieve_in_tiles
+from cloob_cli.core.loss_forms.steps import Steps
 
 # Scores up to this size are exponentiated as they are, in tiles. exp(2 * 20) leaves room for sums over any batch, and
 # the rounding of float32 times 20 stays below 1e-5. Larger ones need the maximum and the mean of whole rows.

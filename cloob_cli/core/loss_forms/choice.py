@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cloob_cli.core.loss_steps import Steps
+from cloob_cli.core.loss_forms.steps import Steps
 from cloob_cli.errors import UsageError
 
 
@@ -71,7 +71,7 @@ def choose_implementation(
 def make_steps(choice: Choice, device: torch.device, dtype: torch.dtype, precision: str | None) -> Steps:
     """The steps of a tile for "tiled" or "triton"."""
     if choice.name == "triton":
-        kind: type[Steps] = importlib.import_module("cloob_cli.core.loss_triton").TritonSteps
+        kind: type[Steps] = importlib.import_module("cloob_cli.core.loss_forms.triton_steps").TritonSteps
     else:
         kind = Steps
     settings = _settings(device)
@@ -86,7 +86,7 @@ def _kernels_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype != torch.float32:
         return f"they compute in float32, not {str(dtype).removeprefix('torch.')}"
     try:
-        check = importlib.import_module("cloob_cli.core.loss_kernels_check")
+        check = importlib.import_module("cloob_cli.core.loss_forms.kernels_check")
     except ImportError:
         return "the package triton is not installed"
     return check.obstacle(device)

@@ -1,8 +1,8 @@
 """The exact losses in memory linear in the batch: tiles of the score matrices, made, used and forgotten.
 
 docs/loss.md derives every line, in the same names. The gradient is computed together with the loss: later it can only
-be multiplied by one number, which is what the backward pass does. What a tile goes through is in `loss_steps.py` (plain
-torch) and `loss_triton.py` (Triton).
+be multiplied by one number, which is what the backward pass does. What a tile goes through is in `steps.py` (plain torch)
+and `triton_steps.py` (Triton).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cloob_cli.core.gather import sum_over_processes
-from cloob_cli.core.loss_chunks import Gradient, Wanted
-from cloob_cli.core.loss_directions import two_directions
-from cloob_cli.core.loss_inputs import LossInputs
-from cloob_cli.core.loss_leave_one_out import leave_one_out_sums
-from cloob_cli.core.loss_retrieval import Retrieval
-from cloob_cli.core.loss_steps import Steps
+from cloob_cli.core.loss_forms.chunks import Gradient, Wanted
+from cloob_cli.core.loss_forms.directions import two_directions
+from cloob_cli.core.loss_forms.inputs import LossInputs
+from cloob_cli.core.loss_forms.leave_one_out import leave_one_out_sums
+from cloob_cli.core.loss_forms.retrieval import Retrieval
+from cloob_cli.core.loss_forms.steps import Steps
 
 
 def tiled_loss(inputs: LossInputs, objective: str, scale_hopfield: float, steps: Steps) -> Tensor:

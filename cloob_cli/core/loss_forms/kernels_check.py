@@ -9,9 +9,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from cloob_cli.core import loss_triton
-from cloob_cli.core.loss_steps import Positives, Steps
-from cloob_cli.core.loss_triton import TritonSteps
+from cloob_cli.core.loss_forms import triton_steps
+from cloob_cli.core.loss_forms.steps import Positives, Steps
+from cloob_cli.core.loss_forms.triton_steps import TritonSteps
 
 
 @cache
@@ -44,7 +44,7 @@ def largest_error(device: torch.device, precision: str) -> float:
     fused = TritonSteps(device, torch.float32, precision, (0, 0), 0)
     plain = Steps(torch.device("cpu"), torch.float32, precision, (0, 0), 0)
     # Sizes that are no multiple of anything, and multiples of 16 as in training, with rows of more than one piece.
-    sizes = (33, 150), (48, loss_triton.ELEMENTS + 160)
+    sizes = (33, 150), (48, triton_steps.ELEMENTS + 160)
     on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with on_device, fused.matmul_precision():
         pairs = [pair for size in sizes for pair in zip(_results(fused, *size), _results(plain, *size), strict=True)]

@@ -1,4 +1,4 @@
-"""The steps of `loss_steps.py` by fused Triton kernels.
+"""The steps of `steps.py` by fused Triton kernels.
 
 The matrix products between them stay with the vendor's library, which comes nearer to the limit of the matrix units
 than tiles written by hand: at D = 512 the sums of a tile's second product alone would fill a multiprocessor's
@@ -12,8 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
-from cloob_cli.core import loss_kernels as kernels
-from cloob_cli.core.loss_steps import Positives, Steps
+from cloob_cli.core.loss_forms import kernels
+from cloob_cli.core.loss_forms.steps import Positives, Steps
 
 ELEMENTS = 4096  # of a row, that one program works on at a time
 ROWS, COLUMNS = 32, 128  # of a block, that one program works on at a time

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from cloob_cli.core.exchange import Visit
 from cloob_cli.core.gather import mean_of_rows, scatter_sum
-from cloob_cli.core.loss_chunks import Gradient, Wanted, score_chunks
-from cloob_cli.core.loss_inputs import LossInputs
-from cloob_cli.core.loss_steps import Steps, positives_of_tile
+from cloob_cli.core.loss_forms.chunks import Gradient, Wanted, score_chunks
+from cloob_cli.core.loss_forms.inputs import LossInputs
+from cloob_cli.core.loss_forms.steps import Steps, positives_of_tile
 
 
 def leave_one_out_sums(

@@ -1,4 +1,4 @@
-"""What a tile of scores goes through, in plain torch; `loss_triton.py` does the same with fused Triton kernels.
+"""What a tile of scores goes through, in plain torch; `triton_steps.py` does the same with fused Triton kernels.
 
 A tile is a piece [m, n] of a score matrix. Products take operands (embeddings in the number format that enters the
 matrix unit) and accumulate in the format of the result: float32, or float64 where the inputs are float64.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cloob_cli.core.exchange import Visit, visits
-from cloob_cli.core.loss_inputs import LossInputs
-from cloob_cli.core.loss_steps import Steps
+from cloob_cli.core.loss_forms.inputs import LossInputs
+from cloob_cli.core.loss_forms.steps import Steps
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from cloob_cli.core.loss_operands import Embeddings, Pulled, add_outer
-from cloob_cli.core.loss_steps import Steps
+from cloob_cli.core.loss_forms.operands import Embeddings, Pulled, add_outer
+from cloob_cli.core.loss_forms.steps import Steps
 
 
 def retrieve_in_tiles(

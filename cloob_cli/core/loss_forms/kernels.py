@@ -1,4 +1,4 @@
-"""Triton kernels, each of which does a step of `loss_steps.py` in one pass; `loss_triton.py` launches them.
+"""Triton kernels, each of which does a step of `steps.py` in one pass; `triton_steps.py` launches them.
 
 Every matrix and vector that they are given is contiguous. Sums that several programs add to are summed in whatever
 order these come, so that the last bits of a result may differ from run to run.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cloob_cli.core.loss_steps import LOWEST as LOWEST_LOGIT
+from cloob_cli.core.loss_forms.steps import LOWEST as LOWEST_LOGIT
 
 LOWEST = tl.constexpr(LOWEST_LOGIT)
 

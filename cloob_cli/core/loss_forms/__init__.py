@@ -1,0 +1,1 @@
+"""The fast forms of the losses in `loss.py`."""
