@@ -23,7 +23,7 @@ from cloob_cli.core.loss_forms.choice import DeviceSettings, choose_implementati
 
 FLOAT32 = {
     "scores", "pulled", "row_bias", "column_bias", "pulled_row_bias", "pulled_column_bias", "row_sums", "column_sums",
-    "logits", "row_logsumexp", "column_logsumexp", "logsumexp", "inverse", "factors", "sums", "matrix",
+    "logits", "row_logsumexp", "column_logsumexp", "maxima", "totals", "inverse", "factors", "sums", "matrix",
     "row_rests", "column_rests",
 }  # fmt: skip
 BLOCKS = {"ROWS": triton_steps.ROWS, "COLUMNS": triton_steps.COLUMNS, "SLAB": triton_steps.SLAB}

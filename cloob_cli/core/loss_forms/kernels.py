@@ -80,6 +80,14 @@ def _load_biased(values, row_bias, column_bias, row, column, at, inside, rows, c
 
 
 @triton.jit
+def _factors(row_bias, column_bias, row, column, rows, columns):
+    """exp(row_bias + column_bias)"""
+    by_row = tl.exp(tl.load(row_bias + row, mask=row < rows, other=0.0))
+    by_column = tl.exp(tl.load(column_bias + column, mask=column < columns, other=0.0))
+    return by_row[:, None] * by_column[None, :]
+
+
+@triton.jit
 def _add_sums(value, row_sums, column_sums, row, column, inside, rows, columns, BY_COLUMN: tl.constexpr):
     value = tl.where(inside, value, 0.0)
     tl.atomic_add(row_sums + row, tl.sum(value, axis=1), mask=row < rows)
@@ -102,10 +110,10 @@ def exponentials_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """A program a block: exp(scores) - 1 and its sums."""
+    """A program a block: exp(row_bias + column_bias) (exp(scores) - 1) and its sums."""
     row, column, at, inside = _block(rows, columns, ROWS, COLUMNS)
-    score = _load_biased(scores, row_bias, column_bias, row, column, at, inside, rows, columns, True)
-    weight = _exp_less_one(score)
+    weight = _exp_less_one(tl.load(scores + at, mask=inside, other=0.0))
+    weight *= _factors(row_bias, column_bias, row, column, rows, columns)
     tl.store(weights + at, _rounded(weight, ROUND), mask=inside)
     _add_sums(weight, row_sums, column_sums, row, column, inside, rows, columns, SUM_COLUMNS)
 
@@ -130,13 +138,13 @@ def exponentials_and_gradient_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """A program a block: exp(scores) - 1, and exp(scores) times `pulled` with its sums."""
+    """A program a block: F as above, and exp(row_bias + column_bias + scores) (pulled + its biases) with its sums."""
     row, column, at, inside = _block(rows, columns, ROWS, COLUMNS)
-    score = _load_biased(scores, row_bias, column_bias, row, column, at, inside, rows, columns, True)
     pull = _load_biased(pulled, pulled_row_bias, pulled_column_bias, row, column, at, inside, rows, columns, BOTH)
-    weight = _exp_less_one(score)
-    change = pull + pull * weight
-    tl.store(weights + at, _rounded(weight, ROUND), mask=inside)
+    weight = _exp_less_one(tl.load(scores + at, mask=inside, other=0.0))
+    factor = _factors(row_bias, column_bias, row, column, rows, columns)
+    change = (pull + pull * weight) * factor
+    tl.store(weights + at, _rounded(weight * factor, ROUND), mask=inside)
     tl.store(gradient + at, _rounded(change, ROUND), mask=inside)
     _add_sums(change, row_sums, column_sums, row, column, inside, rows, columns, SUM_COLUMNS)
 
@@ -209,8 +217,8 @@ def rows_kernel(
     row_ids,
     column_ids,
     diagonal,
-    logsumexp,
-    inverse,
+    maxima,
+    totals,
     weights,
     columns,
     NEGATIVES: tl.constexpr,
@@ -218,7 +226,7 @@ def rows_kernel(
     ROUND: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program a row: logsumexp; with NEGATIVES also exp(logits - row maximum) and 1 / their sum."""
+    """A program a row: its maximum and the sum of exp(logits - maximum); with NEGATIVES also what is summed."""
     row = tl.program_id(0).to(tl.int64)
     largest = LOWEST
     total = 0.0
@@ -229,9 +237,9 @@ def rows_kernel(
         above = tl.maximum(largest, tl.max(value, axis=0))
         total = total * tl.exp(largest - above) + tl.sum(tl.exp(value - above), axis=0)
         largest = above
-    tl.store(logsumexp + row, largest + tl.log(total))
+    tl.store(maxima + row, largest)
+    tl.store(totals + row, total)
     if NEGATIVES:
-        tl.store(inverse + row, tl.where(total > 0.0, 1.0 / total, 0.0))
         for start in range(0, columns, BLOCK):
             value, column, inside = _piece_of_row(
                 logits, column_bias, row_ids, column_ids, diagonal, row, start, columns, NEGATIVES, IDS, BLOCK

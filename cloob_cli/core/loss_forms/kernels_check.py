@@ -87,10 +87,10 @@ def _results(steps: Steps, m: int, n: int) -> list[Tensor]:
         keep(*steps.exponentials_and_gradient(scores(), row_bias, column_bias, change(), *biases, *sums))
         keep(row_sums, column_sums)
     for some_positives in (Positives(9), Positives(-9, ids[:m], ids), Positives(200), nothing_but_positives):
-        logsumexp, weights, inverse = steps.softmax_of_rows(scores(), column_bias, some_positives)
+        maxima, weights, totals = steps.softmax_of_rows(scores(), column_bias, some_positives)
         column_sums = torch.ones_like(column_bias)
-        steps.add_column_sums(column_sums, weights, inverse)
-        keep(logsumexp, weights, inverse, column_sums)
+        steps.add_column_sums(column_sums, weights, 1 / (1 + totals))
+        keep(maxima, weights, totals, column_sums)
     column = torch.full_like(column_bias, -torch.inf)
     row = steps.logsumexp_of_both(scores(), column)
     row = steps.logsumexp_of_both(scores(), column)  # a second chunk, which finds sums of the first

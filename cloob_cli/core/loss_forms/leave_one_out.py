@@ -12,7 +12,7 @@ from cloob_cli.core.exchange import Visit
 from cloob_cli.core.gather import mean_of_rows, scatter_sum
 from cloob_cli.core.loss_forms.chunks import Gradient, Wanted, score_chunks
 from cloob_cli.core.loss_forms.inputs import LossInputs
-from cloob_cli.core.loss_forms.steps import Steps, positives_of_tile
+from cloob_cli.core.loss_forms.steps import LOWEST, Steps, positives_of_tile
 
 
 def leave_one_out_sums(
@@ -79,25 +79,34 @@ def _sums_over_negatives(
             positives = positives_of_tile(own_rows, visit.rows, inputs.caption_ids)
             yield visit, chunk, *steps.softmax_of_rows(logits, column_bias, positives)
 
-    row_sums = None
-    if layout.processes > 1 or not wanted.embeddings:
-        row_sums = anchors.new_full((len(anchors), 1), -torch.inf)
-        for _, chunk, part, _, _ in softmaxes():
-            torch.logaddexp(row_sums[chunk], part, out=row_sums[chunk])
-        loss += row_sums.sum()
+    several = layout.processes > 1 or not wanted.embeddings
+    maxima, totals = anchors.new_full((len(anchors), 1), LOWEST), anchors.new_zeros(len(anchors), 1)
+    if several:
+        for _, chunk, largest, _, total in softmaxes():
+            _add_total(maxima[chunk], totals[chunk], largest, total)
+        loss += (maxima + totals.log()).sum()
     if not wanted.embeddings:
         return loss, None
     for_anchors, for_partners = torch.mul(stored[0].to(steps.dtype), -inv_tau), torch.zeros_like(partners)
     column_sums, factors = anchors.new_zeros(layout.total), anchors.new_zeros(len(anchors), 1)
-    for visit, chunk, part, weights, inverse in softmaxes(for_partners):
-        if row_sums is None:
-            loss += part.sum()
+    for visit, chunk, largest, weights, total in softmaxes(for_partners):
+        if several:
+            # The same to the last bit for all blocks with a row's maximum: duplicates are told apart by nothing else.
+            factor = (largest - maxima[chunk]).exp_().div_(totals[chunk])
         else:
-            inverse.mul_((part - row_sums[chunk]).exp_())
-        torch.maximum(factors[chunk], inverse, out=factors[chunk])
-        steps.add_column_sums(column_sums[visit.rows], weights, inverse)
+            loss += (largest + total.log()).sum()
+            factor = 1 / total
+        torch.maximum(factors[chunk], factor, out=factors[chunk])
+        steps.add_column_sums(column_sums[visit.rows], weights, factor)
         for_chunk = steps.product("for_chunk", weights, visit.tensors[0], inv_tau)
-        for_anchors[chunk].addcmul_(for_chunk, inverse)
-        shares = (anchors[chunk] - mean).mul_(inverse)
+        for_anchors[chunk].addcmul_(for_chunk, factor)
+        shares = (anchors[chunk] - mean).mul_(factor)
         steps.add_product(visit.sums[0], weights.T, steps.operand(shares), inv_tau)
     return loss, _Sums(for_anchors, for_partners, column_sums, factors)
+
+
+def _add_total(maxima: Tensor, totals: Tensor, largest: Tensor, total: Tensor) -> None:
+    """Add sums `total` of exp(logits - largest) to the sums `totals` of exp(logits - maxima), in place; all [m, 1]."""
+    before = maxima.clone()
+    torch.maximum(before, largest, out=maxima)
+    totals.mul_(before.sub_(maxima).exp_()).addcmul_(total, (largest - maxima).exp_())

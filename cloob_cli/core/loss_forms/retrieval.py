@@ -15,7 +15,7 @@ from torch import Tensor
 from cloob_cli.core.exchange import Visit, visits
 from cloob_cli.core.gather import mean_of_rows, sum_over_processes
 from cloob_cli.core.loss_forms.inputs import LossInputs
-from cloob_cli.core.loss_forms.operands import Embeddings, Pulled, embeddings
+from cloob_cli.core.loss_forms.operands import Embeddings, Pulled, add_outer, embeddings
 from cloob_cli.core.loss_forms.retrieval_rows import add_to_row_means, pull_rows, retrieve_rows
 from cloob_cli.core.loss_forms.retrieval_tiles import pull_in_tiles, retrieve_in_tiles
 from cloob_cli.core.loss_forms.steps import Steps
@@ -49,8 +49,26 @@ class Retrieval:
         self.means = {"x": mean_of_rows(inputs.x, inputs.layout), "y": mean_of_rows(inputs.y, inputs.layout)}
         self._scaled_means = {name: beta * mean for name, mean in self.means.items()}
         self._kept: dict[str, Embeddings] = {}
+        self._factors: dict[tuple[str, str], Tensor] = {}  # exp(biases) [n] of the first with the second
+        self._common: dict[tuple[str, str], Tensor] = {}  # their products [D] with the rows, over all processes
+        if self.tiled:
+            self._find_common()
         self._largest: dict[str, Tensor] = {}  # the largest score of each row [n, 1], by pattern matrix
-        self._totals = torch.zeros_like(torch.stack(list(self.means.values())))
+        self._totals: dict[str, Tensor] = {}  # e^T r [D] of this process's rows, by pattern matrix
+
+    def _find_common(self) -> None:
+        own = self._own_embeddings("x", "y")
+        sums = []
+        for name, rows in (("x", self.inputs.x), ("y", self.inputs.y)):
+            deviations = rows - self.means[name]
+            biases = torch.stack(list(own[name].biases.values()))
+            self._factors |= {(name, other): row for other, row in zip(own[name].biases, biases.exp(), strict=True)}
+            less_one = biases.expm1_()
+            # The deviations add up to zero: what is left is a sum of small numbers.
+            sums.append(less_one @ deviations + (less_one.sum(dim=1) + len(rows))[:, None] * self.means[name])
+        totals = sum_over_processes(torch.stack(sums), self.inputs.layout)
+        for name, both in zip(own, totals, strict=True):
+            self._common |= {(name, other): total for other, total in zip(own[name].biases, both, strict=True)}
 
     def all_but_last(self) -> dict[str, Tensor]:
         """U_x, U_y and V_x by name, [n, D] each, not normalised."""
@@ -62,6 +80,7 @@ class Retrieval:
         for visit, stored, _ in self._visits(own, [patterns["u_y"]]):
             self._in_tiles(own["x"], stored["x"], patterns["u_x"])
             self._in_tiles(own["x"], stored["y"], patterns["v_x"], visit.sums[0])
+        self._add_common(patterns)
         return patterns
 
     def last(self) -> Tensor:
@@ -72,12 +91,14 @@ class Retrieval:
             return v_y
         for _, stored, _ in self._visits(own):
             self._in_tiles(own["y"], stored["y"], v_y)
+        self._add_common({"v_y": v_y})
         return v_y
 
     def pulled(self, pattern: str, gradient: Tensor) -> Pulled:
         """What `backward` takes for the pattern matrix of that name: its gradient [n, D]."""
-        stored = PATTERNS[pattern][1]
-        self._totals[list(self.means).index(stored)].add_(gradient.sum(dim=0))
+        query, stored = PATTERNS[pattern]
+        if self.tiled:
+            self._totals[pattern] = self._factors[query, stored] @ gradient
         return Pulled(self.steps.operand(gradient), gradient @ self.means[stored])
 
     def backward(self, gradients: dict[str, Pulled]) -> tuple[Tensor, Tensor]:
@@ -98,8 +119,17 @@ class Retrieval:
                 pull_in_tiles(
                     own[query], stored[kind], self.beta, self.steps, by_row, by_column, for_own[query], for_stored
                 )
-        totals = sum_over_processes(self._totals, self.inputs.layout)
-        return for_own["x"].add_(totals[0]), for_own["y"].add_(totals[1])
+        # E^T r = F^T r + f (e^T r)
+        totals = sum_over_processes(torch.stack([self._totals[name] for name in PATTERNS]), self.inputs.layout)
+        for (query, kind), total in zip(PATTERNS.values(), totals, strict=True):
+            add_outer(for_own[kind], self._factors[kind, query], total)
+        return for_own["x"], for_own["y"]
+
+    def _add_common(self, patterns: dict[str, Tensor]) -> None:
+        """E S = F S + e (f^T S)"""
+        for name, rows in patterns.items():
+            query, kind = PATTERNS[name]
+            add_outer(rows, self._factors[query, kind], self._common[kind, query])
 
     def _in_tiles(
         self, queries: Embeddings, stored: Embeddings, for_queries: Tensor, for_stored: Tensor | None = None

@@ -1,6 +1,7 @@
 """Retrieval with small scores, tile by tile: E = exp(scores) as it is (docs/loss.md, "Retrieval").
 
-E enters the products as F = E - 1: what its elements have in common is added in full precision afterwards.
+E enters the products as F = E - e f^T, where e and f are exp(biases) of the queries and of the stored: what its
+elements have in common is added in full precision afterwards, by the caller (`Retrieval`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def retrieve_in_tiles(
     for_queries: Tensor,
     for_stored: Tensor | None = None,
 ) -> None:
-    """for_queries += E stored and, if given, for_stored += E^T queries.
+    """for_queries += F stored and, if given, for_stored += F^T queries.
 
     Where `queries` is `stored`, E is symmetric: one half of it is made.
     """
@@ -38,12 +39,12 @@ def retrieve_in_tiles(
         steps.add_product(for_queries[i], weights, stored.deviations[j])
         if for_stored is not None and both:
             steps.add_product(for_stored[j], weights.T, queries.deviations[i])
-    # F lacks 1 everywhere, and the deviations lack the mean.
+    # The deviations lack the mean.
     if symmetric:
         row_sums += column_sums
     elif for_stored is not None:
-        add_outer(for_stored, column_sums + len(queries), queries.mean)
-    add_outer(for_queries, row_sums + len(stored), stored.mean)
+        add_outer(for_stored, column_sums, queries.mean)
+    add_outer(for_queries, row_sums, stored.mean)
 
 
 def pull_in_tiles(
@@ -56,10 +57,9 @@ def pull_in_tiles(
     for_queries: Tensor,
     for_stored: Tensor,
 ) -> None:
-    """The gradient of `retrieve_in_tiles`, added to for_queries and for_stored, but for one term: the sum of all rows
-    of `for_rows` is also due to every row of for_stored, and that of `for_columns` to every row of for_queries.
+    """The gradient of E stored and E^T queries, added to for_queries and for_stored, but for what F lacks.
 
-    With G = E * (r_q S^T + Q r_s^T), elementwise: for Q it is beta G S + E r_s, for S beta G^T Q + E^T r_q.
+    With G = E * (r_q S^T + Q r_s^T), elementwise: for Q it is beta G S + F r_s, for S beta G^T Q + F^T r_q.
     """
     symmetric = queries is stored
     row_bias, column_bias = queries.biases[stored.name], stored.biases[queries.name]
@@ -85,7 +85,7 @@ def pull_in_tiles(
         if not mirrored:
             steps.add_product(for_stored[j], gradient.T, queries.deviations[i], beta)
             steps.add_product(for_stored[j], weights.T, for_rows.rows[i])
-    # What the deviations lack. F lacks 1 everywhere: that is the term which the caller adds.
+    # The deviations lack the mean.
     if symmetric:
         row_sums += column_sums
     else:

@@ -142,14 +142,14 @@ class Steps:
         along = torch.linalg.vecdot(gradient, rows).unsqueeze(1)
         return gradient.addcmul_(rows, along, value=-1).mul_(inverse * scale)
 
-    # Every step below takes a tile. It may overwrite the scores it is given; row_bias [m] and column_bias [n] are added
-    # to them first; row_sums and column_sums, where given, are added to in place.
+    # Every step below takes a tile, may overwrite the scores it is given, and adds to row_sums [m] and column_sums [n],
+    # where given, in place.
 
     def exponentials(
         self, scores: Tensor, row_bias: Tensor, column_bias: Tensor, row_sums: Tensor, column_sums: Tensor | None
     ) -> Tensor:
-        """F = exp(scores) - 1, an operand, and its sums."""
-        weights = scores.add_(row_bias[:, None]).add_(column_bias).expm1_()
+        """F = exp(row_bias + column_bias) (exp(scores) - 1), an operand, and its sums."""
+        weights = scores.expm1_().mul_(row_bias.exp()[:, None]).mul_(column_bias.exp())
         _add_sums(weights, row_sums, column_sums)
         return self.operand(weights)
 
@@ -164,28 +164,28 @@ class Steps:
         row_sums: Tensor,
         column_sums: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """F = exp(scores) - 1 and G = (F + 1) * (pulled + its biases), two operands, and the sums of G."""
-        weights = scores.add_(row_bias[:, None]).add_(column_bias).expm1_()
+        """F as in `exponentials` and G = exp(row_bias + column_bias + scores) (pulled + its biases), two operands, and
+        the sums of G.
+        """
+        row_factor, column_factor = row_bias.exp()[:, None], column_bias.exp()
+        weights = scores.expm1_()
         pulled.add_(pulled_row_bias[:, None])
         if pulled_column_bias is not None:
             pulled.add_(pulled_column_bias)
-        gradient = pulled.addcmul_(pulled, weights)
+        gradient = pulled.addcmul_(pulled, weights).mul_(row_factor).mul_(column_factor)
         _add_sums(gradient, row_sums, column_sums)
-        return self.operand(weights), self.operand(gradient)
+        return self.operand(weights.mul_(row_factor).mul_(column_factor)), self.operand(gradient)
 
     def softmax_of_rows(
         self, logits: Tensor, column_bias: Tensor, positives: Positives
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Over the negatives of each row: logsumexp [m, 1]; exp(logits - row maximum), an operand; 1 / its row sum.
-
-        A row without negatives has -inf, zeros and 0.
+        """Over the negatives of each row of logits + column_bias: maximum [m, 1]; exp(logits - maximum), an operand;
+        its row sums [m, 1]. A row without negatives has `LOWEST`, zeros and 0.
         """
-        logits.add_(column_bias)
-        leave_out(logits, positives, keep_diagonal=False)
+        leave_out(logits.add_(column_bias), positives, keep_diagonal=False)
         largest = logits.amax(dim=1, keepdim=True).clamp_min_(LOWEST)
         weights = logits.sub_(largest).exp_()
-        total = weights.sum(dim=1, keepdim=True)
-        return largest + total.log(), self.operand(weights), (1 / total).masked_fill_(total == 0, 0)
+        return largest, self.operand(weights), weights.sum(dim=1, keepdim=True)
 
     def add_column_sums(self, column_sums: Tensor, weights: Tensor, factors: Tensor) -> None:
         """column_sums [n] += the sums over rows of factors [m, 1] * weights [m, n], an operand."""

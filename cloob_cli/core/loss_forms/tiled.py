@@ -1,8 +1,8 @@
 """The exact losses in memory linear in the batch: tiles of the score matrices, made, used and forgotten.
 
 docs/loss.md derives every line, in the same names. The gradient is computed together with the loss: later it can only
-be multiplied by one number, which is what the backward pass does. What a tile goes through is in `steps.py` (plain torch)
-and `triton_steps.py` (Triton).
+be multiplied by one number, which is what the backward pass does. What a tile goes through is in `steps.py` (plain
+torch) and `triton_steps.py` (Triton).
 """
 
 from __future__ import annotations

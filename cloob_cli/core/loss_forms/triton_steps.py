@@ -101,7 +101,7 @@ class TritonSteps(Steps):
         self, logits: Tensor, column_bias: Tensor, positives: Positives
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows, columns = logits.shape
-        logsumexp, inverse = logits.new_empty(2, rows, 1).unbind()
+        maxima, totals = logits.new_empty(2, rows, 1).unbind()
         weights = self._operand_like("weights", logits)
         has_ids = positives.row_ids is not None
         kernels.rows_kernel[(rows,)](
@@ -110,8 +110,8 @@ class TritonSteps(Steps):
             positives.row_ids if has_ids else logits,
             positives.column_ids if has_ids else logits,
             positives.diagonal,
-            logsumexp,
-            inverse,
+            maxima,
+            totals,
             weights,
             columns,
             True,
@@ -120,7 +120,7 @@ class TritonSteps(Steps):
             ELEMENTS,
             **OPTIONS,
         )
-        return logsumexp, weights, inverse
+        return maxima, weights, totals
 
     def add_column_sums(self, column_sums: Tensor, weights: Tensor, factors: Tensor) -> None:
         rows, columns = weights.shape
@@ -133,15 +133,15 @@ class TritonSteps(Steps):
         kernels.column_logsumexp_kernel[(triton.cdiv(columns, COLUMNS),)](
             logits, column, rows, columns, ROWS, COLUMNS, **OPTIONS
         )
-        logsumexp = logits.new_empty(rows, 1)
+        maxima, totals = logits.new_empty(2, rows, 1).unbind()
         kernels.rows_kernel[(rows,)](
             logits,
             logits,
             logits,
             logits,
             0,
-            logsumexp,
-            logsumexp,
+            maxima,
+            totals,
             logits,
             columns,
             False,
@@ -150,7 +150,7 @@ class TritonSteps(Steps):
             ELEMENTS,
             **OPTIONS,
         )
-        return logsumexp
+        return maxima.add_(totals.log_())
 
     def softmax_of_both(
         self,
