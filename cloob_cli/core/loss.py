@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from cloob_cli.core.gather import gather_differentiably
 from cloob_cli.core.loss_forms.choice import choose_implementation, make_steps
 from cloob_cli.core.loss_forms.inputs import LossInputs, check_inputs
-from cloob_cli.core.loss_forms.retrieval import small_scores
+from cloob_cli.core.loss_forms.retrieval_common import small_scores
 from cloob_cli.core.loss_forms.tiled import tiled_loss
 from cloob_cli.errors import LossInputError
 

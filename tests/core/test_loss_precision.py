@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from loss_checks import OBJECTIVES, alike, loss_and_gradient, relative_error, unit_rows
+from loss_checks import OBJECTIVES, alike, loss_and_gradient, relative_error, unit_rows, with_outlier
 from narrow_steps import narrow
 from torch.nn.functional import normalize
 
@@ -36,6 +36,37 @@ HARD = {
     "opposites": (alike(100, 48)[0], -alike(100, 48)[0]),
     "narrow cone": tuple(normalize(unit_rows(1, 48, 9) + 0.1 * rows, dim=1) for rows in alike(100, 48)),
 }
+
+
+@pytest.mark.parametrize("scale_hopfield", [8.0, 14.3, 20.0])
+@pytest.mark.parametrize("spread", [0.3, 0.6, 1.0])
+@pytest.mark.parametrize("opposite", [False, True])
+def test_a_row_far_from_all_others(scale_hopfield, spread, opposite):
+    """Its exponentials are tiny beside all others'; what they have in common must not swallow them."""
+    x, y = with_outlier(150, 48, spread, opposite)
+    options = {"scale_hopfield": scale_hopfield}
+    _, expected = loss_and_gradient(x, y, **options)
+    _, exact = loss_and_gradient(x, y, implementation="tiled", **options)
+    assert (exact - expected).norm() < 1e-9 * expected.norm()
+    _, definition = loss_and_gradient(x, y, torch.float32, **options)
+    _, found = loss_and_gradient(x, y, torch.float32, "tiled", **options)
+    # In a narrow cone the gradient is ill-conditioned: the definition in float32 is no nearer to it.
+    allowed = max(1e-5 * float(expected.norm()), 8 * float((definition - expected).norm()))
+    assert (found - expected).norm() < allowed
+    _, coarse = loss_and_gradient(x, y, torch.float32, "tiled", precision="bf16", **options)
+    assert (coarse - expected).norm() < 2e-2 * expected.norm()
+
+
+def test_two_groups_far_apart():
+    """So far that tiles lose precision at large scales: then the maximum of each row is taken out."""
+    x = normalize(
+        unit_rows(1, 3, 0) * torch.tensor([1.0] * 19 + [-1.0] * 3)[:, None] + 0.05 * unit_rows(22, 3, 1), dim=1
+    )
+    y = normalize(x.roll(5, 0) + 0.3 * unit_rows(22, 3, 2), dim=1)
+    for scale_hopfield in (8.0, 20.0, 100.0, 150.0):
+        _, expected = loss_and_gradient(x, y, scale_hopfield=scale_hopfield)
+        _, found = loss_and_gradient(x, y, implementation="tiled", scale_hopfield=scale_hopfield)
+        assert (found - expected).abs().max() < 1e-9 * max(1.0, float(expected.abs().max()))
 
 
 # Objectives with scale_hopfield: the others have no retrieval.

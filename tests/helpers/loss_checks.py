@@ -21,6 +21,15 @@ def alike(n: int, d: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x.float().double(), normalize(x + unit_rows(n, d, 1), dim=1).float().double()
 
 
+def with_outlier(n: int, d: int, spread: float, opposite: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings in a cone of the given spread but for one text far from it, opposite to its middle or orthogonal."""
+    middle = unit_rows(1, d, 9)
+    x, y = (normalize(middle + spread * rows, dim=1) for rows in alike(n, d))
+    across = unit_rows(1, d, 8) - (unit_rows(1, d, 8) @ middle.T) * middle
+    y[n // 2] = -y[n // 2] if opposite else normalize(across, dim=1)[0]
+    return x.float().double(), y.float().double()
+
+
 def loss_and_gradient(x, y, dtype=torch.float64, implementation="definition", **options):
     x, y = (rows.detach().to(dtype).clone().requires_grad_() for rows in (x, y))
     loss = contrastive_loss(x, y, implementation=implementation, **options)

@@ -16,21 +16,13 @@ from cloob_cli.core.exchange import Visit, visits
 from cloob_cli.core.gather import mean_of_rows, sum_over_processes
 from cloob_cli.core.loss_forms.inputs import LossInputs
 from cloob_cli.core.loss_forms.operands import Embeddings, Pulled, add_outer, embeddings
+from cloob_cli.core.loss_forms.retrieval_common import LOWEST_MEAN, find_common, small_scores
 from cloob_cli.core.loss_forms.retrieval_rows import add_to_row_means, pull_rows, retrieve_rows
 from cloob_cli.core.loss_forms.retrieval_tiles import pull_in_tiles, retrieve_in_tiles
 from cloob_cli.core.loss_forms.steps import Steps
 
-# Scores up to this size are exponentiated as they are, in tiles. exp(2 * 20) leaves room for sums over any batch, and
-# the rounding of float32 times 20 stays below 1e-5. Larger ones need the maximum and the mean of whole rows.
-LARGEST_TILED = {torch.float32: 20.0, torch.float64: 150.0}
-
 # The pattern matrices: with which queries they are retrieved from which stored embeddings.
 PATTERNS = {"u_x": ("x", "x"), "u_y": ("y", "x"), "v_x": ("x", "y"), "v_y": ("y", "y")}
-
-
-def small_scores(inputs: LossInputs, beta: float) -> bool:
-    """Whether the exponentials of all scores fit into tiles as they are; the same answer on every process."""
-    return beta * inputs.largest_norm**2 <= LARGEST_TILED[inputs.x.dtype]
 
 
 class Retrieval:
@@ -38,43 +30,27 @@ class Retrieval:
 
     E is the same matrix for the queries Q that look into S and for the queries S that look into Q. So X Y^T is made
     once, for V_x by its rows and for U_y by its columns; of X X^T and Y Y^T one half is made where both sides are a
-    process's own rows. Where scores are large, each of the four is made by itself.
+    process's own rows. Where scores are large or far apart, each of the four is made by itself.
     """
 
     def __init__(self, inputs: LossInputs, beta: float, steps: Steps) -> None:
         self.inputs = inputs
         self.beta = beta
         self.steps = steps
-        self.tiled = small_scores(inputs, beta)
-        self.means = {"x": mean_of_rows(inputs.x, inputs.layout), "y": mean_of_rows(inputs.y, inputs.layout)}
+        rows = {"x": inputs.x, "y": inputs.y}
+        self.means = {name: mean_of_rows(matrix, inputs.layout) for name, matrix in rows.items()}
         self._scaled_means = {name: beta * mean for name, mean in self.means.items()}
+        common = find_common(rows, self.means, beta, inputs.layout) if small_scores(inputs, beta) else None
+        self._common = common if common and common.lowest > LOWEST_MEAN[inputs.x.dtype] else None  # None: not in tiles
         self._kept: dict[str, Embeddings] = {}
-        self._factors: dict[tuple[str, str], Tensor] = {}  # exp(biases) [n] of the first with the second
-        self._common: dict[tuple[str, str], Tensor] = {}  # their products [D] with the rows, over all processes
-        if self.tiled:
-            self._find_common()
         self._largest: dict[str, Tensor] = {}  # the largest score of each row [n, 1], by pattern matrix
         self._totals: dict[str, Tensor] = {}  # e^T r [D] of this process's rows, by pattern matrix
-
-    def _find_common(self) -> None:
-        own = self._own_embeddings("x", "y")
-        sums = []
-        for name, rows in (("x", self.inputs.x), ("y", self.inputs.y)):
-            deviations = rows - self.means[name]
-            biases = torch.stack(list(own[name].biases.values()))
-            self._factors |= {(name, other): row for other, row in zip(own[name].biases, biases.exp(), strict=True)}
-            less_one = biases.expm1_()
-            # The deviations add up to zero: what is left is a sum of small numbers.
-            sums.append(less_one @ deviations + (less_one.sum(dim=1) + len(rows))[:, None] * self.means[name])
-        totals = sum_over_processes(torch.stack(sums), self.inputs.layout)
-        for name, both in zip(own, totals, strict=True):
-            self._common |= {(name, other): total for other, total in zip(own[name].biases, both, strict=True)}
 
     def all_but_last(self) -> dict[str, Tensor]:
         """U_x, U_y and V_x by name, [n, D] each, not normalised."""
         patterns = {name: self._zeros() for name in ("u_x", "u_y", "v_x")}
         own = self._own_embeddings("x", "y")
-        if not self.tiled:
+        if self._common is None:
             self._retrieve_rows(own, patterns)
             return patterns
         for visit, stored, _ in self._visits(own, [patterns["u_y"]]):
@@ -86,7 +62,7 @@ class Retrieval:
     def last(self) -> Tensor:
         """V_y, by itself so that it need not wait in memory for its turn."""
         v_y, own = self._zeros(), self._own_embeddings("y")
-        if not self.tiled:
+        if self._common is None:
             self._retrieve_rows(own, {"v_y": v_y})
             return v_y
         for _, stored, _ in self._visits(own):
@@ -97,15 +73,15 @@ class Retrieval:
     def pulled(self, pattern: str, gradient: Tensor) -> Pulled:
         """What `backward` takes for the pattern matrix of that name: its gradient [n, D]."""
         query, stored = PATTERNS[pattern]
-        if self.tiled:
-            self._totals[pattern] = self._factors[query, stored] @ gradient
+        if self._common:
+            self._totals[pattern] = self._common.factors[query, stored] @ gradient
         return Pulled(self.steps.operand(gradient), gradient @ self.means[stored])
 
     def backward(self, gradients: dict[str, Pulled]) -> tuple[Tensor, Tensor]:
         """The gradient for x and y [n, D] from that of all four pattern matrices."""
         own = self._own_embeddings("x", "y")
         for_own = {"x": self._zeros(), "y": self._zeros()}
-        if not self.tiled:
+        if self._common is None:
             self._pull_rows(own, gradients, for_own)
             return for_own["x"], for_own["y"]
         u_x, u_y, v_x, v_y = (gradients[name] for name in PATTERNS)
@@ -122,14 +98,15 @@ class Retrieval:
         # E^T r = F^T r + f (e^T r)
         totals = sum_over_processes(torch.stack([self._totals[name] for name in PATTERNS]), self.inputs.layout)
         for (query, kind), total in zip(PATTERNS.values(), totals, strict=True):
-            add_outer(for_own[kind], self._factors[kind, query], total)
+            add_outer(for_own[kind], self._common.factors[kind, query], total)
         return for_own["x"], for_own["y"]
 
     def _add_common(self, patterns: dict[str, Tensor]) -> None:
         """E S = F S + e (f^T S)"""
+        assert self._common
         for name, rows in patterns.items():
             query, kind = PATTERNS[name]
-            add_outer(rows, self._factors[query, kind], self._common[kind, query])
+            add_outer(rows, self._common.factors[query, kind], self._common.sums[kind, query])
 
     def _in_tiles(
         self, queries: Embeddings, stored: Embeddings, for_queries: Tensor, for_stored: Tensor | None = None
