@@ -46,7 +46,7 @@ def find_common(rows: dict[str, Tensor], means: dict[str, Tensor], beta: float, 
     factors: dict[tuple[str, str], Tensor] = {}
     parts = []
     for name in names:
-        biases = beta * stacked @ deviations[name].T
+        biases = torch.stack([torch.mv(deviations[name], beta * mean) for mean in means.values()])  # as in `embeddings`
         factors |= {(name, other): row for other, row in zip(names, biases.exp(), strict=True)}
         # Deviations add up to zero, so that f - 1 will do, which is small where all rows are alike.
         less_one = biases.expm1_()
