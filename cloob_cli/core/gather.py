@@ -7,6 +7,7 @@ computed for it. Works with every backend that has all-gather, all-to-all and al
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,13 +42,17 @@ class RowLayout:
         return slice(start, start + self.counts[self.rank])
 
 
-def row_layout(rows: int, device: torch.device, group: distributed.ProcessGroup | None = None) -> RowLayout:
-    """Tell every process of `group` how many rows the others hold (8 bytes from each)."""
+def row_layout(
+    rows: int, device: torch.device, group: distributed.ProcessGroup | None = None, facts: Sequence[int] = ()
+) -> tuple[RowLayout, list[list[int]]]:
+    """How many rows each process of `group` holds, and the facts of each: 8 bytes a number from every process."""
     if group is None or distributed.get_world_size(group) == 1:
-        return RowLayout((rows,))
-    counts = torch.empty(distributed.get_world_size(group), dtype=torch.int64, device=device)
-    _all_gather(counts, torch.tensor([rows], device=device), group=group)
-    return RowLayout(tuple(counts.tolist()), distributed.get_rank(group), group)
+        return RowLayout((rows,)), [list(facts)]
+    own = torch.tensor([rows, *facts], dtype=torch.int64, device=device)
+    everybody = own.new_empty(distributed.get_world_size(group) * len(own))
+    _all_gather(everybody, own, group=group)
+    told = everybody.view(-1, len(own)).tolist()
+    return RowLayout(tuple(each[0] for each in told), distributed.get_rank(group), group), [each[1:] for each in told]
 
 
 def gather_rows(local: Tensor, layout: RowLayout) -> Tensor:

@@ -111,7 +111,7 @@ def test_bytes_received_are_those_of_the_documentation(results, processes):
         others = PAIRS - counts[rank]  # rows that come by
         added = PAIRS - counts[rank - 1]  # rows whose sums come by: all but those that start here
         vectors = (processes - 1) * counts[rank]  # what others have for this process's rows, a number each
-        layout = 8 * (processes - 1)
+        layout = 6 * 8 * (processes - 1)  # six facts
         # Embeddings five times, partners four times and the gradient of one pattern matrix, with one or two numbers
         # beside each row; five matrices of sums.
         cloob = results[rank][(processes, "cloob", 8.0, "tiled", False)]["received"]
@@ -129,6 +129,26 @@ def test_no_process_ever_holds_a_joint_matrix(results, processes, objective, sca
     for rank in range(processes):
         largest = results[rank][(processes, objective, scale, "tiled", False)]["largest"]
         assert largest <= max(CHUNK, max(ROWS[processes]) * WIDTH) < PAIRS * WIDTH
+
+
+def test_a_process_without_rows_need_not_ask_for_gradients(batch, results):
+    x, y = (normalize(batch[rows] @ batch[name]) for rows, name in (("pixels", "image"), ("tokens", "text")))
+    x.requires_grad_()
+    loss = cloob_loss(x, y, 30.0, 8.0)
+    loss.backward()
+    start = 0
+    for rank, count in enumerate(ROWS[4]):
+        found = results[rank][(4, "without rows")]
+        assert abs(found["loss"] - loss.detach()) < 1e-9
+        if count:
+            assert (found["gradient"] - 4 * x.grad[start : start + count]).abs().max() < 1e-9
+        start += count
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_all_processes_refuse_different_widths(results, processes):
+    for rank in range(processes):
+        assert results[rank][(processes, "widths")] == "embeddings of different widths on different processes: [5, 6]"
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cloob_cli.core import gather
 from cloob_cli.core.loss import contrastive_loss
 from cloob_cli.core.loss_forms import choice
-from cloob_cli.errors import NonFiniteEmbeddingsError
+from cloob_cli.errors import LossInputError, NonFiniteEmbeddingsError
 from cloob_cli.training.cached import cached_gradient_step
 
 
@@ -110,6 +110,22 @@ def run(batch: dict, rank: int, processes: int, group: distributed.ProcessGroup,
                     "received": counted.received,
                     "largest": counted.largest,
                 }
+
+    images, texts = (normalize(rows @ batch[name], dim=1) for rows, name in ((pixels, "image"), (tokens, "text")))
+    if len(images):
+        images, texts = images.requires_grad_(), texts.requires_grad_()
+    else:  # nothing to learn from here, in whatever format
+        images, texts = images.float(), texts.float()
+    loss = contrastive_loss(images, texts, process_group=group)
+    if len(images):
+        loss.backward()
+    results[(processes, "without rows")] = {"loss": loss.detach(), "gradient": images.grad}
+
+    wide = pixels @ batch["image"][:, : 5 if rank == 0 else 6]
+    try:
+        contrastive_loss(wide, wide, process_group=group)
+    except LossInputError as error:
+        results[(processes, "widths")] = str(error)
 
     broken = normalize(pixels @ batch["image"], dim=1)
     if rank == processes - 1:

@@ -12,14 +12,6 @@ from cloob_cli.core.loss_forms.inputs import LossInputs
 from cloob_cli.core.loss_forms.steps import Steps
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Which gradients are asked for: of the embeddings (of both, or none), and of inv_tau besides."""
-
-    embeddings: bool
-    inv_tau: bool
-
-
 @dataclass
 class Gradient:
     """Of a scalar: for two matrices of this process's rows [n, D], and for the scalar inv_tau (0 if not wanted)."""

@@ -7,14 +7,12 @@ from torch import Tensor
 
 from cloob_cli.core.exchange import Visit
 from cloob_cli.core.gather import mean_of_rows, parts_for_own_rows, scatter_sum, sum_over_processes
-from cloob_cli.core.loss_forms.chunks import Gradient, Wanted, score_chunks
+from cloob_cli.core.loss_forms.chunks import Gradient, score_chunks
 from cloob_cli.core.loss_forms.inputs import LossInputs
 from cloob_cli.core.loss_forms.steps import Steps, leave_out, positives_of_tile
 
 
-def two_directions(
-    inputs: LossInputs, with_positives: bool, steps: Steps, wanted: Wanted
-) -> tuple[Tensor, Gradient | None]:
+def two_directions(inputs: LossInputs, with_positives: bool, steps: Steps) -> tuple[Tensor, Gradient | None]:
     """1/2 [L(X, Y) + L(Y, X)] and its gradient, the positives in the sums or not.
 
     One score matrix, its rows for one direction and its columns for the other.
@@ -47,7 +45,7 @@ def two_directions(
     column_sums = parts_for_own_rows(all_column_sums, layout).logsumexp(dim=0)
     loss = row_sums.sum() + column_sums.sum() - 2 * positives.sum()
     loss = sum_over_processes(loss / (2 * layout.total), layout)
-    if not wanted.embeddings:
+    if not inputs.wanted.embeddings:
         return loss, None
     for_x, for_y = torch.zeros_like(inputs.x), torch.zeros_like(inputs.y)
     row_weights, column_weights = inputs.x.new_zeros(2, len(images)), inputs.y.new_zeros(2, layout.total)
@@ -73,6 +71,6 @@ def two_directions(
     for_x.addcmul_(row_weights[0][:, None], mean_y).mul_(inv_tau / (2 * layout.total))
     for_y.addcmul_(column_weights[0][:, None], mean_x).mul_(inv_tau / (2 * layout.total))
     for_tau = torch.zeros_like(loss)
-    if wanted.inv_tau:
+    if inputs.wanted.inv_tau:
         for_tau = sum_over_processes((inputs.x * for_x).sum() / inv_tau, layout)
     return loss, Gradient(for_x, for_y, for_tau)

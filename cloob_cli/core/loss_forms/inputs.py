@@ -7,9 +7,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from cloob_cli.core.gather import RowLayout, gather_rows, largest_over_processes, row_layout
 from cloob_cli.errors import LossInputError, NonFiniteEmbeddingsError
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which gradients any process asks for: of the embeddings (of both, or none), and of inv_tau besides."""
+
+    embeddings: bool
+    inv_tau: bool
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,7 @@ class LossInputs:
     inv_tau: float | Tensor
     caption_ids: Tensor | None
     layout: RowLayout
+    wanted: Wanted
     largest_norm: float
     inv_tau_value: float
 
@@ -33,7 +43,7 @@ def check_inputs(
     text_embeddings: Tensor,
     inv_tau: float | Tensor,
     caption_ids: Tensor | None = None,
-    process_group: torch.distributed.ProcessGroup | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> LossInputs:
     """Check and convert. float64 stays; every other format becomes float32.
 
@@ -45,15 +55,14 @@ def check_inputs(
     Raises:
         NonFiniteEmbeddingsError: values that are not finite, on any process; all processes raise it.
         LossInputError: shapes that differ or are not [N, D], a format that is not floating point, fewer than two pairs
-            (over all processes), inv_tau not above zero, caption_ids of a wrong shape or format or all equal.
+            (over all processes), inv_tau not above zero, caption_ids of a wrong shape or format or all equal; on all
+            processes where widths differ or only some have caption_ids.
     """
     _check_shapes(image_embeddings, text_embeddings, inv_tau, caption_ids)
-    double = torch.float64 in (image_embeddings.dtype, text_embeddings.dtype)
-    dtype = torch.float64 if double else torch.float32
+    layout, dtype, wanted = _agree(image_embeddings, text_embeddings, inv_tau, caption_ids, process_group)
     x, y = image_embeddings.to(dtype), text_embeddings.to(dtype)
     if isinstance(inv_tau, Tensor):
         inv_tau = inv_tau.reshape(()).to(device=x.device, dtype=dtype)
-    layout = row_layout(len(x), x.device, process_group)
     if layout.total < 2:
         raise LossInputError(
             f"a contrastive loss needs at least two pairs, not {layout.total}",
@@ -73,7 +82,7 @@ def check_inputs(
             "all pairs of the batch have the same caption, so that none has a negative",
             "use a larger batch, or leave equal captions among the negatives",
         )
-    return LossInputs(x, y, inv_tau, caption_ids, layout, norm, tau_read)
+    return LossInputs(x, y, inv_tau, caption_ids, layout, wanted, norm, tau_read)
 
 
 def _check_shapes(x: Tensor, y: Tensor, inv_tau: float | Tensor, caption_ids: Tensor | None) -> None:
@@ -94,6 +103,23 @@ def _check_shapes(x: Tensor, y: Tensor, inv_tau: float | Tensor, caption_ids: Te
             f"caption_ids must be int64 [{len(x)}] on {x.device}, "
             f"not {caption_ids.dtype} {list(caption_ids.shape)} on {caption_ids.device}"
         )
+
+
+def _agree(
+    x: Tensor, y: Tensor, inv_tau: float | Tensor, caption_ids: Tensor | None, group: ProcessGroup | None
+) -> tuple[RowLayout, torch.dtype, Wanted]:
+    """Rows, format and wanted gradients of all processes: from here on they do the same, or would wait for ever."""
+    learnt = isinstance(inv_tau, Tensor) and inv_tau.requires_grad and torch.is_grad_enabled()
+    wanted = learnt or (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad))
+    double = torch.float64 in (x.dtype, y.dtype)
+    layout, told = row_layout(len(x), x.device, group, [x.shape[1], caption_ids is not None, double, wanted, learnt])
+    widths, with_captions, doubles, wanteds, learnts = (set(facts) for facts in zip(*told, strict=True))
+    if len(widths) > 1:
+        raise LossInputError(f"embeddings of different widths on different processes: {sorted(widths)}")
+    if len(with_captions) > 1:
+        raise LossInputError("caption_ids on some processes and not on others")
+    dtype = torch.float64 if any(doubles) else torch.float32
+    return layout, dtype, Wanted(any(wanteds), any(learnts))
 
 
 def _read_bounds(

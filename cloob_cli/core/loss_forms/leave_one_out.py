@@ -10,13 +10,13 @@ from torch import Tensor
 
 from cloob_cli.core.exchange import Visit
 from cloob_cli.core.gather import mean_of_rows, scatter_sum
-from cloob_cli.core.loss_forms.chunks import Gradient, Wanted, score_chunks
+from cloob_cli.core.loss_forms.chunks import Gradient, score_chunks
 from cloob_cli.core.loss_forms.inputs import LossInputs
 from cloob_cli.core.loss_forms.steps import LOWEST, Steps, positives_of_tile
 
 
 def leave_one_out_sums(
-    anchors: Tensor, partners: Tensor, inputs: LossInputs, steps: Steps, wanted: Wanted
+    anchors: Tensor, partners: Tensor, inputs: LossInputs, steps: Steps
 ) -> tuple[Tensor, Gradient | None]:
     """N L(A, B), the terms of this process's rows [n, D], and the gradient of all terms for these rows of A and B.
 
@@ -29,7 +29,7 @@ def leave_one_out_sums(
     """
     layout, inv_tau = inputs.layout, inputs.inv_tau_value
     mean = mean_of_rows(anchors, layout)
-    loss, sums = _sums_over_negatives(anchors, partners, mean, inputs, steps, wanted)
+    loss, sums = _sums_over_negatives(anchors, partners, mean, inputs, steps)
     if sums is None:
         return loss, None
     column_sums = inv_tau * scatter_sum(sums.column_sums, layout)[:, None]
@@ -39,7 +39,7 @@ def leave_one_out_sums(
         rounded = steps.operand(shares).to(steps.dtype).div_(sums.factors[rows])
         sums.for_partners[rows].addcmul_(rounded, column_sums[rows], value=-1)
         sums.for_partners[rows].addcmul_(anchors[rows], column_sums[rows] - inv_tau)
-        if wanted.inv_tau:  # logits are inv_tau a_i.b_j: Euler's rule for this product
+        if inputs.wanted.inv_tau:  # logits are inv_tau a_i.b_j: Euler's rule for this product
             for_tau += (anchors[rows] * sums.for_anchors[rows]).sum() / inv_tau
     return loss, Gradient(sums.for_anchors, sums.for_partners, for_tau)
 
@@ -60,7 +60,7 @@ class _Sums:
 
 
 def _sums_over_negatives(
-    anchors: Tensor, partners: Tensor, mean: Tensor, inputs: LossInputs, steps: Steps, wanted: Wanted
+    anchors: Tensor, partners: Tensor, mean: Tensor, inputs: LossInputs, steps: Steps
 ) -> tuple[Tensor, _Sums | None]:
     """On one process a chunk holds whole rows, and no logit is made twice. Where partners come block by block, a row's
     sum is known only when all have been here: they come once for the sums and once more for the gradient.
@@ -79,13 +79,13 @@ def _sums_over_negatives(
             positives = positives_of_tile(own_rows, visit.rows, inputs.caption_ids)
             yield visit, chunk, *steps.softmax_of_rows(logits, column_bias, positives)
 
-    several = layout.processes > 1 or not wanted.embeddings
+    several = layout.processes > 1 or not inputs.wanted.embeddings
     maxima, totals = anchors.new_full((len(anchors), 1), LOWEST), anchors.new_zeros(len(anchors), 1)
     if several:
         for _, chunk, largest, _, total in softmaxes():
             _add_total(maxima[chunk], totals[chunk], largest, total)
         loss += (maxima + totals.log()).sum()
-    if not wanted.embeddings:
+    if not inputs.wanted.embeddings:
         return loss, None
     for_anchors, for_partners = torch.mul(stored[0].to(steps.dtype), -inv_tau), torch.zeros_like(partners)
     column_sums, factors = anchors.new_zeros(layout.total), anchors.new_zeros(len(anchors), 1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cloob_cli.core.gather import sum_over_processes
-from cloob_cli.core.loss_forms.chunks import Gradient, Wanted
+from cloob_cli.core.loss_forms.chunks import Gradient
 from cloob_cli.core.loss_forms.directions import two_directions
 from cloob_cli.core.loss_forms.inputs import LossInputs
 from cloob_cli.core.loss_forms.leave_one_out import leave_one_out_sums
@@ -26,23 +26,19 @@ def tiled_loss(inputs: LossInputs, objective: str, scale_hopfield: float, steps:
     """The scalar loss of `contrastive_loss`, differentiable once with respect to x, y and inv_tau."""
     x, y, inv_tau = inputs.x, inputs.y, inputs.inv_tau
     tau = inv_tau if isinstance(inv_tau, Tensor) else x.new_full((), inv_tau)
-    possible = torch.is_grad_enabled()
-    wanted = Wanted(
-        possible and (x.requires_grad or y.requires_grad or tau.requires_grad), possible and tau.requires_grad
-    )
-    return _TiledLoss.apply(x, y, tau, inputs, objective, scale_hopfield, steps, wanted)
+    return _TiledLoss.apply(x, y, tau, inputs, objective, scale_hopfield, steps)
 
 
 class _TiledLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, y, inv_tau, inputs: LossInputs, objective, scale_hopfield, steps: Steps, wanted: Wanted):
+    def forward(ctx, x, y, inv_tau, inputs: LossInputs, objective, scale_hopfield, steps: Steps):
         # Triton launches on the current device, which need not be that of the embeddings.
         on_device = torch.cuda.device(x.device) if x.is_cuda else nullcontext()
         with on_device, torch.autocast(x.device.type, enabled=False), steps.matmul_precision():
             if objective == "cloob":
-                loss, result = _cloob(inputs, scale_hopfield, steps, wanted)
+                loss, result = _cloob(inputs, scale_hopfield, steps)
             else:
-                loss, result = two_directions(inputs, objective == "clip", steps, wanted)
+                loss, result = two_directions(inputs, objective == "clip", steps)
         ctx.processes = inputs.layout.processes
         if result:
             ctx.save_for_backward(result.left, result.right, result.inv_tau)
@@ -58,11 +54,11 @@ class _TiledLoss(torch.autograd.Function):
             scale * x if wanted_x else None,
             scale * y if wanted_y else None,
             gradient * inv_tau if wanted_inv_tau else None,
-            *[None] * 5,
+            *[None] * 4,
         )
 
 
-def _cloob(inputs: LossInputs, beta: float, steps: Steps, wanted: Wanted) -> tuple[Tensor, Gradient | None]:
+def _cloob(inputs: LossInputs, beta: float, steps: Steps) -> tuple[Tensor, Gradient | None]:
     """1/2 [L(U_x, U_y) + L(V_y, V_x)]."""
     layout = inputs.layout
     retrieval = Retrieval(inputs, beta, steps)
@@ -74,7 +70,7 @@ def _cloob(inputs: LossInputs, beta: float, steps: Steps, wanted: Wanted) -> tup
         if anchors == "v_y":
             patterns["v_y"] = retrieval.last()
         lengths = {name: steps.normalise_rows(patterns[name]) for name in (anchors, partners)}
-        part, gradient = leave_one_out_sums(patterns[anchors], patterns[partners], inputs, steps, wanted)
+        part, gradient = leave_one_out_sums(patterns[anchors], patterns[partners], inputs, steps)
         loss += part
         if gradient is None:
             continue
@@ -85,7 +81,7 @@ def _cloob(inputs: LossInputs, beta: float, steps: Steps, wanted: Wanted) -> tup
             pulled[name] = retrieval.pulled(name, for_pattern)
         del gradient, for_pattern
     loss = sum_over_processes(loss, layout) / (2 * layout.total)
-    if not wanted.embeddings:
+    if not inputs.wanted.embeddings:
         return loss, None
     for_x, for_y = retrieval.backward(pulled)
     return loss, Gradient(for_x, for_y, sum_over_processes(for_tau, layout) / (2 * layout.total))
