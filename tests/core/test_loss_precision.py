@@ -51,7 +51,7 @@ def test_a_row_far_from_all_others(scale_hopfield, spread, opposite):
     _, definition = loss_and_gradient(x, y, torch.float32, **options)
     _, found = loss_and_gradient(x, y, torch.float32, "tiled", **options)
     # In a narrow cone the gradient is ill-conditioned: the definition in float32 is no nearer to it.
-    allowed = max(1e-5 * float(expected.norm()), 8 * float((definition - expected).norm()))
+    allowed = max(1e-5 * float(expected.norm()), float((definition - expected).norm()))
     assert (found - expected).norm() < allowed
     _, coarse = loss_and_gradient(x, y, torch.float32, "tiled", precision="bf16", **options)
     assert (coarse - expected).norm() < 2e-2 * expected.norm()

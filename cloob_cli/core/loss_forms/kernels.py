@@ -51,13 +51,14 @@ def normalise_kernel(matrix, inverse, width, BLOCK: tl.constexpr):
 
 @triton.jit
 def pull_through_normalisation_kernel(pulled, matrix, inverse, scale, width, BLOCK: tl.constexpr):
-    """A program a row: what is at right angles to the row, in place, times scale / (the row's norm)."""
+    """A program a row: what is at right angles to the row, in place, times scale / (the row's norm); see `Steps`."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     at = row * width + column
     pull = tl.load(pulled + at, mask=column < width, other=0.0)
     value = tl.load(matrix + at, mask=column < width, other=0.0)
     across = pull - value * tl.sum(pull * value, axis=0)
+    across -= value * tl.sum(across * value, axis=0)
     tl.store(pulled + at, across * (tl.load(inverse + row) * scale), mask=column < width)
 
 

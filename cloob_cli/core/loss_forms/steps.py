@@ -137,10 +137,13 @@ class Steps:
     def pull_through_normalisation(self, gradient: Tensor, rows: Tensor, inverse: Tensor, scale: float) -> Tensor:
         """scale times the gradient before `normalise_rows` from that after it, in place; both [n, D].
 
-        It is at right angles to the normalised rows.
+        It is at right angles to the normalised rows; the second time takes out the rounding of the first, which is
+        large beside a gradient that points almost along its row.
         """
-        along = torch.linalg.vecdot(gradient, rows).unsqueeze(1)
-        return gradient.addcmul_(rows, along, value=-1).mul_(inverse * scale)
+        for _ in range(2):
+            along = torch.linalg.vecdot(gradient, rows).unsqueeze(1)
+            gradient.addcmul_(rows, along, value=-1)
+        return gradient.mul_(inverse * scale)
 
     # Every step below takes a tile, may overwrite the scores it is given, and adds to row_sums [m] and column_sums [n],
     # where given, in place.
