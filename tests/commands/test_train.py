@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -41,11 +42,14 @@ def same_weights(first: Path, second: Path) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def start_and_stop(place: Path, out: str, number: signal.Signals) -> tuple[int, str]:
+def start_and_stop(
+    place: Path, out: str, number: signal.Signals, *options: str, command: Sequence[str] = COMMAND
+) -> tuple[int, str]:
     """Start the longer run, send it a signal after its first checkpoint; its exit code and stderr."""
     process = subprocess.Popen(
-        [*COMMAND, "train", "long.toml", "--out", out], cwd=place, env=environment(), stderr=subprocess.PIPE, text=True
-    )
+        [*command, "train", "long.toml", "--out", out, *options],
+        cwd=place, env=environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     assert process.stderr is not None
     talk = ""
     while "saved" not in talk:
@@ -196,18 +200,8 @@ def test_two_processes_train_like_one(place):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
 def test_two_processes_agree_where_to_stop(place):
     """The launcher passes SIGTERM on to both, at different moments; they save after the same step."""
-    process = subprocess.Popen(
-        [*TWO_PROCESSES, "train", "long.toml", "--device", "cpu", "--out", "both", "--set", "train.steps=5000"],
-        cwd=place, env=environment(), stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    talk = ""
-    while "saved" not in talk:
-        line = process.stderr.readline()
-        assert line, f"the run ended without a checkpoint: {talk}"
-        talk += line
-    process.terminate()
-    talk += process.communicate(timeout=120)[1]
+    options = ("--device", "cpu", "--set", "train.steps=5000")
+    _, talk = start_and_stop(place, "both", signal.SIGTERM, *options, command=TWO_PROCESSES)
     stopped = [line for line in talk.splitlines() if "the run is saved" in line]
     assert len(stopped) == 2, talk
     assert stopped[0] == stopped[1]

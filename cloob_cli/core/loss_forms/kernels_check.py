@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from functools import cache
 
 import torch
@@ -45,8 +44,7 @@ def largest_error(device: torch.device, precision: str) -> float:
     plain = Steps(torch.device("cpu"), torch.float32, precision, (0, 0), 0)
     # Sizes that are no multiple of anything, and multiples of 16 as in training, with rows of more than one piece.
     sizes = (33, 150), (48, triton_steps.ELEMENTS + 160)
-    on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    with on_device, fused.matmul_precision():
+    with fused.prepared():
         pairs = [pair for size in sizes for pair in zip(_results(fused, *size), _results(plain, *size), strict=True)]
         return max(float(_difference(a, b).max()) for a, b in pairs)
 

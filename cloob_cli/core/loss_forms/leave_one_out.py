@@ -79,9 +79,10 @@ def _sums_over_negatives(
             positives = positives_of_tile(own_rows, visit.rows, inputs.caption_ids)
             yield visit, chunk, *steps.softmax_of_rows(logits, column_bias, positives)
 
-    several = layout.processes > 1 or not inputs.wanted.embeddings
-    maxima, totals = anchors.new_full((len(anchors), 1), LOWEST), anchors.new_zeros(len(anchors), 1)
-    if several:
+    whole_rows = None
+    if layout.processes > 1 or not inputs.wanted.embeddings:
+        whole_rows = anchors.new_full((len(anchors), 1), LOWEST), anchors.new_zeros(len(anchors), 1)
+        maxima, totals = whole_rows
         for _, chunk, largest, _, total in softmaxes():
             _add_total(maxima[chunk], totals[chunk], largest, total)
         loss += (maxima + totals.log()).sum()
@@ -90,7 +91,8 @@ def _sums_over_negatives(
     for_anchors, for_partners = torch.mul(stored[0].to(steps.dtype), -inv_tau), torch.zeros_like(partners)
     column_sums, factors = anchors.new_zeros(layout.total), anchors.new_zeros(len(anchors), 1)
     for visit, chunk, largest, weights, total in softmaxes(for_partners):
-        if several:
+        if whole_rows:
+            maxima, totals = whole_rows
             # The same to the last bit for all blocks with a row's maximum: duplicates are told apart by nothing else.
             factor = (largest - maxima[chunk]).exp_().div_(totals[chunk])
         else:

@@ -10,10 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-
-from cloob_cli.core.loss_forms.steps import Steps
 
 
 @dataclass(frozen=True)
@@ -40,13 +37,6 @@ class Embeddings:
         """Other rows of the same matrix, from their `tensors()`."""
         deviations, *biases = tensors
         return Embeddings(self.name, self.mean, deviations, dict(zip(self.biases, biases, strict=True)))
-
-
-def embeddings(name: str, rows: Tensor, mean: Tensor, means_times_beta: dict[str, Tensor], steps: Steps) -> Embeddings:
-    """`rows` [n, D] of the matrix `name` with the mean `mean` [D]; `means_times_beta` [D] of both matrices."""
-    deviations = rows - mean
-    biases = {other: torch.mv(deviations, scaled) for other, scaled in means_times_beta.items()}
-    return Embeddings(name, mean, steps.operand(deviations), biases)
 
 
 @dataclass(frozen=True)

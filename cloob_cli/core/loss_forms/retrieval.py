@@ -15,7 +15,7 @@ from torch import Tensor
 from cloob_cli.core.exchange import Visit, visits
 from cloob_cli.core.gather import mean_of_rows, sum_over_processes
 from cloob_cli.core.loss_forms.inputs import LossInputs
-from cloob_cli.core.loss_forms.operands import Embeddings, Pulled, add_outer, embeddings
+from cloob_cli.core.loss_forms.operands import Embeddings, Pulled, add_outer
 from cloob_cli.core.loss_forms.retrieval_common import LOWEST_MEAN, find_common, small_scores
 from cloob_cli.core.loss_forms.retrieval_rows import add_to_row_means, pull_rows, retrieve_rows
 from cloob_cli.core.loss_forms.retrieval_tiles import pull_in_tiles, retrieve_in_tiles
@@ -39,8 +39,15 @@ class Retrieval:
         self.steps = steps
         rows = {"x": inputs.x, "y": inputs.y}
         self.means = {name: mean_of_rows(matrix, inputs.layout) for name, matrix in rows.items()}
-        self._scaled_means = {name: beta * mean for name, mean in self.means.items()}
-        common = find_common(rows, self.means, beta, inputs.layout) if small_scores(inputs, beta) else None
+        deviations = {name: rows[name] - mean for name, mean in self.means.items()}
+        scaled_means = {name: beta * mean for name, mean in self.means.items()}
+        self._biases = {
+            name: {other: torch.mv(matrix, mean) for other, mean in scaled_means.items()}
+            for name, matrix in deviations.items()
+        }
+        common = None
+        if small_scores(inputs, beta):
+            common = find_common(deviations, self.means, self._biases, beta, inputs.layout)
         self._common = common if common and common.lowest > LOWEST_MEAN[inputs.x.dtype] else None  # None: not in tiles
         self._kept: dict[str, Embeddings] = {}
         self._largest: dict[str, Tensor] = {}  # the largest score of each row [n, 1], by pattern matrix
@@ -174,7 +181,8 @@ class Retrieval:
         """Made when they are needed: of a large batch they cost less time than the memory they would take between."""
         for name, rows in (("x", self.inputs.x), ("y", self.inputs.y)):
             if name in names and name not in self._kept:
-                self._kept[name] = embeddings(name, rows, self.means[name], self._scaled_means, self.steps)
+                deviations = self.steps.operand(rows - self.means[name])
+                self._kept[name] = Embeddings(name, self.means[name], deviations, self._biases[name])
         made = {name: self._kept[name] for name in names}
         if len(self.inputs.x) > self.steps.tile[1]:
             self._kept.clear()

@@ -39,17 +39,24 @@ class Common:
     lowest: float
 
 
-def find_common(rows: dict[str, Tensor], means: dict[str, Tensor], beta: float, layout: RowLayout) -> Common:
-    """Of the matrices `rows` [n, D] with the means [D] over all processes. The host waits for one number."""
-    names, stacked = list(rows), torch.stack(list(means.values()))
-    deviations = {name: rows[name] - means[name] for name in names}
+def find_common(
+    deviations: dict[str, Tensor],
+    means: dict[str, Tensor],
+    biases: dict[str, dict[str, Tensor]],
+    beta: float,
+    layout: RowLayout,
+) -> Common:
+    """Of matrices with these means [D] over all processes, deviations [n, D] from them and biases [n] (see
+    `Embeddings`). The host waits for one number.
+    """
+    names, stacked = list(means), torch.stack(list(means.values()))
     factors: dict[tuple[str, str], Tensor] = {}
     parts = []
     for name in names:
-        biases = torch.stack([torch.mv(deviations[name], beta * mean) for mean in means.values()])  # as in `embeddings`
-        factors |= {(name, other): row for other, row in zip(names, biases.exp(), strict=True)}
+        with_each = torch.stack(list(biases[name].values()))
+        factors |= {(name, other): row for other, row in zip(names, with_each.exp(), strict=True)}
         # Deviations add up to zero, so that f - 1 will do, which is small where all rows are alike.
-        less_one = biases.expm1_()
+        less_one = with_each.expm1_()
         parts.append(torch.cat([less_one @ deviations[name], less_one.sum(dim=1, keepdim=True)], dim=1))
     totals = sum_over_processes(torch.stack(parts), layout)
     tilts, weights = totals[..., :-1], totals[..., -1:] + layout.total

@@ -1,9 +1,11 @@
-"""Retrieval with scores too large to be exponentiated as they are: the maximum of each row is taken out.
+"""Retrieval with scores that cannot be exponentiated as they are: the maximum of each row is taken out.
 
-It is a rare case (scale_hopfield above 20), so plain torch serves everywhere and nothing is shared between directions.
+It is a rare case, so plain torch serves everywhere and nothing is shared between directions.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -40,9 +42,7 @@ def add_to_row_means(
     lengths: Tensor,
 ) -> None:
     """sums += the row sums [n, 1] of E * (r S^T), lengths += those of E: their ratio is what `pull_rows` takes out."""
-    for chunk in steps.chunks(len(queries), len(stored)):
-        weights = _scores(queries, stored, beta, steps, chunk).sub_(largest[chunk]).exp_()
-        change = steps.product("pulled", for_rows.rows[chunk], stored.deviations.T)
+    for chunk, weights, change in _weights_and_changes(queries, stored, beta, steps, for_rows, largest):
         sums[chunk].add_(torch.linalg.vecdot(weights, change).unsqueeze(1))
         lengths[chunk].add_(weights.sum(dim=1, keepdim=True))
 
@@ -65,9 +65,7 @@ def pull_rows(
     found here.
     """
     column_sums = torch.zeros_like(stored.biases[queries.name])
-    for chunk in steps.chunks(len(queries), len(stored)):
-        weights = _scores(queries, stored, beta, steps, chunk).sub_(largest[chunk]).exp_()
-        change = steps.product("pulled", for_rows.rows[chunk], stored.deviations.T)
+    for chunk, weights, change in _weights_and_changes(queries, stored, beta, steps, for_rows, largest):
         if row_means is None:
             mean = torch.linalg.vecdot(weights, change).unsqueeze(1) / weights.sum(dim=1, keepdim=True)
         else:
@@ -79,6 +77,15 @@ def pull_rows(
         steps.add_product(for_stored, gradient.T, queries.deviations[chunk], beta)
         steps.add_product(for_stored, weights.T, for_rows.rows[chunk])
     add_outer(for_stored, beta * column_sums, queries.mean)
+
+
+def _weights_and_changes(
+    queries: Embeddings, stored: Embeddings, beta: float, steps: Steps, for_rows: Pulled, largest: Tensor
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Each chunk of rows with its E = exp(scores - largest) and its r S^T."""
+    for chunk in steps.chunks(len(queries), len(stored)):
+        weights = _scores(queries, stored, beta, steps, chunk).sub_(largest[chunk]).exp_()
+        yield chunk, weights, steps.product("pulled", for_rows.rows[chunk], stored.deviations.T)
 
 
 def _scores(queries: Embeddings, stored: Embeddings, beta: float, steps: Steps, chunk: slice) -> Tensor:

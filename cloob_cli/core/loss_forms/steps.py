@@ -7,7 +7,7 @@ matrix unit) and accumulate in the format of the result: float32, or float64 whe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 
@@ -73,8 +73,15 @@ class Steps:
         self._buffers: dict[str, Tensor] = {}
 
     @contextmanager
-    def matmul_precision(self) -> Iterator[None]:
-        """The products' own precision, whatever the program around has set."""
+    def prepared(self) -> Iterator[None]:
+        """What the steps run in, whatever the program around has set: device, no autocast, precision of products."""
+        # Triton launches on the current device, which need not be that of the embeddings.
+        on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        with on_device, torch.autocast(self.device.type, enabled=False), self._matmul_precision():
+            yield
+
+    @contextmanager
+    def _matmul_precision(self) -> Iterator[None]:
         cuda, cpu = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
         if cpu is None or not hasattr(cuda, "fp32_precision"):  # torch before 2.9
             former = torch.get_float32_matmul_precision()

@@ -7,8 +7,6 @@ torch) and `triton_steps.py` (Triton).
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -32,9 +30,7 @@ def tiled_loss(inputs: LossInputs, objective: str, scale_hopfield: float, steps:
 class _TiledLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, inv_tau, inputs: LossInputs, objective, scale_hopfield, steps: Steps):
-        # Triton launches on the current device, which need not be that of the embeddings.
-        on_device = torch.cuda.device(x.device) if x.is_cuda else nullcontext()
-        with on_device, torch.autocast(x.device.type, enabled=False), steps.matmul_precision():
+        with steps.prepared():
             if objective == "cloob":
                 loss, result = _cloob(inputs, scale_hopfield, steps)
             else:

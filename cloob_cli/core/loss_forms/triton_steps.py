@@ -3,7 +3,7 @@
 The matrix products between them stay with the vendor's library, which comes nearer to the limit of the matrix units
 than tiles written by hand: at D = 512 the sums of a tile's second product alone would fill a multiprocessor's
 registers. What the kernels save is the traffic in between, a read and a write of the whole tile for each small step.
-What only large scale_hopfield needs stays plain.
+What `retrieval_rows.py` needs stays plain.
 """
 
 from __future__ import annotations
