@@ -11,7 +11,7 @@ import json
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -166,7 +166,7 @@ class TrainSection(Section):
     epochs: float | None = Field(default=None, gt=0, description="passes over the training pairs")
     steps: int | None = Field(default=None, gt=0, description="takes precedence over epochs")
     batch_size: int = Field(default=512, ge=2, description="pairs in a contrastive batch, over all processes")
-    micro_batch_size: int | Literal["auto"] | None = Field(
+    micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         default=None, description="left out: the whole batch at once"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(

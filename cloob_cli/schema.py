@@ -56,9 +56,11 @@ def _explain(section: type[Section], problem: ValidationError) -> tuple[str, str
     errors = problem.errors(include_url=False)
     # An unknown key first: a misspelt key often causes a second complaint (the right one is missing).
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    location = [str(part) for part in first["loc"] if not _is_union_tag(section, part)]
+    location = _location(section, first["loc"])
     key = ".".join(location)
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    # A value of several allowed kinds has a complaint from each of them: they are one.
+    alike = [e for e in errors if _location(section, e["loc"]) == location]
+    more = f" (and {len(errors) - len(alike)} more)" if len(errors) > len(alike) else ""
     if first["type"] == "extra_forbidden":
         known = _known_keys(section, location[:-1])
         near = nearest(location[-1], known)
@@ -68,16 +70,20 @@ def _explain(section: type[Section], problem: ValidationError) -> tuple[str, str
         return f"unknown key '{key}'{more}", hint
     if first["type"] == "missing":
         return f"the key '{key}' is missing{more}", None
-    text = first["msg"].removeprefix("Value error, ")
-    text = text[:1].lower() + text[1:]
+    texts = [e["msg"].removeprefix("Value error, ") for e in alike]
+    text = ", or ".join(text[:1].lower() + text[1:] for text in texts)
     given = first.get("input")
     shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
     return (f"'{key}': {text}{shown}{more}" if key else f"{text}{more}"), None
 
 
+def _location(section: type[Section], parts: tuple[str | int, ...]) -> list[str]:
+    return [str(part) for part in parts if not _is_union_tag(section, part)]
+
+
 def _is_union_tag(section: type[Section], part: str | int) -> bool:
     # pydantic puts the tried alternative of a union into the location ("int", "list[str]", "literal['auto']").
-    return isinstance(part, str) and (part in {"int", "float", "str", "bool"} or "[" in part)
+    return isinstance(part, str) and (part in {"int", "constrained-int", "float", "str", "bool"} or "[" in part)
 
 
 def _known_keys(section: type[Section], location: list[str]) -> list[str]:

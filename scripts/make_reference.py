@@ -85,6 +85,8 @@ def _type(annotation: Any) -> str:
         return ", ".join(f"`{value!r}`".replace("'", '"') for value in arguments)
     if origin in (list, tuple) and arguments:
         return f"list of {_type(arguments[0])}"
+    if origin is typing.Annotated:
+        return _type(arguments[0])
     if arguments:
         return " or ".join(_type(a) for a in arguments if a is not type(None))
     words = {str: "text", int: "integer", float: "number", bool: "true, false", dict: "table"}

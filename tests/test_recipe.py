@@ -55,6 +55,8 @@ def test_the_quickstart_finds_the_example_pictures():
 @pytest.mark.parametrize(
     ("override", "said"),
     [
+        ("train.micro_batch_size=0", "greater than or equal to 1, or input should be 'auto' (got 0)"),
+        ("train.micro_batch_size=many", "or input should be 'auto' (got 'many')"),
         ("train.stepz=3", "did you mean 'train.steps'?"),
         ("trian.steps=3", "did you mean 'train'?"),
         ("model.vision.patchsize=4", "did you mean 'model.vision.patch_size'?"),
