@@ -185,6 +185,12 @@ class TrainSection(Section):
     micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         default=None, description="left out: the whole batch at once"
     )
+    captions_per_image: int = Field(
+        default=1,
+        ge=1,
+        description="captions drawn of each picture in a step, none twice where there are enough; the loss is the mean "
+        "of the contrastive losses of the batch's images with each draw",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="auto: bf16 where it is fast"
     )

@@ -52,9 +52,9 @@ def hold_out(n: int, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def uniforms(seed: int, epoch: int, samples: np.ndarray, count: int) -> np.ndarray:
-    """`count` numbers in [0, 1) for each sample -> float64 [B, count]."""
-    return (random_bits(seed, epoch, samples, count) >> np.uint64(11)) * 2.0**-53
+def uniforms(seed: int, epoch: int, samples: np.ndarray, count: int, first_draw: int = 1) -> np.ndarray:
+    """`count` numbers in [0, 1) for each sample, its draws from `first_draw` on -> float64 [B, count]."""
+    return (random_bits(seed, epoch, samples, count, first_draw) >> np.uint64(11)) * 2.0**-53
 
 
 def further_uniforms(uniform: np.ndarray, count: int) -> np.ndarray:

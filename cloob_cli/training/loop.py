@@ -154,6 +154,7 @@ class Run:
             rank=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
             device=self.device,
+            captions_per_image=self.recipe.train.captions_per_image,
         )
 
     # --- the steps ------------------------------------------------------------------------------------------------
