@@ -40,6 +40,9 @@ def _top(
 def run() -> NoReturn:
     """The entry point: run the command line, leave with its exit code."""
     signal.signal(signal.SIGTERM, _as_interrupt)
+    # A terminal that closes. `nohup` has it ignored, and so it stays.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _as_interrupt)
     try:
         app()
     except CloobError as error:
@@ -61,7 +64,8 @@ def run() -> NoReturn:
 
 
 def _as_interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    # SIGTERM (a cluster's "time is up") is treated as Ctrl-C: commands save what they can and leave with 130.
+    # SIGTERM (a cluster's "time is up") and SIGHUP are treated as Ctrl-C: commands save what they can and leave
+    # with 130.
     raise KeyboardInterrupt
 
 
