@@ -18,6 +18,7 @@ AddRows = Callable[[Iterable[Row]], None]
 
 _GAP = 2  # spaces between columns
 _LEAST_KEY = 16  # columns of a terminal below which no key can be read
+_NUMBER = len("-0.0000")
 _FITTING = 0.9  # of the keys that have to fit on their line; the others are folded
 
 
@@ -77,7 +78,9 @@ class _TerminalRows:
 
     def _widths(self, available: int) -> list[int] | None:
         """The width of every column; None where a row does not fit on a line."""
-        groups = [self._text if i % self._group == 0 else len(name) for i, name in enumerate(self._columns[1:])]
+        groups = [
+            self._text if i % self._group == 0 else max(_NUMBER, len(name)) for i, name in enumerate(self._columns[1:])
+        ]
         room = available - sum(groups) - _GAP * len(groups)
         if room < max(_LEAST_KEY, min(self._usual_key, self._longest_key)):
             return None
@@ -110,5 +113,5 @@ class _TerminalRows:
 
     def _block_line(self, group: Sequence[object]) -> str:
         names = self._columns[2 : 1 + self._group]
-        numbers = (cell_text(cell).ljust(len(name)) for name, cell in zip(names, group[1:], strict=True))
+        numbers = (cell_text(cell).ljust(max(_NUMBER, len(name))) for name, cell in zip(names, group[1:], strict=True))
         return "".join(" " * _GAP + number for number in [*numbers, cell_text(group[0])])

@@ -39,6 +39,9 @@ class _LineProgress:
 
     def advance(self, amount: float = 1) -> None:
         self._done += amount
+        self._tell()
+
+    def _tell(self) -> None:
         now = self._clock()
         if now - self._told >= LINE_EVERY:
             self._told = now
@@ -49,6 +52,7 @@ class _LineProgress:
 
     def note(self, text: str) -> None:
         self._note = text
+        self._tell()
 
     def restart(self, done: float, total: float | None) -> None:
         self._done = self._before = done
@@ -97,9 +101,7 @@ class _BarProgress:
 
 
 @contextmanager
-def progress(
-    description: str, total: float | None = None, unit: str = "it", delay: float = 0.0
-) -> Iterator[Progress]:
+def progress(description: str, total: float | None = None, unit: str = "it", delay: float = 0.0) -> Iterator[Progress]:
     """A bar with count, rate and time left on a terminal's stderr; elsewhere a line there every 30 seconds.
 
     Args:
@@ -148,7 +150,9 @@ def _rate_column(unit: str) -> Any:
 
     class RateColumn(ProgressColumn):
         def render(self, task: Task) -> Text:
-            rate = task.finished_speed or task.speed
-            return Text(f"{rate:,.1f} {unit}/s" if rate else "")
+            # Over all the time: inputs come in bursts, a batch at once, of which Rich's own rate makes too much.
+            seconds = task.finished_time or task.elapsed or 0.0
+            rate = task.completed / seconds if seconds > 1 else 0.0
+            return Text(f"{rate:,.3g} {unit}/s" if rate else "")
 
     return RateColumn()

@@ -60,6 +60,25 @@ def finish_streams() -> None:
         raise unwritable(problem) from None
 
 
+def flush() -> None:
+    """Hand what was printed so far to whoever reads stdout."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as problem:
+        raise unwritable(problem) from None
+
+
+@contextmanager
+def unread_is_no_fault() -> Iterator[None]:
+    """Inside, printing goes nowhere once the reader of stdout is gone (`| head`); elsewhere that ends a command."""
+    try:
+        yield
+    except BrokenPipeError:
+        discard_stdout()
+
+
 def unwritable(problem: OSError) -> CloobError:
     """The error for a result that stdout does not take: it goes to a file on a full disk, say."""
     return CloobError(f"the result cannot be written: {problem.strerror or problem}")
@@ -114,7 +133,7 @@ def is_drawing() -> bool:
 
 
 def result_console() -> Console:
-    """The console for results on a terminal: stdout's, or stderr's where a display on the same terminal is in the way."""
+    """The console for results on a terminal: stdout's, or stderr's while that redraws a display on the same one."""
     return err() if is_drawing() and _one_terminal() else out()
 
 

@@ -35,6 +35,10 @@ class Failure:
     reason: str
 
 
+# Called for every picture in order, as soon as it was read: with None, or with why it was skipped.
+OnPicture = Callable[[Failure | None], None]
+
+
 @dataclass
 class PictureBatch:
     """Consecutive pictures: `paths` and `pixels` of the readable ones, uint8 [B, H, W, 3], and the others' failures.
@@ -75,6 +79,7 @@ def picture_batches(
     batch_size: int,
     workers: int | None = None,
     fast_jpeg: bool = False,
+    on_picture: OnPicture | None = None,
 ) -> Generator[PictureBatch]:
     """Decode, resize and crop pictures; at most two batches are held at any time.
 
@@ -96,6 +101,8 @@ def picture_batches(
     batch = PictureBatch([], torch.empty(0, size, size, 3, dtype=torch.uint8))
     crops: list[np.ndarray] = []
     for path, result in _map_in_order(read, paths, count, ahead=batch_size + count):
+        if on_picture:
+            on_picture(result if isinstance(result, Failure) else None)
         if isinstance(result, Failure):
             batch.failures.append(result)
             continue
