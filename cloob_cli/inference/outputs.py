@@ -81,7 +81,8 @@ class ParquetRows:
     def __init__(self, path: Path, schema: pyarrow.Schema) -> None:
         from pyarrow import parquet
 
-        self._writer = parquet.ParquetWriter(path, schema, compression="zstd")
+        self._file = path.open("wb")  # pyarrow itself opens only paths that are UTF-8
+        self._writer = parquet.ParquetWriter(self._file, schema, compression="zstd")
         self._schema = schema
         self._rows: list[dict[str, Any]] = []
 
@@ -91,9 +92,10 @@ class ParquetRows:
             self._flush()
 
     def close(self) -> None:
-        if self._rows:
-            self._flush()
-        self._writer.close()
+        with self._file:
+            if self._rows:
+                self._flush()
+            self._writer.close()
 
     def _flush(self) -> None:
         import pyarrow
