@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: while nothing is done yet they end the process at once, later they unwind it."""
+"""Ctrl-C, SIGTERM and SIGHUP: while nothing is done yet they end the process at once, later they unwind it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from types import FrameType
 from typing import NoReturn
 
 _EXIT_CODE = 130
+# SIGTERM is a cluster's "time is up", SIGHUP a terminal that closes (Windows has none).
+_TO_END = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def leave_at_once() -> None:
@@ -20,13 +22,15 @@ def leave_at_once() -> None:
 
 
 def unwind() -> None:
-    """From now on Ctrl-C and SIGTERM raise KeyboardInterrupt: commands save what they can.
+    """From now on Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt: commands save what they can.
 
-    SIGTERM is a cluster's "time is up".
+    What whoever started the process wants ignored, as `nohup` does SIGHUP, stays ignored.
     """
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _unwind)
+    for number in _TO_END:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _unwind)
 
 
 @contextmanager
@@ -35,7 +39,7 @@ def leaving_at_once() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *_TO_END)}
     try:
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:

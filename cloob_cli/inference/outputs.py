@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -11,30 +11,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from cloob_cli.errors import UsageError
 from cloob_cli.inference.reading import Failure
 
 if TYPE_CHECKING:
     import pyarrow
 
 _ROW_GROUP = 16_384  # rows held before they are written: large enough to compress, small enough to forget
-
-
-def failures_path(output: Path) -> Path:
-    """Where what was skipped is listed: `emb.failures.jsonl` beside `emb.npy`."""
-    return output.with_suffix(".failures.jsonl")
-
-
-def check_output(output: Path, suffixes: Sequence[str]) -> None:
-    """Refuse an output path before any work is done.
-
-    Raises:
-        UsageError: its suffix is none of `suffixes`, or it is a folder.
-    """
-    if output.suffix.lower() not in suffixes:
-        raise UsageError(f"cannot write '{output.name}': unknown kind of file", f"use one of: {' '.join(suffixes)}")
-    if output.is_dir():
-        raise UsageError(f"{output} is a folder, a file was expected")
 
 
 def write_failures(path: Path, failures: Iterable[Failure]) -> None:
