@@ -88,7 +88,13 @@ def classify(
     names = [label.name for label in labels]
     assert model.tokenize is not None
     classes = class_embeddings(
-        model.encode_text, model.tokenize, [label.names for label in labels], templates, batch_size, device_of(model)
+        model.encode_text,
+        model.tokenize,
+        [label.names for label in labels],
+        templates,
+        batch_size,
+        device_of(model),
+        model.config.text,
     ).cpu()
     preprocess = Preprocess(model.config.vision.image_size, model.config.preprocess)
     batches = picture_batches(paths, preprocess, batch_size=batch_size, workers=workers, fast_jpeg=fast_jpeg)
