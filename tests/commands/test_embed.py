@@ -235,11 +235,11 @@ def test_a_phone_s_folder_says_what_was_passed_over(place: Path, monkeypatch: py
 
 
 def test_a_missing_argument_among_others_is_a_skip(place: Path) -> None:
-    result = cloob_here("embed", "nowhere", "pictures", "-o", "missing.npy", "-m", "model", cwd=place)
+    result = cloob_here("embed", "nowhere", "pictures/deeper", "-o", "missing.npy", "-m", "model", cwd=place)
     assert result.returncode == 3
     [failure] = (place / "missing.failures.jsonl").read_text().splitlines()
     assert json.loads(failure) == {"path": "nowhere", "reason": "no file or folder at nowhere"}
-    assert len(np.load(place / "missing.npy")) == 7
+    assert len(np.load(place / "missing.npy")) == 4
 
 
 def check_memory(place: Path, folder: Path, count: int) -> int:
