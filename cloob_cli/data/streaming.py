@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -175,3 +176,17 @@ def _unchanged(batch: Any) -> Any:
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_end_with_parent, name="parent's end", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the process that asked for this worker, then end as well.
+
+    Nothing else would: under a fork server the worker's parent by number is the server, and the server lives as long
+    as a worker does. What the sentinel stands on, a pipe or a handle, the system closes even for a process that is
+    killed.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)

@@ -155,6 +155,7 @@ class Run:
             processes=self.accelerator.num_processes,
             device=self.device,
             captions_per_image=self.recipe.train.captions_per_image,
+            text=self.model.config.text,
         )
 
     # --- the steps ------------------------------------------------------------------------------------------------

@@ -141,6 +141,7 @@ def build_model(recipe: Recipe, config: ModelConfig, device: torch.device) -> Cl
     if recipe.train.compile:
         model.visual.compile()
         model.transformer.compile()
+        model.cuts_tokens = False  # the loader does, to few lengths
     return model.train()
 
 
