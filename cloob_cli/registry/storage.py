@@ -59,8 +59,8 @@ def set_aside(path: Path, name: str) -> Path:
 @contextmanager
 def in_plain_names(folder: Path, shown: str, other: Path | None = None) -> Iterator[None]:
     """Errors of the body name `shown` where they named `folder` as it is called until it is whole, or `other`."""
-    # "NAME" is ".NAME.RANDOM.partial" until then, and what is written into that with the same care "..NAME. ..."
-    temporary = re.escape(str(folder.parent) + os.sep) + r"\.+" + re.escape(folder.name) + r"(\.\w+\.partial)+"
+    # "NAME" is ".NAME.SOMETHING.partial" until then, and what replaces that with the same care "..NAME.SOMETHING..."
+    temporary = re.escape(str(folder.parent) + os.sep) + r"\.+" + re.escape(folder.name) + r"(\.[\w-]+\.partial)+"
 
     def plain(text: str) -> str:
         text = re.sub(temporary, lambda found: shown, text)
