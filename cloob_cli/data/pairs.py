@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from cloob_cli.data.folder import suffixes
+from cloob_cli.data.formats import suffixes
 from cloob_cli.errors import DataError, ImageError
 from cloob_cli.recipe import DataSection
 

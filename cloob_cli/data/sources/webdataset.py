@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from cloob_cli.data.folder import suffixes
+from cloob_cli.data.formats import suffixes
 from cloob_cli.data.images import open_image
 from cloob_cli.data.sources.columns import caption_list
 from cloob_cli.errors import DataError, ImageError
