@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cloob_cli.data.fingerprint import Part
-from cloob_cli.data.folder import suffixes
+from cloob_cli.data.formats import suffixes
 from cloob_cli.errors import DataError, ImageError
 from cloob_cli.recipe import DataSection
 
