@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cloob_cli.commands.pictures import Work
     from cloob_cli.inference.classify import Classified, ClassifiedBatch
     from cloob_cli.inference.labels import Label
+    from cloob_cli.inference.reading import Failure
 
     AddRows = Callable[[Iterable[Classified]], None]
 
@@ -112,14 +113,15 @@ def classify(
         raise typer.Exit(3)
 
 
-def _printer(as_json: bool, top_k: int, paths: Sequence[Path], classes: Sequence[Label]) -> AddRows:
+def _printer(as_json: bool, top_k: int, paths: Sequence[Path | Failure], classes: Sequence[Label]) -> AddRows:
     """What shows rows on stdout."""
     from cloob_cli.inference.classify import columns
     from cloob_cli.inference.reading import path_text
 
     if as_json:
         return _print_json
-    add = console.growing_table(columns(top_k), 3, [path_text(path) for path in paths], [one.name for one in classes])
+    keys = [path_text(path) for path in paths if isinstance(path, Path)]
+    add = console.growing_table(columns(top_k), 3, keys, [one.name for one in classes])
     return lambda rows: add(_cells(row) for row in rows)
 
 

@@ -81,11 +81,15 @@ def _introduce_bundled() -> None:
     console.hint("for photographs choose a larger model with --model; `cloob zoo list` shows them")
 
 
-def find_pictures(sources: Sequence[Path]) -> list[Path]:
-    """The pictures that the arguments mean; a search that takes long shows how many it has found."""
-    from cloob_cli.inference.reading import collect_pictures
+def find_pictures(sources: Sequence[Path]) -> list[Path | Failure]:
+    """The pictures that the arguments mean; what looks like one and cannot be read here is told in one notice."""
+    from cloob_cli.data.folder import describe_passed_over
+    from cloob_cli.inference.reading import collect_images
 
-    return collect_pictures(sources)
+    found = collect_images(sources)
+    if found.passed_over:
+        console.warn(describe_passed_over(found.passed_over))
+    return found.items
 
 
 class Work:

@@ -74,7 +74,7 @@ def columns(top_k: int) -> list[str]:
 
 def classify(
     model: CloobModel,
-    paths: Iterable[Path],
+    paths: Iterable[Path | Failure],
     labels: Sequence[Label],
     templates: Sequence[str],
     *,
@@ -123,7 +123,9 @@ def _encode_labels(
 
     assert model.tokenize is not None
     names = [label.names for label in labels]
-    return class_embeddings(encode, model.tokenize, names, templates, batch_size, device_of(model)).cpu()
+    return class_embeddings(
+        encode, model.tokenize, names, templates, batch_size, device_of(model), model.config.text
+    ).cpu()
 
 
 def _best(cosines: Tensor, inv_tau: float, names: list[str], top_k: int) -> list[list[Choice]]:
