@@ -26,6 +26,7 @@ turns them into text and exit codes; everything else raises them.
     |   +-- ChecksumError             a file is not the one that its card names
     |   +-- UnsafeCheckpointError     a checkpoint that asks for code to be run
     |   +-- ConversionError           a checkpoint that does not have the layout its format promises
+    |   |   +-- MissingConfigurationError  a checkpoint that needs its own configuration beside it
     |   +-- VerificationError         an installed model does not compute what it did when it was stored
     |   +-- NotExportableError        the target format cannot express this architecture
     +-- DiskSpaceError            1   not enough room for what was asked
@@ -138,6 +139,10 @@ class ConversionError(RegistryError):
     pass
 
 
+class MissingConfigurationError(ConversionError):
+    pass
+
+
 class VerificationError(RegistryError):
     pass
 
@@ -152,3 +157,11 @@ class DiskSpaceError(CloobError):
 
 class Interrupted(CloobError):
     exit_code = 130
+
+
+def one_line(problem: BaseException) -> str:
+    """An error as part of a line: the message of an expected one, the kind and first line of any other."""
+    if isinstance(problem, CloobError):
+        return problem.message
+    first = next((line.strip() for line in str(problem).splitlines() if line.strip()), "")
+    return f"{type(problem).__name__}: {first}" if first else type(problem).__name__

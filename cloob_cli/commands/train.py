@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cloob_cli import assets, console
+from cloob_cli import assets, console, signals
 from cloob_cli.commands.options import DeviceOption, JsonOption, QuietOption
-from cloob_cli.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from cloob_cli.recipe import Recipe
 
 _SKIPPED = 3  # exit code: done, but some pairs were skipped
 
@@ -33,11 +35,14 @@ def train(
 ) -> None:
     """Train a model by a recipe; the result is the path of its folder."""
     console.configure(quiet=quiet)
+    from cloob_cli.recipe import load_recipe
+
     loaded = load_recipe(assets.find_recipe(recipe), set_)
     if dry_run:
         _dry_run(loaded, json_)
         return
-    from cloob_cli.training.loop import train as run
+    with signals.leaving_at_once():
+        from cloob_cli.training.loop import train as run
 
     finished = _show(loaded.name, run(loaded, out or Path("runs") / loaded.name, device=device, resume=resume))
     if finished is None:

@@ -32,7 +32,7 @@ def convert(
     quiet: QuietOption = False,
 ) -> None:
     """Convert another program's checkpoint to a model folder, without running any of it."""
-    from cloob_cli.registry.install import convert_to_folder
+    from cloob_cli.registry.fill import convert_to_folder
 
     console.configure(quiet=quiet)
     _must_be_new(output)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Protocol
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cloob_cli.core.metrics import covariance_rank, recall_at_k, top_k_accuracy
 from cloob_cli.core.model import CloobModel
+from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.zero_shot import class_embeddings
 from cloob_cli.data.classification import ClassificationSet, open_classification_set
 from cloob_cli.data.images import Preprocess, normalise
@@ -44,19 +45,25 @@ class HeldOut:
 
     source: PairSource
     indices: np.ndarray  # int64 [N]
+    _captions: dict[int, str] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def image(self, index: int) -> Image.Image:
+        """The image of a pair; ImageError where it cannot be read, and where the pair has no caption to go with it."""
+        captions = self.source.captions(int(self.indices[index]))
+        if not captions:
+            raise ImageError("no caption")
+        self._captions[index] = captions[0]
         return self.source.image(int(self.indices[index]))
 
     def name(self, index: int) -> str:
         return self.source.name(int(self.indices[index]))
 
     def caption(self, index: int) -> str:
-        """The first caption of a pair; retrieval uses one a picture."""
-        return self.source.captions(int(self.indices[index]))[0]
+        """The first caption of a pair whose image was read; retrieval uses one an image."""
+        return self._captions[index]
 
 
 class Crops:
@@ -157,7 +164,8 @@ class Validator:
     def _zero_shot(self, model: CloobModel, one: ClassificationSet, crops: Crops) -> dict[str, float]:
         device = model.logit_scale.device
         names = [[name] for name in one.classes]
-        classes = class_embeddings(model.encode_text, self.tokenizer, names, one.templates, device=device)
+        text = model.config.text
+        classes = class_embeddings(model.encode_text, self.tokenizer, names, one.templates, device=device, text=text)
         indices, images = _embed_images(model, crops)
         if not indices:
             return {}
@@ -179,7 +187,8 @@ def _embed_images(model: CloobModel, crops: Crops) -> tuple[list[int], Tensor]:
 def _embed_texts(model: CloobModel, tokenizer: Tokenizer, texts: list[str]) -> Tensor:
     device = model.logit_scale.device
     parts = [texts[start : start + _BATCH] for start in range(0, len(texts), _BATCH)]
-    return torch.cat([model.encode_text(tokenizer(part).to(device)).float() for part in parts])
+    rows = (cut_to_longest(tokenizer(part), model.config.text) for part in parts)
+    return torch.cat([model.encode_text(tokens.to(device)).float() for tokens in rows])
 
 
 def _caption_number(caption: str) -> int:

@@ -55,6 +55,10 @@ def test_pictures(place: Path) -> None:
     weights = (place / "model" / "model.safetensors").read_bytes()
     assert metadata["weights_sha256"] == hashlib.sha256(weights).hexdigest()
     assert (metadata["model"], metadata["version"]) == ("tiny", cloob_cli.__version__)
+    options = {name: metadata[name] for name in ("made_by", "precision", "device", "fast_jpeg", "dtype")}
+    assert options == {
+        "made_by": "cloob embed", "precision": "float32", "device": "cpu", "fast_jpeg": "false", "dtype": "float32",
+    }  # fmt: skip
     preprocessing = json.loads(metadata["preprocessing"])
     assert preprocessing["image_size"] == 64
     assert preprocessing["mean"] == list(m.config.preprocess.mean)
@@ -107,7 +111,10 @@ def test_texts(place: Path) -> None:
     m = cloob_cli.load(str(place / "model"), device="cpu")
     alone = torch.cat([m.encode_text(m.tokenize([text])) for text in texts])
     np.testing.assert_allclose(np.load(place / "texts.npy"), alone.numpy(), atol=2e-6)
-    assert pq.read_table(place / "texts.parquet").to_pydict() == {"text": texts}
+    table = pq.read_table(place / "texts.parquet")
+    assert table.to_pydict() == {"text": texts}
+    tokenizer = json.loads(table.schema.metadata[b"tokenizer"])
+    assert (tokenizer["context_length"], tokenizer["kind"]) == (12, "bpe")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="named pipes")
@@ -155,6 +162,56 @@ def test_wrong_input_is_one_line_and_exit_code_2(place: Path) -> None:
         assert message in errors[0]
     assert not list(place.glob("x.*"))
     assert not list(place.glob(".*partial"))
+
+
+def test_options_that_change_numbers_stand_in_the_metadata(place: Path) -> None:
+    options = ["--fast-jpeg", "--precision", "bf16", "--dtype", "float16", "--device", "cpu"]
+    result = cloob_here("embed", "pictures", "-o", "options.npy", "-m", "model", *options, cwd=place)
+    assert result.returncode == 0, result.stderr
+    metadata = pq.read_schema(place / "options.parquet").metadata
+    assert [metadata[name] for name in (b"precision", b"fast_jpeg", b"dtype")] == [b"bfloat16", b"true", b"float16"]
+
+
+def test_files_of_others_are_overwritten_only_by_force(place: Path) -> None:
+    (place / "photos.parquet").write_text("precious")
+    command = ["embed", "pictures", "-o", "photos.npy", "-m", "model"]
+    refused = cloob_here(*command, cwd=place)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "photos.parquet exists, and `cloob embed` did not write it" in refused.stderr
+    assert [path.name for path in place.glob("*photos*")] == ["photos.parquet"]
+    assert (place / "photos.parquet").read_text() == "precious"
+    for further in (["--force"], []):  # then they are its own
+        assert cloob_here(*command, *further, cwd=place).returncode == 0
+    assert len(np.load(place / "photos.npy")) == pq.read_metadata(place / "photos.parquet").num_rows
+
+
+def test_an_input_is_not_an_output(place: Path) -> None:
+    (place / "self.parquet").write_text("a text\n")
+    for further in ([], ["--force"]):
+        result = cloob_here("embed", "--text", "self.parquet", "-o", "self.npy", "-m", "model", *further, cwd=place)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert "self.parquet would overwrite self.parquet, which is an input" in result.stderr
+    assert (place / "self.parquet").read_text() == "a text\n"
+
+
+def test_a_folder_where_a_file_must_go_is_found_before_the_work(place: Path) -> None:
+    (place / "blocked.failures.jsonl").mkdir()
+    result = cloob_here("embed", "pictures", "-o", "blocked.npy", "-m", "no-such-model", cwd=place)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "blocked.failures.jsonl is a folder" in result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_linked_outputs_stay_links(place: Path) -> None:
+    (place / "store").mkdir()
+    for name in ("linked.npy", "linked.parquet"):
+        (place / name).symlink_to(Path("store", name))
+    for _ in range(2):
+        result = cloob_here("embed", "pictures", "-o", "linked.npy", "-m", "model", cwd=place)
+        assert result.returncode == 0, result.stderr
+        for name in ("linked.npy", "linked.parquet"):
+            assert (place / name).readlink() == Path("store", name)
+    assert sorted(path.name for path in (place / "store").iterdir()) == ["linked.npy", "linked.parquet"]
 
 
 def check_memory(place: Path, folder: Path, count: int) -> int:

@@ -104,6 +104,20 @@ def test_a_killed_run_resumes_to_the_same_bits(place):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_terminal_that_closes_asks_to_save_unless_nohup_says_otherwise():
+    code = (
+        "import os, signal\n"
+        "from cloob_cli.training.interrupt import stop_on_signals\n"
+        "with stop_on_signals() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGHUP); print(stop.requested)\n"
+    )
+    for prefix, requested in (([], "True\n"), (["nohup"], "False\n")):
+        command = [*prefix, sys.executable, "-c", code]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (result.returncode, result.stdout) == (0, requested), result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_a_second_signal_leaves_at_once():
     code = (
         "import os, signal, time\n"

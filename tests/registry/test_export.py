@@ -80,7 +80,7 @@ def ours(folder: Path) -> dict[str, torch.Tensor]:
 OPEN_CLIP = """
 import json, sys, torch, open_clip
 from safetensors.torch import save_file
-texts = json.loads(sys.stdin.read())
+given = json.loads(sys.stdin.read())
 from cloob_cli.registry.fingerprint import fixed_pictures
 for folder in sys.argv[1:]:
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
