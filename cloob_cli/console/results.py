@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from cloob_cli.console.streams import out, printable, unwritable
+from cloob_cli.console.streams import is_drawing, printable, result_console, unwritable
 
 _GAP = 2  # between the columns of a table
 
@@ -26,16 +26,16 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], dispensable:
     if not on_terminal():
         line("\t".join(columns))
         for row in rows:
-            line("\t".join(_plain(cell) for cell in row))
+            line("\t".join(map(cell_text, row)))
         return
     from rich.table import Table
     from rich.text import Text
 
-    texts = [[Text(_plain(cell)) for cell in row] for row in rows]
+    texts = [[Text(cell_text(cell)) for cell in row] for row in rows]
     widths = [max([len(name), *(row[i].cell_len for row in texts)]) for i, name in enumerate(columns)]
     kept = list(range(len(columns)))
     for name in dispensable:
-        if sum(widths[number] + _GAP for number in kept) - _GAP <= out().width:
+        if sum(widths[number] + _GAP for number in kept) - _GAP <= result_console().width:
             break
         kept.remove(columns.index(name))
     drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, _GAP, 0, 0))
@@ -43,11 +43,16 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], dispensable:
         drawn.add_column(columns[number], overflow="fold")
     for row in texts:
         drawn.add_row(*(row[number] for number in kept))
-    out().print(drawn)
+    result_console().print(drawn)
 
 
 def line(text: str) -> None:
     """One plain line of the result. Bytes of a file name that are not UTF-8 come out as they went in."""
+    if is_drawing() and sys.stdout.isatty():
+        from rich.text import Text
+
+        result_console().print(Text(text), soft_wrap=True)
+        return
     try:
         sys.stdout.write(text + "\n")
     except BrokenPipeError:
@@ -76,6 +81,6 @@ def bytes_text(count: int | None) -> str | None:
     return f"{count} B"
 
 
-def _plain(cell: object) -> str:
-    text = "" if cell is None else str(cell)
-    return printable(text)
+def cell_text(cell: object) -> str:
+    """A value as one line of printable text; none is empty."""
+    return printable("" if cell is None else str(cell))
