@@ -71,6 +71,7 @@ def open_clip_config(config: ModelConfig) -> dict[str, Any]:
             "no norm after the image tower": config.vision.kind == "vit" and not config.vision.norm_post,
             "a bias in the image projection": config.vision.projection_bias,
             "a bias in the patch embedding": config.vision.patch_bias,
+            "a stem of convolutions before a vision transformer": config.vision.stem == "conv",
             "a text tower that masks its padding": config.text.padding != "ignored",
             "norms after the text tower's layers": config.text.post_norm,
             "a norm of the text's embeddings": config.text.norm_embedding,
