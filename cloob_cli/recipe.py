@@ -191,6 +191,11 @@ class TrainSection(Section):
         description="captions drawn of each picture in a step, none twice where there are enough; the loss is the mean "
         "of the contrastive losses of the batch's images with each draw",
     )
+    image_sizes: list[tuple[float, int]] = Field(
+        default_factory=list,
+        description="[fraction of the steps, pixels a side from there on], ...: small images first; the last is the "
+        "model's size. Left out: that size always",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="auto: bf16 where it is fast"
     )
@@ -208,6 +213,13 @@ class TrainSection(Section):
     def _length(self) -> TrainSection:
         if self.epochs is None and self.steps is None:
             raise ValueError("give train.steps or train.epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _stages(self) -> TrainSection:
+        fractions = [fraction for fraction, _ in self.image_sizes]
+        if fractions and (fractions[0] != 0 or fractions[-1] >= 1 or fractions != sorted(set(fractions))):
+            raise ValueError("image_sizes are [fraction, size] with fractions that rise from 0 and stay below 1")
         return self
 
 
@@ -233,6 +245,19 @@ class Recipe(Section):
     optimizer: OptimizerSection = OptimizerSection()
     train: TrainSection
     validation: ValidationSection = ValidationSection()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Recipe:
+        vision, sizes = self.model.vision, [size for _, size in self.train.image_sizes]
+        if vision is None or not sizes:
+            return self
+        if sizes[-1] != vision.image_size:
+            raise ValueError(f"the last of train.image_sizes must be model.vision.image_size, {vision.image_size}")
+        step = vision.patch_size or 16
+        for size in sizes:
+            if not 0 < size <= vision.image_size or size % step:
+                raise ValueError(f"train.image_sizes are multiples of {step} up to {vision.image_size}, not {size}")
+        return self
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:

@@ -60,12 +60,12 @@ def classify(
     and the cosine. Pictures that cannot be read are listed and skipped; the exit code is then 3.
     """
     console.configure(quiet=quiet)
-    from cloob_cli.commands.pictures import Skipped, followed, model_name, open_model
+    from cloob_cli.commands.pictures import Skipped, followed, model_name, open_model, report_passed_over
     from cloob_cli.inference import classify as inference
     from cloob_cli.inference.existing import check_output, failures_path
     from cloob_cli.inference.labels import DEFAULT_TEMPLATES, read_labels, read_templates
     from cloob_cli.inference.provenance import describe_images
-    from cloob_cli.inference.reading import collect_pictures
+    from cloob_cli.inference.reading import collect_images
     from cloob_cli.registry.store import weights_sha256
 
     # Everything that can be wrong with the input is found before the model is opened.
@@ -74,7 +74,9 @@ def classify(
         check_output(output, "classify", inference.OUTPUT_SUFFIXES, inputs=inputs, force=force)
     classes = read_labels(labels)
     prompts = read_templates(templates) if templates else None
-    paths = collect_pictures(pictures)
+    found = collect_images(pictures)
+    paths = found.items
+    report_passed_over(found.passed_over)
     opened, folder = open_model(model, device, precision)
     top_k = min(top_k, len(classes))
 

@@ -55,17 +55,19 @@ def embed(
     console.configure(quiet=quiet)
     if bool(pictures) == (text is not None):
         raise UsageError("embed what?", "name folders and pictures, or a file of texts with --text FILE")
-    from cloob_cli.commands.pictures import Skipped, followed, model_name, open_model
+    from cloob_cli.commands.pictures import Skipped, followed, model_name, open_model, report_passed_over
     from cloob_cli.inference import embed as inference
     from cloob_cli.inference.existing import check_output, failures_path
     from cloob_cli.inference.labels import read_texts
     from cloob_cli.inference.provenance import describe_images, describe_texts
-    from cloob_cli.inference.reading import collect_pictures
+    from cloob_cli.inference.reading import collect_images
     from cloob_cli.registry.store import weights_sha256
 
     check_output(output, "embed", [".npy"], inputs=[*(pictures or []), *filter(None, [text])], force=force)
     # Everything that can be wrong with the input is found before the model is opened.
-    paths = collect_pictures(pictures) if pictures else []
+    found = collect_images(pictures or [])
+    paths = found.items
+    report_passed_over(found.passed_over)
     texts = read_texts(text) if text is not None else iter(())
     first = next(texts, None)
     if text is not None and first is None:

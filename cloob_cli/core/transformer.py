@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from cloob_cli.core.config import Activation, VisionConfig
+from cloob_cli.core.positions import fitted_positions
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -221,9 +222,11 @@ class VisionTransformer(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Raw features [B, D] of normalised pixels [B, 3, H, W], before L2 normalisation."""
-        patches = self.conv1(pixels).flatten(2).transpose(1, 2)  # [B, patches, W]
+        grid = self.conv1(pixels)  # [B, W, height, width]
+        patches = grid.flatten(2).transpose(1, 2)  # [B, patches, W]
         class_token = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
-        x = torch.cat([class_token, patches], dim=1) + self.positional_embedding.to(patches.dtype)
+        positions = fitted_positions(self.positional_embedding, grid.shape[2], grid.shape[3])
+        x = torch.cat([class_token, patches], dim=1) + positions.to(patches.dtype)
         return project(self.ln_post(self.transformer(self.ln_pre(x), 0)), self.proj)
 
 

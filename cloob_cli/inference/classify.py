@@ -71,7 +71,7 @@ def columns(top_k: int) -> list[str]:
 
 def classify(
     model: CloobModel,
-    paths: Iterable[Path],
+    paths: Iterable[Path | Failure],
     labels: Sequence[Label],
     templates: Sequence[str],
     *,

@@ -39,7 +39,7 @@ class EmbeddedBatch:
 
 def embed_pictures(
     model: CloobModel,
-    paths: Iterable[Path],
+    paths: Iterable[Path | Failure],
     *,
     batch_size: int = 64,
     workers: int | None = None,

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -28,7 +29,7 @@ from cloob_cli.errors import (
 )
 from cloob_cli.recipe import Recipe
 from cloob_cli.registry.store import save_model
-from cloob_cli.training import setup, state
+from cloob_cli.training import curriculum, setup, state
 from cloob_cli.training.card import model_card
 from cloob_cli.training.events import (
     CheckpointSaved,
@@ -210,8 +211,13 @@ class Run:
         """The batches from the current step on, epoch after epoch."""
         epoch, first = divmod(self.step, self.loader.batches_per_epoch)
         while True:
-            yield from self.loader.batches(epoch, first)
+            yield from self.loader.batches(epoch, first, partial(self._image_size, epoch))
             epoch, first = epoch + 1, 0
+
+    def _image_size(self, epoch: int, number: int) -> int:
+        step = epoch * self.loader.batches_per_epoch + number
+        stages, full_size = self.recipe.train.image_sizes, self.model.config.vision.image_size
+        return curriculum.image_size(stages, step, self.steps, full_size)
 
     def _any_process(self, flag: bool) -> bool:
         if self.accelerator.num_processes == 1:

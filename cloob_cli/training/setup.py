@@ -139,7 +139,8 @@ def build_model(recipe: Recipe, config: ModelConfig, device: torch.device) -> Cl
     if recipe.train.gradient_checkpointing:
         model.checkpoint_activations()
     if recipe.train.compile:
-        model.visual.compile()
+        # A graph for each size of images, since positions depend on it.
+        model.visual.compile(dynamic=False if len(recipe.train.image_sizes) > 1 else None)
         model.transformer.compile()
         model.cuts_tokens = False  # the loader does, to few lengths
     return model.train()

@@ -181,8 +181,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(place: Path) -> None:
     (place / "old.csv").write_text(OLD_ROWS)
     cases = [
         (["nowhere", "-l", "labels.txt"], "nowhere"),
-        (["empty", "-l", "labels.txt"], "no pictures in empty"),
-        (["notes", "-l", "labels.txt"], "no pictures in notes"),
+        (["empty", "-l", "labels.txt"], "no images in empty"),
+        (["notes", "-l", "labels.txt"], "no images in notes"),
         (["none", "-l", "labels.txt", "-m", "model", "-o", "old.csv"], "not one of the 1 pictures can be read"),
         (["none", "-l", "labels.txt", "-m", "model"], "not one of the 1 pictures can be read"),
         (["pictures", "-l", "duplicates.txt"], "stands already on line 1"),

@@ -18,6 +18,7 @@ from PIL import Image
 from tiny_model import RESNET, save_hostile_pictures, save_pictures, save_tiny_model
 
 import cloob_cli
+from cloob_cli.data import formats
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +213,33 @@ def test_linked_outputs_stay_links(place: Path) -> None:
         for name in ("linked.npy", "linked.parquet"):
             assert (place / name).readlink() == Path("store", name)
     assert sorted(path.name for path in (place / "store").iterdir()) == ["linked.npy", "linked.parquet"]
+
+
+def test_a_phone_s_folder_says_what_was_passed_over(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "_has_heif", lambda: False)
+    formats.suffixes.cache_clear()
+    formats.passed_over.cache_clear()
+    save_pictures(place / "phone", 1, suffix=".jpg")
+    for name in ("IMG_1.HEIC", "IMG_2.HEIC", "IMG_3.DNG"):
+        (place / "phone" / name).touch()
+    try:
+        result = cloob_here("embed", "phone", "-o", "phone.npy", "-m", "model", "--quiet", cwd=place)
+    finally:
+        formats.suffixes.cache_clear()
+        formats.passed_over.cache_clear()
+    assert result.returncode == 0
+    assert result.stderr == (
+        "warning: passed over: 2 HEIC or HEIF (pip install 'cloob[heif]'), "
+        "1 camera raw (develop them to TIFF or JPEG)\n"
+    )
+
+
+def test_a_missing_argument_among_others_is_a_skip(place: Path) -> None:
+    result = cloob_here("embed", "nowhere", "pictures/deeper", "-o", "missing.npy", "-m", "model", cwd=place)
+    assert result.returncode == 3
+    [failure] = (place / "missing.failures.jsonl").read_text().splitlines()
+    assert json.loads(failure) == {"path": "nowhere", "reason": "no file or folder at nowhere"}
+    assert len(np.load(place / "missing.npy")) == 4
 
 
 def check_memory(place: Path, folder: Path, count: int) -> int:
