@@ -116,16 +116,15 @@ def _manifest(path: Path, tar: tarfile.TarFile) -> dict[str, Any]:
         raise RegistryError(f"{path} is not a bundle: it has no {MANIFEST}")
     try:
         manifest = json.loads(stream.read())
-        files = {
-            str(name): {"sha256": str(entry["sha256"]), "bytes": operator.index(entry["bytes"])}
-            for name, entry in manifest["files"].items()
-        }
-        name = str(manifest["name"])
+        entries = {str(name): entry for name, entry in manifest["files"].items()}
+        hashes = {name: str(entry["sha256"]) for name, entry in entries.items()}
+        sizes = {name: operator.index(entry["bytes"]) for name, entry in entries.items()}
+        model = str(manifest["name"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise RegistryError(f"{path}: {MANIFEST} is unsound, refused") from None
-    if sum(entry["bytes"] for entry in files.values()) > path.stat().st_size:
+    if sum(sizes.values()) > path.stat().st_size:
         raise RegistryError(f"{path} says that it holds more bytes than it has: refused")
-    return {"name": name, "files": files}
+    return {"name": model, "files": {name: {"sha256": hashes[name], "bytes": sizes[name]} for name in entries}}
 
 
 def _member(name: str, size: int) -> tarfile.TarInfo:
