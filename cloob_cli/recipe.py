@@ -196,6 +196,12 @@ class TrainSection(Section):
         description="[fraction of the steps, pixels a side from there on], ...: small images first; the last is the "
         "model's size. Left out: that size always",
     )
+    patch_dropout: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="fraction of an image's patches that a ViT does not see in a step"
+    )
+    patch_dropout_until: float = Field(
+        default=1.0, gt=0.0, le=1.0, description="fraction of the steps from which on it sees all of them"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="auto: bf16 where it is fast"
     )
@@ -245,6 +251,12 @@ class Recipe(Section):
     optimizer: OptimizerSection = OptimizerSection()
     train: TrainSection
     validation: ValidationSection = ValidationSection()
+
+    @model_validator(mode="after")
+    def _patches(self) -> Recipe:
+        if self.train.patch_dropout and self.model.vision is not None and self.model.vision.kind != "vit":
+            raise ValueError("train.patch_dropout is for a vit: a resnet has no patches to leave out")
+        return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Recipe:

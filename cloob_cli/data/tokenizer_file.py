@@ -16,11 +16,19 @@ from tokenizers import Tokenizer as Vocabulary
 
 from cloob_cli.errors import ModelFolderError
 
-# Words, digits one by one, runs of other signs, and English clitics: the pattern of CLIP's SimpleTokenizer.
-WORDS = r"""<start_of_text>|<end_of_text>|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+# Words, digits one by one, runs of other signs, and English clitics: the pattern of CLIP's SimpleTokenizer. That one
+# ignores case, so U+0345, a mark whose capital is a letter, belongs to no class there and is left out.
+_SPECIAL = "<start_of_text>|<end_of_text>|"
+_CLASSES = r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}"
+WORDS = f"{_SPECIAL}(?i:'s|'t|'re|'ve|'m|'ll|'d)|{_CLASSES}\u0345]+"
 
-# The same as other programs write it, without the special tokens, which are matched before. All are linear in the text.
-_WORD_PATTERNS = {WORDS, r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""}
+# All of them are linear in the text: the one above, the same with U+0345 as a sign, as earlier files have it, and as
+# other programs write it, without the special tokens, which are matched before.
+_WORD_PATTERNS = {
+    WORDS,
+    f"{_SPECIAL}(?i:'s|'t|'re|'ve|'m|'ll|'d)|{_CLASSES}]+",
+    f"'s|'t|'re|'ve|'m|'ll|'d|{_CLASSES}]+",
+}
 
 _PRE_TOKENIZERS = {"Sequence", "Split", "ByteLevel", "Metaspace", "Whitespace", "WhitespaceSplit"}
 _NORMALIZERS = {"Sequence", "Lowercase", "Precompiled", "NFC", "NFKC", "Replace", "Strip"}
