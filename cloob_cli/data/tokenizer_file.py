@@ -19,15 +19,17 @@ from cloob_cli.errors import ModelFolderError
 # Words, digits one by one, runs of other signs, and English clitics: the pattern of CLIP's SimpleTokenizer. That one
 # ignores case, so U+0345, a mark whose capital is a letter, belongs to no class there and is left out.
 _SPECIAL = "<start_of_text>|<end_of_text>|"
+_CLITICS = "'s|'t|'re|'ve|'m|'ll|'d"
 _CLASSES = r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}"
-WORDS = f"{_SPECIAL}(?i:'s|'t|'re|'ve|'m|'ll|'d)|{_CLASSES}\u0345]+"
+WORDS = f"{_SPECIAL}(?i:{_CLITICS})|{_CLASSES}\u0345]+"
 
-# All of them are linear in the text: the one above, the same with U+0345 as a sign, as earlier files have it, and as
-# other programs write it, without the special tokens, which are matched before.
+# The one above and others that CLIP's tokenizers are written with: special tokens of other names or none, which are
+# matched before; clitics in lower case; U+0345 as a sign. All are linear in the text.
 _WORD_PATTERNS = {
-    WORDS,
-    f"{_SPECIAL}(?i:'s|'t|'re|'ve|'m|'ll|'d)|{_CLASSES}]+",
-    f"'s|'t|'re|'ve|'m|'ll|'d|{_CLASSES}]+",
+    f"{special}{clitics}|{_CLASSES}{end}"
+    for special in ("", _SPECIAL, r"<\|startoftext\|>|<\|endoftext\|>|")
+    for clitics in (_CLITICS, f"(?i:{_CLITICS})")
+    for end in ("]+", "\u0345]+")
 }
 
 _PRE_TOKENIZERS = {"Sequence", "Split", "ByteLevel", "Metaspace", "Whitespace", "WhitespaceSplit"}
