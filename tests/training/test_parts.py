@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import tiny_recipe
+from tiny_run import tiny_recipe, write_pairs
 
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.errors import DeviceError, Interrupted, MissingExtraError
@@ -143,6 +143,17 @@ def test_differences_of_recipes():
     one = tiny_recipe("x").model_dump(mode="json")
     two = tiny_recipe("x", train__log_every=1, data__workers=3, seed=4, train__ema=0.5).model_dump(mode="json")
     assert differences(one, two) == [("seed", 0, 4), ("train.ema", 0.0, 0.5)]
+
+
+def test_processes_compare_their_data_by_the_names_of_pairs(tmp_path):
+    recipe = tiny_recipe(write_pairs(tmp_path / "pairs"), data__validation_share=0.25)
+    here = setup.facts(recipe, setup.open_data(recipe.data, 10))
+    assert (here["the number of training pairs"], here["the number of held-out pairs"]) == (48, 10)
+    assert here == setup.facts(recipe, setup.open_data(recipe.data, 10))
+    for suffix in (".png", ".txt"):
+        (tmp_path / "pairs" / f"07{suffix}").rename(tmp_path / "pairs" / f"99{suffix}")
+    there = setup.facts(recipe, setup.open_data(recipe.data, 10))
+    assert [name for name in here if here[name] != there[name]] == ["the names of the pairs"]
 
 
 def test_checkpoints_are_ordered_by_step_and_nothing_else_counts(tmp_path):
