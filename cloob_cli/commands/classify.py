@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
@@ -14,6 +15,7 @@ from cloob_cli.commands.options import (
     BatchSizeOption,
     DeviceOption,
     FastJpegOption,
+    ForceOption,
     JsonOption,
     ModelOption,
     PrecisionOption,
@@ -48,6 +50,7 @@ def classify(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write a .csv, .jsonl or .parquet file instead.")
     ] = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -57,27 +60,33 @@ def classify(
     and the cosine. Pictures that cannot be read are listed and skipped; the exit code is then 3.
     """
     console.configure(quiet=quiet)
-    from cloob_cli.commands.pictures import Skipped, followed, open_model
+    from cloob_cli.commands.pictures import Skipped, followed, model_name, open_model, report_passed_over
     from cloob_cli.inference import classify as inference
+    from cloob_cli.inference.existing import check_output, failures_path
     from cloob_cli.inference.labels import DEFAULT_TEMPLATES, read_labels, read_templates
-    from cloob_cli.inference.outputs import check_output, failures_path
-    from cloob_cli.inference.reading import collect_pictures
+    from cloob_cli.inference.provenance import describe_images
+    from cloob_cli.inference.reading import collect_images
+    from cloob_cli.registry.store import weights_sha256
 
     # Everything that can be wrong with the input is found before the model is opened.
     if output is not None:
-        check_output(output, inference.OUTPUT_SUFFIXES)
+        inputs = [labels, *filter(None, [templates]), *pictures]
+        check_output(output, "classify", inference.OUTPUT_SUFFIXES, inputs=inputs, force=force)
     classes = read_labels(labels)
     prompts = read_templates(templates) if templates else None
-    paths = collect_pictures(pictures)
-    opened, _ = open_model(model, device, precision)
+    found = collect_images(pictures)
+    paths = found.items
+    report_passed_over(found.passed_over)
+    opened, folder = open_model(model, device, precision)
     top_k = min(top_k, len(classes))
 
     skipped = Skipped(failures_path(output) if output else None)
+    prompts = prompts or opened.config.templates or list(DEFAULT_TEMPLATES)
     batches = inference.classify(
         opened,
         paths,
         classes,
-        prompts or opened.config.templates or DEFAULT_TEMPLATES,
+        prompts,
         top_k=top_k,
         batch_size=batch_size,
         workers=workers,
@@ -87,7 +96,11 @@ def classify(
         if output is None:
             _show(_rows(work), top_k, as_json)
         else:
-            _write(output, work, top_k, skipped, as_json)
+            made_with = model_name(opened, folder), weights_sha256(folder)
+            metadata = describe_images(
+                "classify", opened, *made_with, fast_jpeg=fast_jpeg, templates=json.dumps(prompts)
+            )
+            _write(output, work, top_k, skipped, as_json, metadata)
             console.talk(f"wrote {output}")
     skipped.summarise()
     if skipped.failures:
@@ -113,13 +126,21 @@ def _cells(row: Classified) -> list[str]:
     return [f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row.as_row()]
 
 
-def _write(output: Path, batches: Iterable[ClassifiedBatch], top_k: int, skipped: Skipped, as_json: bool) -> None:
+def _write(
+    output: Path,
+    batches: Iterable[ClassifiedBatch],
+    top_k: int,
+    skipped: Skipped,
+    as_json: bool,
+    metadata: dict[str, str],
+) -> None:
     from cloob_cli.files import replacing_together
     from cloob_cli.inference.classify import open_rows
-    from cloob_cli.inference.outputs import failures_path, write_failures
+    from cloob_cli.inference.existing import output_files
+    from cloob_cli.inference.outputs import write_failures
 
-    with replacing_together([output, failures_path(output)]) as [file, listing]:
-        with open_rows(file, output.suffix.lower(), top_k) as write:
+    with replacing_together(output_files(output, "classify")) as [file, listing]:
+        with open_rows(file, output.suffix.lower(), top_k, metadata) as write:
             for batch in batches:
                 write(batch.rows)
                 if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from pathlib import Path
@@ -51,6 +52,14 @@ def _introduce_bundled() -> None:
     card = cards.card(store.BUNDLED_MODEL)
     console.talk(f"{card.summary}. Trained on {card.data}.")
     console.hint("for photographs choose a larger model with --model; `cloob zoo list` shows them")
+
+
+def report_passed_over(counts: Counter[str]) -> None:
+    """One notice of image files that cannot be read here, and of what would make them readable."""
+    from cloob_cli.data.folder import describe_passed_over
+
+    if counts:
+        console.warn(describe_passed_over(counts))
 
 
 class Skipped:

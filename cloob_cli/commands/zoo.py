@@ -12,11 +12,17 @@ from cloob_cli.commands.options import JsonOption
 
 app = typer.Typer(
     help="The zoo of CLOOB models: list, pull, verify, convert, export.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 NameArgument = Annotated[str, typer.Argument(help="Zoo name, model folder or hf://ORG/REPO[@REVISION].")]
+
+
+@app.callback()
+def _zoo(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        console.line(context.get_help())
 
 
 @app.command("list")

@@ -57,6 +57,17 @@ def uniforms(seed: int, epoch: int, samples: np.ndarray, count: int, first_draw:
     return (random_bits(seed, epoch, samples, count, first_draw) >> np.uint64(11)) * 2.0**-53
 
 
+def further_uniforms(uniform: np.ndarray, count: int) -> np.ndarray:
+    """`count` further numbers in [0, 1) for each of these, float64 [B] -> float64 [B, count]: hashes of its 53 bits.
+
+    For a choice that needs more numbers than the one it has, without moving the draws of other choices.
+    """
+    with np.errstate(over="ignore"):
+        state = _mix((uniform * 2.0**53).astype(np.uint64) + _GAMMA)
+        steps = (np.arange(count).astype(np.uint64) + np.uint64(1)) * _GAMMA
+        return (_mix(state[:, None] + steps) >> np.uint64(11)) * 2.0**-53
+
+
 def random_bits(seed: int, epoch: int, samples: np.ndarray, count: int, first_draw: int = 1) -> np.ndarray:
     """Draws `first_draw`, `first_draw` + 1, ... of each sample -> uint64 [B, count]."""
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is the point

@@ -71,7 +71,7 @@ def columns(top_k: int) -> list[str]:
 
 def classify(
     model: CloobModel,
-    paths: Iterable[Path],
+    paths: Iterable[Path | Failure],
     labels: Sequence[Label],
     templates: Sequence[str],
     *,
@@ -88,7 +88,13 @@ def classify(
     names = [label.name for label in labels]
     assert model.tokenize is not None
     classes = class_embeddings(
-        model.encode_text, model.tokenize, [label.names for label in labels], templates, batch_size, device_of(model)
+        model.encode_text,
+        model.tokenize,
+        [label.names for label in labels],
+        templates,
+        batch_size,
+        device_of(model),
+        model.config.text,
     ).cpu()
     preprocess = Preprocess(model.config.vision.image_size, model.config.preprocess)
     batches = picture_batches(paths, preprocess, batch_size=batch_size, workers=workers, fast_jpeg=fast_jpeg)
@@ -116,9 +122,13 @@ Write = Callable[[Iterable[Classified]], None]
 
 
 @contextmanager
-def open_rows(path: Path, suffix: str, top_k: int) -> Iterator[Write]:
-    """Open a result file of the kind that `suffix` names; yields the function that appends rows."""
-    with {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[suffix](path, top_k) as write:
+def open_rows(path: Path, suffix: str, top_k: int, metadata: dict[str, str]) -> Iterator[Write]:
+    """Open a result file of the kind that `suffix` names; yields the function that appends rows.
+
+    `metadata` go where the format has a place for them: into .parquet.
+    """
+    opened = _csv(path, top_k) if suffix == ".csv" else _jsonl(path) if suffix == ".jsonl" else _parquet(path, metadata)
+    with opened as write:
         yield write
 
 
@@ -131,16 +141,16 @@ def _csv(path: Path, top_k: int) -> Iterator[Write]:
 
 
 @contextmanager
-def _jsonl(path: Path, top_k: int) -> Iterator[Write]:
+def _jsonl(path: Path) -> Iterator[Write]:
     with path.open("w", encoding="utf-8") as stream:
         yield lambda rows: stream.writelines(json.dumps(row.as_dict()) + "\n" for row in rows)
 
 
 @contextmanager
-def _parquet(path: Path, top_k: int) -> Iterator[Write]:
+def _parquet(path: Path, metadata: dict[str, str]) -> Iterator[Write]:
     import pyarrow as pa
 
     choice = [("label", pa.string()), ("probability", pa.float64()), ("cosine", pa.float64())]
-    schema = pa.schema([("path", pa.string()), *choice, ("top", pa.list_(pa.struct(choice)))])
+    schema = pa.schema([("path", pa.string()), *choice, ("top", pa.list_(pa.struct(choice)))], metadata=metadata)
     with parquet_rows(path, schema) as file:
         yield lambda rows: file.write(row.as_dict() for row in rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ from cloob_cli.data.images import Preprocess
 from cloob_cli.errors import NothingFoundError
 from cloob_cli.files import replacing_together
 from cloob_cli.inference.encoding import encode_pictures, encode_texts
-from cloob_cli.inference.outputs import NpyRows, failures_path, parquet_rows, write_failures
+from cloob_cli.inference.existing import output_files
+from cloob_cli.inference.outputs import NpyRows, parquet_rows, write_failures
 from cloob_cli.inference.reading import Failure, picture_batches
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class EmbeddedBatch:
 
 def embed_pictures(
     model: CloobModel,
-    paths: Iterable[Path],
+    paths: Iterable[Path | Failure],
     *,
     batch_size: int = 64,
     workers: int | None = None,
@@ -93,9 +93,10 @@ def write_embeddings(
     Raises:
         NothingFoundError: not one row.
     """
-    index, skipped = output.with_suffix(".parquet"), failures_path(output)
+    files = output_files(output, "embed")
+    _, index, skipped = files
     failures: list[Failure] = []
-    with replacing_together([output, index, skipped]) as [npy, parquet, listing]:
+    with replacing_together(files) as [npy, parquet, listing]:
         with npy.open("wb") as stream, parquet_rows(parquet, index_schema(column, metadata)) as names:
             rows = NpyRows(stream, width, np.dtype(dtype))
             for batch in batches:
@@ -115,17 +116,3 @@ def index_schema(column: str, metadata: dict[str, str]) -> pyarrow.Schema:
     import pyarrow as pa
 
     return pa.schema([pa.field(column, pa.string(), nullable=False)], metadata=metadata)
-
-
-def describe_embeddings(model: CloobModel, name: str, weights_sha256: str) -> dict[str, str]:
-    """What somebody needs to know before comparing two files of embeddings; all values are text."""
-    from cloob_cli import __version__
-
-    config = model.config
-    preprocessing = {"image_size": config.vision.image_size, **config.preprocess.model_dump(mode="json")}
-    return {
-        "model": name,
-        "weights_sha256": weights_sha256,
-        "preprocessing": json.dumps(preprocessing),
-        "version": __version__,
-    }

@@ -8,6 +8,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.resnet import Bottleneck, ModifiedResNet
+from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.data.images import normalise
 
 
@@ -53,4 +54,5 @@ def encode_texts(model: CloobModel, texts: list[str]) -> Tensor:
     """Embeddings, unit-norm float32 [B, D] on the CPU, of texts."""
     assert model.tokenize is not None
     with torch.inference_mode():
-        return model.encode_text(model.tokenize(texts).to(device_of(model))).float().cpu()
+        tokens = cut_to_longest(model.tokenize(texts), model.config.text)
+        return model.encode_text(tokens.to(device_of(model))).float().cpu()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: the first asks the loop to save and leave, the second leaves at once.
+"""Ctrl-C, SIGTERM and SIGHUP while training: the first asks the loop to save and leave, the second leaves at once.
 
 Python runs its signal handlers between two of its own instructions, which may be long in coming (a vocabulary is
 learned, a first step compiled). So a thread listens too: it answers at once, and leaves at the second signal.
@@ -16,7 +16,6 @@ from types import FrameType
 
 from cloob_cli.errors import Interrupted
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GRACE = 10.0  # seconds in which the program may tidy up where there is nothing to save
 _AT_ONCE = "stopping; once more to leave without tidying up"
 _AFTER_STEP = "stopping: this step is finished and saved first; once more to leave at once"
@@ -52,7 +51,9 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(acknowledge: Callable[[str], None] | None = None) -> Iterator[StopRequest]:
-    """Catch both signals inside the block. Outside the main thread, where Python delivers none, do nothing.
+    """Catch the signals inside the block. Outside the main thread, where Python delivers none, do nothing.
+
+    A SIGHUP that is ignored, as `nohup` arranges it, stays ignored.
 
     Args:
         acknowledge: told at the first signal what happens now, from another thread.
@@ -63,9 +64,9 @@ def stop_on_signals(acknowledge: Callable[[str], None] | None = None) -> Iterato
         return
     ours, listened = socket.socketpair()
     ours.setblocking(False)
-    before = {number: signal.signal(number, stop.on_signal) for number in _SIGNALS}
+    before = {number: signal.signal(number, stop.on_signal) for number in _signals()}
     other = signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
-    thread = threading.Thread(target=_listen, args=(listened, stop, acknowledge), daemon=True, name="signals")
+    thread = threading.Thread(target=_listen, args=(listened, stop, set(before), acknowledge), daemon=True)
     thread.start()
     try:
         yield stop
@@ -78,15 +79,17 @@ def stop_on_signals(acknowledge: Callable[[str], None] | None = None) -> Iterato
         listened.close()
 
 
-def _listen(stream: socket.socket, stop: StopRequest, acknowledge: Callable[[str], None] | None) -> None:
+def _listen(
+    stream: socket.socket, stop: StopRequest, signals: set[int], acknowledge: Callable[[str], None] | None
+) -> None:
     """Read the numbers of signals, which Python writes as they arrive, until the other end is closed."""
     seen = 0
     while received := _received(stream):
         for number in received:
-            seen += number in _SIGNALS
+            seen += number in signals
             if seen > 1:
                 os._exit(Interrupted.exit_code)
-            if number in _SIGNALS:
+            if number in signals:
                 if acknowledge:
                     acknowledge(stop.answer())
                 stream.settimeout(_GRACE if stop.nothing_to_save else None)
@@ -97,3 +100,10 @@ def _received(stream: socket.socket) -> bytes:
         return stream.recv(64)
     except TimeoutError:  # the program is deep in something that hears no signal, and nothing is lost
         os._exit(Interrupted.exit_code)
+
+
+def _signals() -> list[signal.Signals]:
+    found = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        found.append(signal.SIGHUP)
+    return found

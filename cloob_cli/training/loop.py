@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -29,7 +30,7 @@ from cloob_cli.errors import (
 )
 from cloob_cli.recipe import Recipe
 from cloob_cli.registry.store import save_model
-from cloob_cli.training import processes, setup, state
+from cloob_cli.training import curriculum, data_record, processes, setup, state
 from cloob_cli.training.card import model_card
 from cloob_cli.training.events import (
     CheckpointSaved,
@@ -132,8 +133,11 @@ class Run:
         yield from map(Notice, self.start.notices)
         yield Preparing("opening the data")
         self.data = setup.open_data(recipe.data, recipe.validation.retrieval_pairs)
+        self.data_record = data_record.record(self.data)
+        if self.saved:
+            yield from map(Notice, data_record.compare(self.start.progress.data, self.data_record, self.step))
         stop.check()
-        processes.agree(setup.facts(recipe, self.data))
+        processes.agree(setup.facts(recipe, self.data, self.data_record))
         notice = processes.on_main(lambda: claim(self.folder, recipe, self.resume, self.lock))
         yield from [Notice(notice)] if notice else []
         if recipe.tokenizer.kind == "bpe" and not self.folder.tokenizer.exists():
@@ -181,6 +185,7 @@ class Run:
             local_processes=setup.local_processes(),
             device=self.device,
             captions_per_image=self.recipe.train.captions_per_image,
+            text=self.model.config.text,
         )
 
     # --- the steps ------------------------------------------------------------------------------------------------
@@ -189,6 +194,7 @@ class Run:
         """Train to the end and write the model."""
         self.started = time.monotonic()
         yield self._started()
+        yield from self._report_skips(self.data.unusable if self.is_main else [])
         metrics_file = MetricsFile(self.folder.metrics, self.step) if self.is_main else None
         try:
             for event in chain(self._steps(stop), self._finish(stop)):
@@ -236,8 +242,13 @@ class Run:
         """The batches from the current step on, epoch after epoch."""
         epoch, first = divmod(self.step, self.loader.batches_per_epoch)
         while True:
-            yield from self.loader.batches(epoch, first)
+            yield from self.loader.batches(epoch, first, partial(self._image_size, epoch))
             epoch, first = epoch + 1, 0
+
+    def _image_size(self, epoch: int, number: int) -> int:
+        step = epoch * self.loader.batches_per_epoch + number
+        stages, full_size = self.recipe.train.image_sizes, self.model.config.vision.image_size
+        return curriculum.image_size(stages, step, self.steps, full_size)
 
     def _any_process(self, flag: bool) -> bool:
         if self.accelerator.num_processes == 1:
@@ -375,7 +386,7 @@ class Run:
         if self.is_main:
             self.saved = state.save_checkpoint(
                 self.folder.checkpoints,
-                Progress(self.step, self._seconds(), self.precision),
+                Progress(self.step, self._seconds(), self.precision, self.data_record),
                 self.model,
                 self.train_step.optimizer,
                 self.accelerator.scaler,

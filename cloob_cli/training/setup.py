@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,7 +32,6 @@ from cloob_cli.training.validation import HeldOut
 
 # Rank 0 validates and saves while the others wait for it; the usual ten minutes can be too short for that.
 _PATIENCE = timedelta(hours=4)
-_NAMES_COMPARED = 10_000  # pairs, evenly spread, whose names stand for the data when processes compare theirs
 _OWN = {"data.workers", "data.in_memory"}  # recipe keys that each process may have for itself
 
 
@@ -78,6 +78,12 @@ class PairSplit:
     indices: np.ndarray  # int64
     held_out: HeldOut | None
 
+    @property
+    def unusable(self) -> list[tuple[str, str]]:
+        """(name, reason) of what lies with the pairs of either source and is not among them."""
+        other = self.held_out.source if self.held_out else self.source
+        return self.source.unusable + (other.unusable if other is not self.source else [])
+
 
 def open_data(section: DataSection, retrieval_pairs: int) -> PairSplit:
     """Open the sources and split off at most `retrieval_pairs` held-out pairs for validation.
@@ -123,16 +129,15 @@ def make_tokenizer(section: TokenizerSection, context_length: int, data: PairSpl
     return Tokenizer(on_main(made), section.config(), context_length)
 
 
-def facts(recipe: Recipe, data: PairSplit) -> dict[str, Any]:
+def facts(recipe: Recipe, data: PairSplit, data_record: dict[str, Any]) -> dict[str, Any]:
     """What must be the same in every process of a run, by names for people."""
-    names = [data.source.name(int(index)) for index in _spread(data.indices, _NAMES_COMPARED)]
     keys = {f"the recipe's {key}": value for key, value in _flat(recipe.model_dump(mode="json")) if key not in _OWN}
     return {
         "the version of cloob": __version__,
         **keys,
         "the number of training pairs": len(data.indices),
         "the number of held-out pairs": len(data.held_out) if data.held_out else 0,
-        "the names of the pairs": hashlib.sha256("\0".join(names).encode("utf-8", "replace")).hexdigest()[:12],
+        "the data's fingerprint": hashlib.sha256(json.dumps(data_record).encode()).hexdigest()[:12],
     }
 
 
@@ -179,8 +184,10 @@ def build_model(recipe: Recipe, config: ModelConfig, device: torch.device) -> Cl
     if recipe.train.gradient_checkpointing:
         model.checkpoint_activations()
     if recipe.train.compile:
-        model.visual.compile()
+        # A graph for each size of images, since positions depend on it.
+        model.visual.compile(dynamic=False if len(recipe.train.image_sizes) > 1 else None)
         model.transformer.compile()
+        model.cuts_tokens = False  # the loader does, to few lengths
     return model.train()
 
 

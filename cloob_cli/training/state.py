@@ -6,7 +6,8 @@
     RUN/loss.png                         a picture of the loss (extra `report`)
     RUN/skipped.jsonl                    pairs that could not be read
     RUN/checkpoints/step-00001000/       model.safetensors, average.safetensors (with train.ema), optimizer.pt,
-                                         state.json (step, hashes of the other files; written last)
+                                         state.json (step, fingerprint of the data, hashes of
+                                         the other files; written last)
     RUN/model/                           the finished model
     RUN/result.json                      step, metrics, skipped pairs and seconds; written when everything is done
     RUN/run.lock                         held by the process that trains here
@@ -20,7 +21,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ import torch
 
 from cloob_cli import __version__
 from cloob_cli.errors import TrainingError, UsageError
-from cloob_cli.files import replacing, replacing_folder, sha256_of
+from cloob_cli.files import remove_abandoned, replacing, replacing_folder, sha256_of
 from cloob_cli.recipe import Recipe
 from cloob_cli.registry.store import is_model_folder
 from cloob_cli.schema import parse
@@ -41,11 +41,12 @@ from cloob_cli.training.processes import send_tensors
 
 _RESULT_KEYS = ("step", "metrics", "skipped", "seconds")
 
-# Keys that may change between a run and its continuation: they do not change what the weights become.
+# Keys that may change between a run and its continuation: they do not change what the weights become. Where the data
+# lie does not either; whether they are the same data, the checkpoint knows (data_record.py).
 _FREE_KEYS = {
-    "description", "data.workers", "data.in_memory", "train.log_every", "train.checkpoint_every",
-    "train.keep_checkpoints", "train.save_precision", "validation.every", "validation.retrieval_pairs",
-    "validation.zero_shot",
+    "description", "data.train", "data.validation", "data.workers", "data.in_memory", "train.log_every",
+    "train.checkpoint_every", "train.keep_checkpoints", "train.save_precision", "validation.every",
+    "validation.retrieval_pairs", "validation.zero_shot",
 }  # fmt: skip
 
 
@@ -119,11 +120,9 @@ class RunFolder:
             temporary.write_text(json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
 
     def clean(self) -> None:
-        """Remove what a killed process left half written. Only for the process that holds the lock."""
+        """Remove what a killed process left half written."""
         for folder in (self.path, self.checkpoints):
-            for suffix in ("partial", "replaced"):
-                for left in folder.glob(f".*.{suffix}"):
-                    shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+            remove_abandoned(folder)
 
     def finish(self, finished: Finished) -> None:
         """Write down that the run is done: a resumption then has nothing to do."""
@@ -163,11 +162,18 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. `seconds` of training so far; `precision` is kept so that a continuation uses the same."""
+    """Where a run stands.
+
+    Attributes:
+        seconds: of training so far.
+        precision: kept so that a continuation uses the same.
+        data: what the run was trained on (data_record.py); empty where the checkpoint does not say.
+    """
 
     step: int
     seconds: float
     precision: Precision
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -195,6 +201,7 @@ def save_checkpoint(
             "step": progress.step,
             "seconds": progress.seconds,
             "precision": progress.precision,
+            "data": progress.data,
             "cloob": __version__,
             "torch": str(torch.__version__),
             "sha256": {file.name: sha256_of(file) for file in sorted(temporary.iterdir())},
@@ -243,7 +250,7 @@ def damage(path: Path) -> str | None:
 def load_progress(path: Path) -> Progress:
     """The `state.json` of a whole checkpoint."""
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return Progress(state["step"], state["seconds"], state["precision"])
+    return Progress(state["step"], state["seconds"], state["precision"], state.get("data", {}))
 
 
 def load_checkpoint(

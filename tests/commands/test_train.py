@@ -105,6 +105,20 @@ def test_a_killed_run_resumes_to_the_same_bits(place):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_terminal_that_closes_asks_to_save_unless_nohup_says_otherwise():
+    code = (
+        "import os, signal\n"
+        "from cloob_cli.training.interrupt import stop_on_signals\n"
+        "with stop_on_signals() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGHUP); print(stop.requested)\n"
+    )
+    for prefix, requested in (([], "True\n"), (["nohup"], "False\n")):
+        command = [*prefix, sys.executable, "-c", code]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (result.returncode, result.stdout) == (0, requested), result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_a_second_signal_leaves_at_once():
     code = (
         "import os, signal, time\n"
@@ -271,3 +285,16 @@ def test_processes_with_another_recipe_do_not_start(place, tmp_path):
     said = "error: the processes differ in the recipe's optimizer.learning_rate: 0.003 in process 0, 0.002 in process 1"
     assert said in result.stderr
     assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_of_many_skipped_pairs_the_first_are_told(tmp_path):
+    """The rest are in skipped.jsonl: a terminal full of them hides everything else."""
+    pairs = write_pairs(tmp_path / "pairs")
+    for number in range(30):
+        (pairs / f"{number:02}.txt").write_text("")
+    write_recipe(tmp_path / "r.toml", "pairs", train__steps=8)
+    result = cloob("train", "r.toml", "--out", "run", cwd=tmp_path)
+    assert result.returncode == 3
+    assert result.stderr.count("no caption") == 20
+    assert "more pairs are skipped" in result.stderr
+    assert len((tmp_path / "run" / "skipped.jsonl").read_text().splitlines()) > 20

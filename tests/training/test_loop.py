@@ -421,9 +421,11 @@ def test_of_two_runs_that_start_in_a_new_folder_one_fails(data, tmp_path, resume
 
 def test_what_a_killed_save_left_is_removed(data, tmp_path):
     run_until(tmp_path / "run", tiny_recipe(data), 10)
-    for name in ("checkpoints/.step-00000020.abcd.partial", ".model.abcd.partial", ".model.abcd.replaced"):
+    for name in ("checkpoints/.step-00000020.cloob-0123abcd.partial", ".model.cloob-4567abcd.partial"):
         (tmp_path / "run" / name).mkdir()
         (tmp_path / "run" / name / "model.safetensors").write_bytes(b"half")
-    (tmp_path / "run" / ".metrics.jsonl.abcd.partial").write_bytes(b"half")
-    run(tmp_path / "run", tiny_recipe(data), resume=True)
+    (tmp_path / "run" / ".metrics.jsonl.cloob-89abcdef.partial").write_bytes(b"half")
+    events = loop.train(tiny_recipe(data), tmp_path / "run", device="cpu", resume=True)
+    next(events)  # before anything new is written
     assert [path for path in (tmp_path / "run").rglob(".*")] == []
+    events.close()

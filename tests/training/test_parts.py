@@ -12,7 +12,7 @@ from tiny_run import tiny_recipe, write_pairs
 
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.errors import DeviceError, Interrupted, MissingExtraError
-from cloob_cli.training import precision, setup, telemetry
+from cloob_cli.training import data_record, precision, setup, telemetry
 from cloob_cli.training.average import WeightAverage
 from cloob_cli.training.card import model_card
 from cloob_cli.training.events import Started, StepDone, Validated
@@ -145,15 +145,20 @@ def test_differences_of_recipes():
     assert differences(one, two) == [("seed", 0, 4), ("train.ema", 0.0, 0.5)]
 
 
-def test_processes_compare_their_data_by_the_names_of_pairs(tmp_path):
+def test_processes_compare_their_data_by_its_fingerprint(tmp_path):
     recipe = tiny_recipe(write_pairs(tmp_path / "pairs"), data__validation_share=0.25)
-    here = setup.facts(recipe, setup.open_data(recipe.data, 10))
+
+    def facts():
+        data = setup.open_data(recipe.data, 10)
+        return setup.facts(recipe, data, data_record.record(data))
+
+    here = facts()
     assert (here["the number of training pairs"], here["the number of held-out pairs"]) == (48, 10)
-    assert here == setup.facts(recipe, setup.open_data(recipe.data, 10))
+    assert here == facts()
     for suffix in (".png", ".txt"):
         (tmp_path / "pairs" / f"07{suffix}").rename(tmp_path / "pairs" / f"99{suffix}")
-    there = setup.facts(recipe, setup.open_data(recipe.data, 10))
-    assert [name for name in here if here[name] != there[name]] == ["the names of the pairs"]
+    there = facts()
+    assert [name for name in here if here[name] != there[name]] == ["the data's fingerprint"]
 
 
 def test_checkpoints_are_ordered_by_step_and_nothing_else_counts(tmp_path):

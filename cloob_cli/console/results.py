@@ -1,0 +1,63 @@
+"""Results on stdout: tables, plain columns and JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cloob_cli.console.streams import out, printable, unwritable
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Rows of text: a table on a terminal, tab-separated columns with a header line elsewhere."""
+    if not sys.stdout.isatty():
+        line("\t".join(columns))
+        for row in rows:
+            line("\t".join(_plain(cell) for cell in row))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        drawn.add_column(column, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(_plain(cell)) for cell in row))
+    out().print(drawn)
+
+
+def line(text: str) -> None:
+    """One plain line of the result. Bytes of a file name that are not UTF-8 come out as they went in."""
+    try:
+        sys.stdout.write(text + "\n")
+    except BrokenPipeError:
+        raise
+    except OSError as problem:
+        raise unwritable(problem) from None
+
+
+def json_line(value: Any) -> None:
+    """One object of a JSON Lines result."""
+    line(json.dumps(value, ensure_ascii=True, allow_nan=False))
+
+
+def json_document(value: Any) -> None:
+    """The whole result as one JSON document."""
+    line(json.dumps(value, ensure_ascii=True, allow_nan=False, indent=2))
+
+
+def bytes_text(count: int | None) -> str | None:
+    """A number of bytes for people: "408 MB"."""
+    if count is None:
+        return None
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} B"
+
+
+def _plain(cell: object) -> str:
+    text = "" if cell is None else str(cell)
+    return printable(text)
