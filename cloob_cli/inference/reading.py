@@ -37,6 +37,10 @@ class Failure:
     reason: str
 
 
+# Called for every picture in order, as soon as it was read: with None, or with why it was skipped.
+OnPicture = Callable[[Failure | None], None]
+
+
 @dataclass
 class PictureBatch:
     """Consecutive readable pictures, `paths` and `pixels`, uint8 [B, H, W, 3], or (B is 0) one that is not readable."""
@@ -107,6 +111,7 @@ def picture_batches(
     batch_size: int,
     workers: int | None = None,
     fast_jpeg: bool = False,
+    on_picture: OnPicture | None = None,
 ) -> Generator[PictureBatch]:
     """Decode, resize and crop pictures; at most two batches are held at any time.
 
@@ -130,6 +135,8 @@ def picture_batches(
     read_paths: list[str] = []
     crops: list[np.ndarray] = []
     for result in _map_in_order(read, iter(paths), count, ahead=batch_size + count):
+        if on_picture:
+            on_picture(result if isinstance(result, Failure) else None)
         if isinstance(result, Failure):
             yield PictureBatch([], nothing, [result])
             continue

@@ -178,7 +178,7 @@ def model_config(recipe: Recipe, vocab_size: int) -> ModelConfig:
 def build_model(recipe: Recipe, config: ModelConfig, device: torch.device) -> CloobModel:
     """A freshly initialised model, ready to be trained on `device`."""
     model = build(config, recipe.seed).to(device)
-    if config.vision.kind == "resnet":
+    if config.vision.kind == "resnet" or config.vision.stem == "conv":
         model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.logit_scale.requires_grad_(recipe.objective.learn_inv_tau)
     if recipe.train.gradient_checkpointing:

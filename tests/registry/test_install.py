@@ -357,7 +357,7 @@ def tar_of(path: Path, *members: tuple[tarfile.TarInfo, bytes], manifest: object
 
 
 def manifest_of(**files: bytes) -> dict[str, object]:
-    listed = {name: {"sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    listed = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()}
     return {"cloob_bundle": 1, "name": "evil", "files": listed}
 
 
