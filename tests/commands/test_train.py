@@ -261,17 +261,17 @@ def on_two_nodes(cwd: Path, *arguments: object) -> subprocess.CompletedProcess[s
 def test_nodes_without_a_common_folder_resume_from_the_first_ones_checkpoint(place, tmp_path):
     """One process's checkpoint is everybody's: the run ends with the bits of one that was not stopped."""
     recipe, changes = place / "short.toml", ["--set", "train.ema=0.9", "--set", "objective.learn_inv_tau=true"]
-    for out in ("whole", "cut"):
-        result = on_two_nodes(tmp_path, recipe, "--out", out, *changes)
-        assert result.returncode == 0, result.stderr
+    result = on_two_nodes(tmp_path, recipe, "--out", "cut", *changes)
+    assert result.returncode == 0, result.stderr
     cut = tmp_path / "node0" / "cut"
+    shutil.copytree(cut, tmp_path / "whole")
     (cut / "result.json").unlink()
     shutil.rmtree(cut / "model")
     shutil.rmtree(cut / "checkpoints" / "step-00000030")
     result = on_two_nodes(tmp_path, recipe, "--out", "cut", *changes, "--resume")
     assert result.returncode == 0, result.stderr
     assert "from step 20" in result.stderr
-    assert same_weights(tmp_path / "node0" / "whole", cut)
+    assert same_weights(tmp_path / "whole", cut)
     assert not (tmp_path / "node1" / "cut").exists()  # the first one's folder is the run's
 
 
