@@ -152,3 +152,11 @@ class DiskSpaceError(CloobError):
 
 class Interrupted(CloobError):
     exit_code = 130
+
+
+def one_line(problem: BaseException) -> str:
+    """An error as part of a line: the message of an expected one, the kind and first line of any other."""
+    if isinstance(problem, CloobError):
+        return problem.message
+    first = next((line.strip() for line in str(problem).splitlines() if line.strip()), "")
+    return f"{type(problem).__name__}: {first}" if first else type(problem).__name__

@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cloob_cli.core.config import ARCHITECTURES, PreprocessConfig, TextConfig, TokenizerConfig, VisionConfig
 from cloob_cli.errors import RecipeError
@@ -97,7 +97,7 @@ class AugmentSection(Section):
     """Random changes of a training picture; all off gives the same crop as inference."""
 
     crop_scale: tuple[float, float] = Field(default=(1.0, 1.0), description="area share of a random resized crop")
-    crop_ratio: tuple[float, float] = Field(default=(0.75, 1.33), description="width by height of a crop")
+    crop_ratio: tuple[float, float] = Field(default=(3 / 4, 4 / 3), description="width by height of a crop")
     shift: int = Field(default=0, ge=0, description="random shift by up to so many pixels, edges repeated")
     flip: bool = Field(default=False, description="mirror half of the pictures; wrong where left and right matter")
     color_jitter: float = Field(default=0.0, ge=0.0, le=1.0, description="strength: brightness, contrast, saturation")
@@ -138,20 +138,36 @@ class ObjectiveSection(Section):
 
 
 class OptimizerSection(Section):
-    """AdamW; gains, biases and the temperature are not decayed."""
+    """AdamW. Biases and the temperature never decay; for the rest see `decay`."""
 
     learning_rate: float = Field(default=1e-3, gt=0, description="after the warm-up")
-    weight_decay: float = Field(default=0.1, ge=0, description="of the weight matrices")
+    weight_decay: float = Field(default=0.1, ge=0, description="strength of the decay")
+    decay: Literal["matrices", "names"] = Field(
+        default="matrices",
+        description="what decays. matrices: parameters of two or more dimensions; names: all whose name is without "
+        "bn, ln, bias and logit_scale, the rule of ml-jku/cloob and open_clip's first versions, by which the "
+        "BatchNorm gains of a ResNet's shortcuts and a ViT's class token decay too",
+    )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the mean of gradients")
     beta2: float = Field(default=0.98, ge=0, lt=1, description="decay of the mean of their squares")
     epsilon: float = Field(default=1e-6, gt=0, description="keeps the division by their root finite")
-    gradient_clip: float | None = Field(default=1.0, gt=0, description="largest norm of the whole gradient")
+    gradient_clip: float = Field(
+        default=1.0, ge=0, description="largest norm of the whole gradient; 0: it is never clipped"
+    )
     schedule: Literal["cosine", "cosine_restarts", "constant"] = Field(
         default="cosine", description="of the learning rate after the warm-up"
     )
     cycles: int = Field(default=1, gt=0, description="of cosine_restarts")
     warmup_steps: int | None = Field(default=None, ge=0, description="steps in which the learning rate rises")
     warmup_share: float = Field(default=0.05, ge=0, lt=1, description="of all steps, where warmup_steps is not given")
+    warmup_from_zero: bool = Field(
+        default=False, description="the first step's rate is zero, as with torch's LambdaLR, not one warm-up step's"
+    )
+
+    @field_validator("gradient_clip", mode="before")
+    @classmethod
+    def _null_is_off(cls, value: Any) -> Any:
+        return 0.0 if value is None else value  # JSON has a null, TOML has none
 
 
 class TrainSection(Section):
@@ -168,6 +184,12 @@ class TrainSection(Section):
     batch_size: int = Field(default=512, ge=2, description="pairs in a contrastive batch, over all processes")
     micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         default=None, description="left out: the whole batch at once"
+    )
+    captions_per_image: int = Field(
+        default=1,
+        ge=1,
+        description="captions drawn of each picture in a step, none twice where there are enough; the loss is the mean "
+        "of the contrastive losses of the batch's images with each draw",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="auto: bf16 where it is fast"

@@ -131,6 +131,16 @@ def test_values_of_overrides_are_toml_or_else_text(tmp_path):
     assert recipe.data.separator == ";"
 
 
+def test_clipping_can_be_switched_off(tmp_path):
+    path = write_recipe(tmp_path / "r.toml", "pairs", optimizer__gradient_clip=0)
+    assert load_recipe(path).optimizer.gradient_clip == 0
+    assert load_recipe(path, ["optimizer.gradient_clip=0.5"]).optimizer.gradient_clip == 0.5
+    (tmp_path / "null.json").write_text(json.dumps(settings("pairs", optimizer__gradient_clip=None)))
+    assert load_recipe(tmp_path / "null.json").optimizer.gradient_clip == 0
+    with pytest.raises(RecipeError, match="greater than or equal to 0"):
+        load_recipe(path, ["optimizer.gradient_clip=-1"])
+
+
 def test_a_resolved_recipe_reads_back_as_itself(tmp_path):
     recipe = load_recipe(write_recipe(tmp_path / "r.toml", "pairs"))
     (tmp_path / "again.json").write_text(recipe.model_dump_json())

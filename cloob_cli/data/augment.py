@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cloob_cli.data.order import further_uniforms
 from cloob_cli.recipe import AugmentSection
 
 # What each of a sample's random numbers decides. Only append: another order is another training run.
@@ -21,6 +22,7 @@ DRAWS = (
     "brightness", "contrast", "saturation", "grayscale", "invert",
 )  # fmt: skip
 
+_CROP_TRIES = 10  # as many as torchvision makes
 _IN_CACHE = 64  # pictures that a CPU changes at a time
 _LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's conversion to greyscale
 
@@ -38,7 +40,9 @@ def crops(augment: AugmentSection) -> bool:
 def crop_boxes(sizes: np.ndarray, uniforms: np.ndarray, augment: AugmentSection) -> np.ndarray:
     """Where to cut: a share of the area in `crop_scale`, a ratio of the sides in `crop_ratio` (its logarithm even).
 
-    A crop that would stick out of its picture is narrowed to it.
+    By torchvision's rule: of ten such crops the first that fits into its image is taken, at an even place; where none
+    fits, the largest crop at the center whose ratio is within `crop_ratio`, which may be all of it. Unlike there,
+    edges are not whole pixels, since the image may have been made smaller before.
 
     Args:
         sizes: float [B, 2], widths and heights in pixels.
@@ -46,16 +50,25 @@ def crop_boxes(sizes: np.ndarray, uniforms: np.ndarray, augment: AugmentSection)
     Returns:
         float64 [B, 4]: left, top, right, bottom.
     """
-    width, height = sizes[:, 0].astype(np.float64), sizes[:, 1].astype(np.float64)
+    width, height = (sizes[:, [axis]].astype(np.float64) for axis in (0, 1))
     low, high = augment.crop_scale
-    area = width * height * (low + (high - low) * draw(uniforms, "crop_area"))
+    area = width * height * (low + (high - low) * _tries(draw(uniforms, "crop_area")))
     log_low, log_high = (math.log(ratio) for ratio in augment.crop_ratio)
-    ratio = np.exp(log_low + (log_high - log_low) * draw(uniforms, "crop_ratio"))
-    crop_width = np.minimum(np.sqrt(area * ratio), width)
-    crop_height = np.minimum(np.sqrt(area / ratio), height)
-    left = (width - crop_width) * draw(uniforms, "crop_x")
-    top = (height - crop_height) * draw(uniforms, "crop_y")
+    ratio = np.exp(log_low + (log_high - log_low) * _tries(draw(uniforms, "crop_ratio")))
+    largest = np.clip(width / height, *augment.crop_ratio)
+    widths = np.concatenate([np.sqrt(area * ratio), np.minimum(width, height * largest)], axis=1)
+    heights = np.concatenate([np.sqrt(area / ratio), np.minimum(height, width / largest)], axis=1)
+    taken = ((widths <= width) & (heights <= height)).argmax(axis=1)  # the last one always fits
+    rows, random = np.arange(len(taken)), taken < _CROP_TRIES
+    crop_width, crop_height = widths[rows, taken], heights[rows, taken]
+    left = (width[:, 0] - crop_width) * np.where(random, draw(uniforms, "crop_x"), 0.5)
+    top = (height[:, 0] - crop_height) * np.where(random, draw(uniforms, "crop_y"), 0.5)
     return np.stack([left, top, left + crop_width, top + crop_height], axis=1)
+
+
+def _tries(uniform: np.ndarray) -> np.ndarray:
+    """A number in [0, 1) for each of the tries of a crop -> float64 [B, 10]; the first is the given one."""
+    return np.concatenate([uniform[:, None], further_uniforms(uniform, _CROP_TRIES - 1)], axis=1)
 
 
 def resized_crop(picture: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:

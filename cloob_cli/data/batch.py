@@ -14,9 +14,9 @@ class PairBatch:
     Attributes:
         pixels: uint8 [b, 3, H, W], not yet normalised (`images.normalise`); in channels-last memory order, and on the
             loader's device where the pictures are kept there.
-        tokens: int64 [b, context].
+        tokens: int64 [b, k, context], k captions of each picture.
         indices: int64 [b], which pairs of the source.
-        caption_ids: int64 [b], equal for equal captions.
+        caption_ids: int64 [b, k], equal for equal captions.
         skipped: name and reason of each pair that is missing.
     """
 

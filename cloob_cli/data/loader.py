@@ -38,6 +38,7 @@ class PairLoader:
         batch_size: pairs in a batch of all processes together. Rank r of W gets a contiguous share of each.
         workers: processes (or threads, where the pictures are in memory) that prepare batches; "auto": by cores.
         in_memory: keep the decoded pictures; "auto": where they take at most a part of the free memory.
+        captions_per_image: captions that are drawn of each pair, none twice where the pair has enough.
         device: where the batches go. Kept pictures are moved there where they fit, and changed there.
 
     Raises:
@@ -59,6 +60,7 @@ class PairLoader:
         rank: int = 0,
         processes: int = 1,
         device: torch.device | None = None,
+        captions_per_image: int = 1,
     ) -> None:
         self._pairs = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
         if len(self._pairs) < batch_size:
@@ -68,7 +70,7 @@ class PairLoader:
         self._source, self._seed, self._batch_size = source, seed, batch_size
         self._share = slice(batch_size * rank // processes, batch_size * (rank + 1) // processes)
         self._workers = _worker_count(processes) if workers == "auto" else workers
-        reader = PairReader(source, tokenizer, Bases(preprocess, augment), augment, seed)
+        reader = PairReader(source, tokenizer, Bases(preprocess, augment), augment, seed, captions_per_image)
         if in_memory == "auto":
             in_memory = fits_in_memory(source, reader.bases, self._pairs, processes)
         self._read: Callable[[int, list[np.ndarray]], Iterator[PairBatch]]

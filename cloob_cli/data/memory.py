@@ -9,9 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from cloob_cli.data.augment import DRAWS, draw, recolour
+from cloob_cli.data.augment import DRAWS, recolour
 from cloob_cli.data.batch import PairBatch
-from cloob_cli.data.captions import CaptionStore
+from cloob_cli.data.captions import CaptionStore, caption_numbers
 from cloob_cli.data.order import uniforms
 from cloob_cli.data.pairs import PairSource
 from cloob_cli.data.pictures import PictureStore
@@ -59,7 +59,8 @@ class PairMemory:
             usable = np.array([why is None for why in reasons])
             pairs, rows = pairs[usable], rows[usable]
         random = uniforms(reader.seed, epoch, pairs, len(DRAWS))
-        tokens, caption_ids = self._captions.batch(rows, draw(random, "caption"))
+        choosing = caption_numbers(reader.seed, epoch, pairs, random, reader.captions_per_image)
+        tokens, caption_ids = self._captions.batch(rows, choosing)
         pictures = recolour(self._pictures.take(rows, random, reader.augment), random, reader.augment)
         return PairBatch(
             pictures.permute(0, 3, 1, 2),

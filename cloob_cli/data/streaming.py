@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cloob_cli.data.augment import DRAWS, draw, move, recolour
+from cloob_cli.data.augment import DRAWS, move, recolour
 from cloob_cli.data.batch import PairBatch
-from cloob_cli.data.captions import caption_id, pick
+from cloob_cli.data.captions import caption_id, caption_numbers, pick
 from cloob_cli.data.order import uniforms
 from cloob_cli.data.pairs import PairSource
 from cloob_cli.data.pictures import Bases, cropped
@@ -33,9 +33,16 @@ class PairReader:
     """Reads and changes pairs one by one; what a worker process is sent."""
 
     def __init__(
-        self, source: PairSource, tokenizer: Tokenizer, bases: Bases, augment: AugmentSection, seed: int
+        self,
+        source: PairSource,
+        tokenizer: Tokenizer,
+        bases: Bases,
+        augment: AugmentSection,
+        seed: int,
+        captions_per_image: int,
     ) -> None:
         self.source, self.tokenizer, self.bases, self.augment, self.seed = source, tokenizer, bases, augment, seed
+        self.captions_per_image = captions_per_image
 
     def __getitem__(self, key: tuple[int, np.ndarray]) -> PairBatch:
         """Pairs of one epoch, (epoch, int64 [b]) -> their part of a batch. (The name is DataLoader's.)"""
@@ -53,15 +60,18 @@ class PairReader:
                 skipped.append((self.source.name(index), problem.message))
         numbers = np.array(kept, dtype=np.int64)
         random = uniforms(self.seed, epoch, numbers, len(DRAWS))
-        choices = pick(draw(random, "caption"), np.array([len(t) for t in texts], dtype=np.int64))
-        rows = self.tokenizer.rows([captions[choice] for captions, choice in zip(texts, choices, strict=True)])
+        choosing = caption_numbers(self.seed, epoch, numbers, random, self.captions_per_image)
+        choices = pick(choosing, np.array([len(captions) for captions in texts], dtype=np.int64))
+        rows = self.tokenizer.rows(
+            [captions[choice] for captions, chosen in zip(texts, choices, strict=True) for choice in chosen]
+        )
         bases = cropped(pictures, random, self.augment, self.bases.size)
         moved = move(bases, torch.arange(len(bases)), random, self.augment)
         return PairBatch(
             recolour(moved, random, self.augment).permute(0, 3, 1, 2),
-            self.tokenizer.padded(rows),
+            self.tokenizer.padded(rows).unflatten(0, choices.shape),
             torch.from_numpy(numbers),
-            torch.tensor([caption_id(row) for row in rows], dtype=torch.int64),
+            torch.tensor([caption_id(row) for row in rows], dtype=torch.int64).unflatten(0, choices.shape),
             skipped,
         )
 

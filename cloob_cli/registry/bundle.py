@@ -51,6 +51,16 @@ def bundle_name(path: Path) -> str:
         return str(_manifest(path, tar)["name"])
 
 
+def bundle_hashes(path: Path) -> dict[str, str]:
+    """The sha256 of every file that a bundle says it holds; `extract_bundle` holds the files to them.
+
+    Raises:
+        RegistryError: its manifest is unsound.
+    """
+    with _opened(path) as tar:
+        return {name: entry["sha256"] for name, entry in _manifest(path, tar)["files"].items()}
+
+
 def extract_bundle(path: Path, folder: Path, allowed: list[str]) -> None:
     """Put the files of a bundle into `folder`; every byte is checked against the manifest.
 

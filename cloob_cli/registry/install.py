@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -26,14 +26,15 @@ from cloob_cli.errors import (
 )
 from cloob_cli.files import replacing_folder, sha256_of
 from cloob_cli.registry import fetch, hub, store
-from cloob_cli.registry.bundle import bundle_name, extract_bundle, is_bundle
+from cloob_cli.registry.bundle import extract_bundle, is_bundle
 from cloob_cli.registry.cards import Card
+from cloob_cli.registry.claims import refuse_taken_name
 from cloob_cli.registry.events import Notice, Report, unreported
 from cloob_cli.registry.hub import Reference
 from cloob_cli.registry.inventory import INSTALL_RECORD, folder_size, install_record, read_json_object
 from cloob_cli.registry.locks import lock
 from cloob_cli.registry.model_card import model_card
-from cloob_cli.registry.origin import Origin, checked_name
+from cloob_cli.registry.origin import Origin
 from cloob_cli.registry.storage import check_space, free_space, set_aside
 from cloob_cli.registry.transfer import Patience
 from cloob_cli.registry.trust import trust, trusted_hash
@@ -119,8 +120,6 @@ def pull(origin: Origin, options: Options | None = None, report: Report = unrepo
     options = options or Options()
     if origin.bundled:
         return _bundled(origin)
-    if origin.path and not origin.renamed and origin.path.is_file() and is_bundle(origin.path):
-        origin = replace(origin, name=checked_name(bundle_name(origin.path)))
     folder = store.installed_folder(origin.name)
     waiting = Notice(f"another process is installing {origin.name}; waiting for it")
     with lock(f"model:{origin.name}", lambda: report(waiting)):
@@ -158,9 +157,11 @@ def convert_to_folder(
 
     Raises:
         UnsafeCheckpointError, ConversionError: it is refused, or does not have the layout of its format.
+        RegistryError: the folder has the name of a card.
     """
     from cloob_cli.registry.convert import convert_checkpoint
 
+    refuse_taken_name(folder.name, remedy="name another folder")
     converted = convert_checkpoint(checkpoint, format, config, name=folder.name)
     _save(folder, converted, checkpoint.name, None, None)
     return converted.ignored

@@ -94,10 +94,10 @@ def _uncarded(name: str, default: str) -> Entry:
 
 
 def _where(name: str) -> tuple[State, Path | None]:
+    if store.is_model_folder(store.bundled_folder(name)):  # in the order of `store.find`
+        return "bundled", store.bundled_folder(name)
     if store.is_model_folder(store.installed_folder(name)):
         return "installed", store.installed_folder(name)
-    if store.is_model_folder(store.bundled_folder(name)):
-        return "bundled", store.bundled_folder(name)
     return "not installed", None
 
 

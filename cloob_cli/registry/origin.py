@@ -9,8 +9,10 @@ from urllib.parse import urlsplit
 
 from cloob_cli.errors import InputError, UsageError
 from cloob_cli.registry import cards
+from cloob_cli.registry.bundle import bundle_hashes, bundle_name, is_bundle
 from cloob_cli.registry.cards import Card
-from cloob_cli.registry.folder import is_model_folder
+from cloob_cli.registry.claims import card_of_files, hashes_of_folder, refuse_taken_name
+from cloob_cli.registry.folder import KEPT_FILES, is_model_folder
 from cloob_cli.registry.hub import Reference, parse_reference
 
 # What a file's name says of its layout; a bundle is recognised by its contents.
@@ -30,7 +32,6 @@ class Origin:
     format: str | None = None
     sha256: str | None = None
     card: Card | None = None
-    renamed: bool = False
 
     def __str__(self) -> str:
         if self.bundled:
@@ -55,21 +56,18 @@ def resolve(target: str, name: str | None = None, format: str | None = None, sha
     Raises:
         UnknownModelError: no card of that name and no such file.
         UsageError: a name that cannot be a folder's.
+        RegistryError: the name is a card's, and the target is something else.
     """
     if target in cards.card_names():
         return _of_card(cards.card(target), name, format, sha256)
     if target.startswith("hf://"):
-        reference = parse_reference(target)
-        if known := next((c for c in cards.all_cards() if c.source.repository == reference.repository), None):
-            return replace(_of_card(known, name, format, sha256), reference=reference)
-        return Origin(checked_name(name or reference.repository.split("/")[1]), reference=reference, format=format)
+        return _on_the_hub(parse_reference(target), name, format, sha256)
     if "://" in target:
         if known := next((c for c in cards.all_cards() if c.source.url == target), None):
             return _of_card(known, name, format, sha256)
         file_name = PurePosixPath(urlsplit(target).path).name
-        return Origin(
-            checked_name(name or _stem(file_name)), url=target, format=format or _format_of(file_name), sha256=sha256
-        )
+        chosen = _free_name(name or _stem(file_name))
+        return Origin(chosen, url=target, format=format or _format_of(file_name), sha256=sha256)
     path = Path(target).expanduser()
     if not path.exists():
         cards.card(target)  # raises, with the nearest name
@@ -79,7 +77,7 @@ def resolve(target: str, name: str | None = None, format: str | None = None, sha
 def _of_card(card: Card, name: str | None, format: str | None, sha256: str | None) -> Origin:
     source = card.source
     return Origin(
-        name=checked_name(name or card.name),
+        name=_free_name(name or card.name, card),
         bundled=source.bundled,
         url=source.url,
         reference=Reference(source.repository, source.revision) if source.repository else None,
@@ -89,22 +87,39 @@ def _of_card(card: Card, name: str | None, format: str | None, sha256: str | Non
     )
 
 
+def _on_the_hub(reference: Reference, name: str | None, format: str | None, sha256: str | None) -> Origin:
+    known = next((c for c in cards.all_cards() if c.source.repository == reference.repository), None)
+    if known and reference.revision in (None, known.source.revision):
+        return _of_card(known, name, format, sha256)
+    chosen = _free_name(name or reference.repository.split("/")[1])
+    if known:  # another revision: the card still says how it is converted
+        return replace(_of_card(known, chosen, format, sha256), reference=reference)
+    return Origin(chosen, reference=reference, format=format)
+
+
 def local(path: Path, name: str | None = None, format: str | None = None) -> Origin:
-    """Something on this disk as an origin.
+    """Something on this disk as an origin; a bundle says its own name.
 
     Raises:
         InputError: there is nothing at `path`.
         UsageError: a name that cannot be a folder's.
+        RegistryError: the name is a card's, and these are not that card's files; an unsound bundle.
     """
     if not path.exists():
         raise InputError(f"there is nothing at {path}")
     path = path.resolve()
     if not is_model_folder(path) and is_model_folder(path / "model"):  # a training run keeps its model there
         name, path = name or path.name, path / "model"
-    own = _stem(path.name) if path.is_file() else path.name
-    return Origin(
-        checked_name(name or own), path=path, format=format or _format_of(path.name), renamed=name is not None
-    )
+    bundle = path.is_file() and is_bundle(path)
+    if bundle:
+        name = name or bundle_name(path)
+    elif name is None:
+        name = _stem(path.name) if path.is_file() else path.name
+    card = None
+    if name in cards.card_names() and (bundle or is_model_folder(path)):
+        hashes = bundle_hashes(path) if bundle else hashes_of_folder(path, KEPT_FILES)
+        card = card_of_files(name, hashes)
+    return Origin(_free_name(name, card), path=path, format=format or _format_of(path.name), card=card)
 
 
 def _format_of(file_name: str) -> str | None:
@@ -113,6 +128,11 @@ def _format_of(file_name: str) -> str | None:
 
 def _stem(file_name: str) -> str:
     return re.sub(r"(\.cloob)?\.(tar|pt|pth|pkl|safetensors)$", "", file_name, flags=re.IGNORECASE)
+
+
+def _free_name(name: str, card: Card | None = None) -> str:
+    refuse_taken_name(checked_name(name), card)
+    return name
 
 
 def checked_name(name: str) -> str:

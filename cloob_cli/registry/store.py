@@ -110,7 +110,8 @@ def find(name: str | Path | None = None) -> Path:
 
     Args:
         name: a zoo name (installed or bundled), a path, `hf://ORG/REPO[@REVISION]`, or None for the default model.
-            A zoo name comes before a folder of the same name in the working directory (write `./NAME` for that).
+            A zoo name comes before a folder of the same name in the working directory (write `./NAME` for that), also
+            where the model is not installed, and what is shipped comes before what is installed.
 
     Raises:
         UnknownModelError: nothing has that name, or it has a card but is not installed.
@@ -124,9 +125,12 @@ def find(name: str | Path | None = None) -> Path:
 
             return model_folder(name)
         if _is_plain_name(name):
-            for folder in (installed_folder(name), bundled_folder(name)):
+            # The bundled model is always the shipped one: nothing that is installed can take its place unasked.
+            for folder in (bundled_folder(name), installed_folder(name)):
                 if is_model_folder(folder):
                     return folder
+            if (assets.zoo_folder() / f"{name}.toml").is_file():
+                raise _unknown(name)
     path = Path(os.path.expanduser(name))  # which leaves a ~name alone that nobody has
     if path.is_dir():
         return path

@@ -18,7 +18,14 @@ from cloob_cli.core.device import PRECISIONS
 from cloob_cli.core.loss_forms.choice import choose_implementation
 from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import PairBatch, PairLoader
-from cloob_cli.errors import Interrupted, MissingExtraError, NonFiniteEmbeddingsError, NonFiniteLossError
+from cloob_cli.errors import (
+    Interrupted,
+    MissingExtraError,
+    NonFiniteEmbeddingsError,
+    NonFiniteLossError,
+    TrainingError,
+    one_line,
+)
 from cloob_cli.recipe import Recipe
 from cloob_cli.registry.store import save_model
 from cloob_cli.training import setup, state
@@ -38,7 +45,7 @@ from cloob_cli.training.interrupt import StopRequest, stop_on_signals
 from cloob_cli.training.precision import pick_precision
 from cloob_cli.training.state import Progress, RunFolder
 from cloob_cli.training.step import TrainingStep
-from cloob_cli.training.telemetry import MetricsFile, Window, draw_loss_curve, memory_gib, read_rows
+from cloob_cli.training.telemetry import MetricsFile, Window, draw_loss_curve, last_loss, memory_gib, read_rows
 from cloob_cli.training.validation import Validator
 
 
@@ -90,6 +97,7 @@ class Run:
             folder.check(recipe, resume)
         self.skipped = {row["name"] for row in read_rows(folder.skipped)} if folder.skipped.exists() else set()
         self.last_loss = math.nan
+        self.unscored: Exception | None = None  # why the last validation gave no scores
 
     # --- before the first step ------------------------------------------------------------------------------------
 
@@ -146,6 +154,7 @@ class Run:
             rank=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
             device=self.device,
+            captions_per_image=self.recipe.train.captions_per_image,
         )
 
     # --- the steps ------------------------------------------------------------------------------------------------
@@ -153,6 +162,7 @@ class Run:
     def train(self, stop: StopRequest) -> Iterator[Event]:
         """Train to the end and write the model."""
         self.started = time.monotonic()
+        self.last_loss = last_loss(self.folder.metrics, self.step)
         yield self._started()
         metrics_file = MetricsFile(self.folder.metrics, self.step) if self.is_main else None
         try:
@@ -211,6 +221,9 @@ class Run:
     def _finish(self) -> Iterator[Event]:
         metrics: dict[str, float] = {"loss": self.last_loss}
         with self.average.applied_to(self.model) if self.average else nullcontext():
+            # The model comes first, with a card that cannot go wrong: nothing that fails from here on costs it.
+            if self.is_main:
+                self._save_model(metrics, f"# {self.recipe.name}\n")
             for event in self._scores():
                 metrics |= event.metrics if isinstance(event, Validated) else {}
                 yield event
@@ -221,8 +234,15 @@ class Run:
                 draw_loss_curve(self.folder.metrics, self.folder.loss_curve)
             except MissingExtraError as missing:
                 yield Notice(f"no loss curve is drawn: {missing.message} ({missing.hint})")
+            except Exception as problem:
+                yield Notice(f"no loss curve is drawn: {one_line(problem)}")
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+        if self.unscored:
+            raise TrainingError(
+                f"the final validation failed: {one_line(self.unscored)}",
+                f"the model is saved without its scores in {self.folder.model}",
+            ) from self.unscored
         yield Finished(self.step, self.folder.model, metrics, len(self.skipped), self._seconds())
 
     # --- reports --------------------------------------------------------------------------------------------------
@@ -292,11 +312,21 @@ class Run:
                 yield PairSkipped(name, reason)
 
     def _scores(self) -> Iterator[Event]:
-        """Score the model as it is; only the main process computes, the others wait."""
+        """Score the model as it is; only the main process computes, the others wait.
+
+        A validation that fails is reported and remembered in `unscored`; it does not end the run.
+        """
         if not self.validator:
             return
+        self.unscored = None
         if self.is_main:
-            yield Validated(self.step, self.validator.run(self.model, self.accelerator.autocast))
+            try:
+                scores = self.validator.run(self.model, self.accelerator.autocast)
+            except Exception as problem:
+                self.unscored = problem
+                yield Notice(f"validation failed after step {self.step}: {one_line(problem)}")
+            else:
+                yield Validated(self.step, scores)
         self.accelerator.wait_for_everyone()
         yield from self._report_skips(self.validator.unreadable())
 
@@ -319,7 +349,7 @@ class Run:
         self.accelerator.wait_for_everyone()
         return CheckpointSaved(self.step, self.saved or self.folder.checkpoints)
 
-    def _save_model(self, metrics: dict[str, float]) -> None:
+    def _save_model(self, metrics: dict[str, float], card: str | None = None) -> None:
         self.model.config = self.model.config.model_copy(
             update={
                 "inv_tau": float(self.model.inv_tau.detach()),
@@ -327,7 +357,7 @@ class Run:
                 "metrics": metrics,
             }
         )
-        card = model_card(
+        card = card or model_card(
             self.model.config, self.recipe.description, self._started(), len(self.skipped), self._seconds()
         )
         dtype = PRECISIONS[self.recipe.train.save_precision]

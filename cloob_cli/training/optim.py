@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from cloob_cli.recipe import OptimizerSection
 
+# Parameters with one of these in their name do not decay by the rule "names".
+_NAMES_WITHOUT_DECAY = ("bn", "ln", "bias", "logit_scale")
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two AdamW groups of the trainable parameters: matrices and kernels decay, everything else does not.
 
-    Gains, biases, the class token and the temperature have fewer than two dimensions; decaying them pulls the
-    network's scale towards zero without regularising anything (the same rule as in openai/CLIP's training).
+def parameter_groups(
+    model: torch.nn.Module, weight_decay: float, decay: Literal["matrices", "names"] = "matrices"
+) -> list[dict[str, Any]]:
+    """Two AdamW groups of the trainable parameters, those that decay and those that do not.
+
+    By "matrices", parameters of two or more dimensions decay: matrices, kernels and positional embeddings. Gains,
+    biases, the class token and the temperature have fewer; decaying them pulls the network's scale towards zero
+    without regularizing anything. "names" is the reference program's rule: all decay whose name holds none of "bn",
+    "ln", "bias" and "logit_scale"; `downsample.1.weight`, a BatchNorm's gain, then decays although no other gain does.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+    def decays(name: str, parameter: torch.Tensor) -> bool:
+        if decay == "names":
+            return not any(part in name for part in _NAMES_WITHOUT_DECAY)
+        return parameter.ndim >= 2
+
     return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for name, p in trainable if decays(name, p)], "weight_decay": weight_decay},
+        {"params": [p for name, p in trainable if not decays(name, p)], "weight_decay": 0.0},
     ]
 
 
@@ -27,7 +40,7 @@ def build_optimizer(model: torch.nn.Module, section: OptimizerSection) -> torch.
     """AdamW over `parameter_groups`, with the fused step where torch has one for the device."""
     device = next(model.parameters()).device.type
     return torch.optim.AdamW(
-        parameter_groups(model, section.weight_decay),
+        parameter_groups(model, section.weight_decay, section.decay),
         lr=section.learning_rate,
         betas=(section.beta1, section.beta2),
         eps=section.epsilon,
@@ -44,12 +57,12 @@ def warmup_length(section: OptimizerSection, steps: int) -> int:
 def learning_rate(step: int, steps: int, section: OptimizerSection) -> float:
     """The learning rate of step `step` (from 0) of a run of `steps` steps.
 
-    Linear warm-up whose first step is already above zero, then the section's schedule. `cosine_restarts` goes
-    `cycles` times from the full rate to zero, as ml-jku/cloob trains.
+    Linear warm-up whose first step is already above zero (with `warmup_from_zero` it is zero), then the section's
+    schedule. `cosine_restarts` goes `cycles` times from the full rate to zero, as ml-jku/cloob trains.
     """
     warmup = warmup_length(section, steps)
     if step < warmup:
-        return section.learning_rate * (step + 1) / warmup
+        return section.learning_rate * (step + (not section.warmup_from_zero)) / warmup
     if section.schedule == "constant":
         return section.learning_rate
     progress = (step - warmup) / max(1, steps - warmup)

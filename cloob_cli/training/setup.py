@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +20,7 @@ from cloob_cli.core.model import CloobModel, build
 from cloob_cli.data.order import hold_out
 from cloob_cli.data.pairs import PairSource, open_pairs
 from cloob_cli.data.text import Tokenizer, clip_tokenizer, train_bpe
-from cloob_cli.errors import DataError, DeviceError
+from cloob_cli.errors import DataError, DeviceError, ImageError
 from cloob_cli.files import replacing
 from cloob_cli.recipe import DataSection, ModelSection, Recipe, TokenizerSection
 from cloob_cli.training.precision import Precision
@@ -97,11 +98,18 @@ def make_tokenizer(section: TokenizerSection, context_length: int, data: PairSpl
     if section.kind == "clip":
         tokenizer = clip_tokenizer(context_length)
     else:
-        captions = (text for index in data.indices for text in data.source.captions(int(index)))
-        tokenizer = train_bpe(captions, section.vocab_size or 0, context_length)
+        tokenizer = train_bpe(_captions(data), section.vocab_size or 0, context_length)
     with replacing(path) as temporary:
         tokenizer.save(temporary)
     return tokenizer
+
+
+def _captions(data: PairSplit) -> Iterator[str]:
+    for index in data.indices.tolist():
+        try:
+            yield from data.source.captions(index)
+        except ImageError:
+            continue  # its turn as a skipped pair comes when it is to be trained on
 
 
 def model_config(recipe: Recipe, vocab_size: int) -> ModelConfig:

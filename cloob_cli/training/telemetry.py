@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,6 +97,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return rows
+
+
+def last_loss(path: Path, step: int) -> float:
+    """The loss in the last row of a metrics.jsonl up to `step`; not a number where there is none."""
+    rows = read_rows(path) if path.exists() else []
+    found = [row["loss"] for row in rows if row.get("loss") is not None and row["step"] <= step]
+    return found[-1] if found else math.nan
 
 
 def draw_loss_curve(metrics: Path, picture: Path) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Protocol
@@ -44,19 +44,25 @@ class HeldOut:
 
     source: PairSource
     indices: np.ndarray  # int64 [N]
+    _captions: dict[int, str] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def image(self, index: int) -> Image.Image:
+        """The image of a pair; ImageError where it cannot be read, and where the pair has no caption to go with it."""
+        captions = self.source.captions(int(self.indices[index]))
+        if not captions:
+            raise ImageError("no caption")
+        self._captions[index] = captions[0]
         return self.source.image(int(self.indices[index]))
 
     def name(self, index: int) -> str:
         return self.source.name(int(self.indices[index]))
 
     def caption(self, index: int) -> str:
-        """The first caption of a pair; retrieval uses one a picture."""
-        return self.source.captions(int(self.indices[index]))[0]
+        """The first caption of a pair whose image was read; retrieval uses one an image."""
+        return self._captions[index]
 
 
 class Crops:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from cloob_cli.data.augment import DRAWS, crop_boxes, crops, move, recolour, resized_crop, resized_crops
-from cloob_cli.data.order import uniforms
+from cloob_cli.data.order import further_uniforms, uniforms
 from cloob_cli.recipe import AugmentSection
 
 SIZE = 16
@@ -118,6 +120,68 @@ def test_crop_boxes_lie_inside_and_have_the_asked_shape() -> None:
     assert 0.78 < share.max() <= 0.8
     assert 0.8 <= ratio.min() < 0.82
     assert 1.22 < ratio.max() <= 1.25
+
+
+def torchvisions_box(width: float, height: float, draws: np.ndarray, augment: AugmentSection) -> tuple[float, ...]:
+    """RandomResizedCrop's rule for one image, with the sample's numbers for its random ones and without rounding."""
+
+    def tries(name: str) -> list[float]:
+        first = draws[DRAWS.index(name)]
+        return [first, *further_uniforms(np.array([first]), 9)[0]]
+
+    (low, high), (least, most) = augment.crop_scale, augment.crop_ratio
+    for area_number, ratio_number in zip(tries("crop_area"), tries("crop_ratio"), strict=True):
+        area = width * height * (low + (high - low) * area_number)
+        ratio = math.exp(math.log(least) + (math.log(most) - math.log(least)) * ratio_number)
+        w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        if w <= width and h <= height:
+            x, y = (draws[DRAWS.index(name)] for name in ("crop_x", "crop_y"))
+            return (width - w) * x, (height - h) * y, (width - w) * x + w, (height - h) * y + h
+    w, h = width, height
+    if width / height < least:
+        h = width / least
+    elif width / height > most:
+        w = height * most
+    return (width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2
+
+
+@pytest.mark.parametrize("scale", [(0.9, 1.0), (0.3, 0.8), (0.08, 1.0)])
+@pytest.mark.parametrize("size", [(240, 240), (320, 180), (180, 320), (300, 230), (900, 20)])
+def test_crop_boxes_are_torchvisions(scale: tuple[float, float], size: tuple[int, int]) -> None:
+    augment = AugmentSection(crop_scale=scale)
+    draws = uniforms(1, 2, np.arange(300), len(DRAWS))
+    boxes = crop_boxes(np.tile([size], (300, 1)), draws, augment)
+    expected = [torchvisions_box(*size, row, augment) for row in draws]
+    np.testing.assert_allclose(boxes, expected, rtol=0, atol=1e-9)
+
+
+def test_crops_keep_to_their_range_of_areas_or_are_centered() -> None:
+    """The setting of the CLOOB paper: most single tries do not fit into a square, and none into 16:9."""
+    augment = AugmentSection(crop_scale=(0.9, 1.0))
+    n = 3000
+    for size, whole in (((240, 240), 1.0), ((320, 180), 0.75)):
+        draws = uniforms(0, 0, np.arange(n), len(DRAWS))
+        left, top, right, bottom = crop_boxes(np.tile([size], (n, 1)), draws, augment).T
+        share = (right - left) * (bottom - top) / (size[0] * size[1])
+        fallen_back = np.isclose(share, whole)
+        np.testing.assert_allclose((left + right)[fallen_back], size[0])
+        np.testing.assert_allclose((top + bottom)[fallen_back], size[1])
+        assert (share[~fallen_back] >= 0.9).all()
+        # A single try fits a square with probability 0.178 (the mean of -log(area)/log(4/3)), none of ten with 0.14.
+        assert fallen_back.mean() == pytest.approx(0.14 if whole == 1.0 else 1.0, abs=0.03)  # 4 deviations: 0.025
+
+
+def test_further_numbers_are_even_and_their_own() -> None:
+    first = uniforms(0, 0, np.arange(5000), 1)[:, 0]
+    more = further_uniforms(first, 3)
+    assert more.shape == (5000, 3)
+    np.testing.assert_array_equal(more[7:8], further_uniforms(first[7:8], 3))
+    np.testing.assert_array_equal(more[:, :2], further_uniforms(first, 2))
+    together = np.concatenate([first[:, None], more], axis=1)
+    assert ((together >= 0) & (together < 1)).all()
+    # Deviations of a mean of 5000 even numbers: 0.004; of a correlation: 0.014. Five of them are allowed.
+    np.testing.assert_allclose(together.mean(axis=0), 0.5, atol=0.02)
+    np.testing.assert_allclose(np.corrcoef(together.T), np.eye(4), atol=0.07)
 
 
 def test_resized_crop_is_pillow_s() -> None:

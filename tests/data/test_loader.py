@@ -70,7 +70,7 @@ def test_a_batch(source: PairSource, tokenizer: Tokenizer) -> None:
         for row, index in enumerate(wanted):
             crop = torch.from_numpy(preprocess.crop(picture(index))).permute(2, 0, 1)
             assert torch.equal(batch.pixels[row], crop)
-            assert batch.tokens[row].tolist() in tokenizer(captions_of(index)).tolist()
+            assert batch.tokens[row, 0].tolist() in tokenizer(captions_of(index)).tolist()
 
 
 def test_the_unreadable_pair_is_left_out_and_named(source: PairSource, tokenizer: Tokenizer) -> None:
@@ -162,7 +162,7 @@ def test_epochs_differ_in_order_captions_and_augmentation(source: PairSource, to
 
 def test_every_caption_is_used(source: PairSource, tokenizer: Tokenizer) -> None:
     made = loader(source, tokenizer)
-    seen = {tuple(row) for epoch in range(40) for batch in made.batches(epoch) for row in batch.tokens.tolist()}
+    seen = {tuple(row) for epoch in range(40) for batch in made.batches(epoch) for row in batch.tokens[:, 0].tolist()}
     every = {
         tuple(tokenizer(text)[0].tolist()) for number in range(COUNT) if number != 13 for text in captions_of(number)
     }
@@ -205,7 +205,7 @@ def test_webdataset_batches(tokenizer: Tokenizer, tmp_path: Path) -> None:
     source = open_pairs(DataSection(train=str(tmp_path)))
     batch = next(loader(source, tokenizer, batch_size=12, in_memory=False).batches(0))
     expected = torch.cat([tokenizer(captions_of(index)[0]) for index in batch.indices.tolist()])
-    assert torch.equal(batch.tokens, expected)
+    assert torch.equal(batch.tokens[:, 0], expected)
 
 
 def test_fewer_pairs_than_a_batch(source: PairSource, tokenizer: Tokenizer) -> None:

@@ -6,6 +6,8 @@ import json
 import threading
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -290,4 +292,65 @@ def test_training_works_outside_the_main_thread(straight, data, tmp_path):
     thread = threading.Thread(target=run, args=(tmp_path / "run", tiny_recipe(data)))
     thread.start()
     thread.join()
+    assert_same(straight, tmp_path / "run")
+
+
+@pytest.mark.parametrize("form", ["folder", "parquet"])
+def test_held_out_pairs_without_a_caption_are_skips(tmp_path, form):
+    pairs = write_pairs(tmp_path / "pairs")
+    if form == "folder":
+        for path in sorted(pairs.glob("*.txt"))[::4]:
+            path.unlink()
+    else:
+        images = sorted(pairs.glob("*.png"))
+        captions = [path.with_suffix(".txt").read_text() for path in images]
+        captions[::4] = [None, ""] * (len(images) // 8)
+        table = pyarrow.table({"image": [path.read_bytes() for path in images], "caption": captions})
+        pairs = tmp_path / "pairs.parquet"
+        pyarrow.parquet.write_table(table, pairs)
+    recipe = tiny_recipe(pairs, data__validation_share=0.4, validation__every=4, train__steps=8)
+    events = run(tmp_path / "run", recipe)
+    assert len(of_kind(events, Validated)) == 2
+    assert {event.reason for event in of_kind(events, PairSkipped)} == {"no caption"}
+    assert events[-1].skipped == 16
+    assert "retrieval/image_to_text/recall_1" in events[-1].metrics
+    cloob_cli.load(tmp_path / "run" / "model", device="cpu")
+
+
+@pytest.mark.parametrize("failing", ["run", "model_card", "draw_loss_curve"])
+def test_what_fails_after_the_last_step_does_not_cost_the_model(straight, data, tmp_path, monkeypatch, failing):
+    recipe = tiny_recipe(data, data__validation=str(data), validation__every=20)
+
+    def fails(*arguments, **options):
+        raise RuntimeError("out of paper\nand more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Validator if failing == "run" else loop, failing, fails)
+        if failing == "draw_loss_curve":
+            events = run(tmp_path / "run", recipe)
+            assert any("out of paper" in event.text for event in of_kind(events, Notice))
+        else:
+            with pytest.raises((TrainingError, RuntimeError), match="out of paper"):
+                run(tmp_path / "run", recipe)
+    assert_same(straight, tmp_path / "run")
+    cloob_cli.load(tmp_path / "run" / "model", device="cpu")
+    finished = run(tmp_path / "run", recipe, resume=True)[-1]
+    assert finished.metrics["loss"] == pytest.approx(read_rows(straight / "metrics.jsonl")[-1]["loss"])
+    assert "retrieval/image_to_text/recall_1" in finished.metrics
+
+
+def test_a_validation_that_fails_on_the_way_does_not_stop_the_run(straight, data, tmp_path, monkeypatch):
+    recipe = tiny_recipe(data, data__validation=str(data), validation__every=10)
+    real, calls = loop.Validator.run, []
+
+    def fails_once(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 1:
+            raise MemoryError("no room")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(loop.Validator, "run", fails_once)
+    events = run(tmp_path / "run", recipe)
+    assert [event.step for event in of_kind(events, Validated)] == [20, 30]
+    assert ["no room" in event.text for event in of_kind(events, Notice)] == [True]
     assert_same(straight, tmp_path / "run")

@@ -6,9 +6,12 @@ import math
 
 import pytest
 import torch
+from tiny_run import tiny_recipe
 
+from cloob_cli.core.model import CloobModel
 from cloob_cli.recipe import OptimizerSection
 from cloob_cli.training.optim import build_optimizer, learning_rate, parameter_groups, set_learning_rate
+from cloob_cli.training.setup import model_config
 
 
 def test_warm_up_and_cosine_equal_torchs_schedulers():
@@ -61,6 +64,31 @@ def test_gains_biases_and_temperature_do_not_decay():
     assert decayed["weight_decay"] == 0.3
     assert {names[id(p)] for p in kept["params"]} == {"0.bias", "1.weight", "1.bias", "2.bias", "temperature"}
     assert kept["weight_decay"] == 0.0
+
+
+def test_decay_by_name_is_the_reference_programs():
+    """Of a ResNet's gains those of the shortcuts decay, as their name does not say that they are of a BatchNorm."""
+    text = {"context_length": 8, "width": 16, "layers": 1, "heads": 2}
+    vision = {"kind": "resnet", "image_size": 32, "width": 8, "layers": [1, 1, 1, 1]}
+    recipe = tiny_recipe("x", model={"embed_dim": 16, "text": text, "vision": vision})
+    with torch.device("meta"):
+        model = CloobModel(model_config(recipe, 100))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed = {
+        rule: {names[id(p)] for p in parameter_groups(model, 0.1, rule)[0]["params"]} for rule in ("matrices", "names")
+    }
+    assert decayed["matrices"] < decayed["names"]
+    assert decayed["names"] - decayed["matrices"] == {f"visual.layer{n}.0.downsample.1.weight" for n in range(1, 5)}
+
+
+def test_warm_up_from_zero_equals_lambdalr():
+    section = OptimizerSection(learning_rate=0.5, schedule="constant", warmup_steps=4, warmup_from_zero=True)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 4))
+    for step in range(7):
+        assert learning_rate(step, 100, section) == optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        schedule.step()
 
 
 def test_frozen_parameters_are_not_optimised():
