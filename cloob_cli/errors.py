@@ -26,6 +26,7 @@ turns them into text and exit codes; everything else raises them.
     |   +-- ChecksumError             a file is not the one that its card names
     |   +-- UnsafeCheckpointError     a checkpoint that asks for code to be run
     |   +-- ConversionError           a checkpoint that does not have the layout its format promises
+    |   |   +-- MissingConfigurationError  a checkpoint that needs its own configuration beside it
     |   +-- VerificationError         an installed model does not compute what it did when it was stored
     |   +-- NotExportableError        the target format cannot express this architecture
     +-- DiskSpaceError            1   not enough room for what was asked
@@ -135,6 +136,10 @@ class UnsafeCheckpointError(RegistryError):
 
 
 class ConversionError(RegistryError):
+    pass
+
+
+class MissingConfigurationError(ConversionError):
     pass
 
 

@@ -39,7 +39,10 @@ def test_the_tree_in_the_readme_is_the_tree_on_disk() -> None:
             folders.append(name)
     for folder in (
         "cloob_cli",
-        *(f"cloob_cli/{name}" for name in ("core", "core/loss_forms", "data", "training", "inference", "registry")),
+        *(
+            f"cloob_cli/{name}"
+            for name in ("console", "core", "core/loss_forms", "data", "training", "inference", "registry")
+        ),
     ):
         for path in sorted((ROOT / folder).iterdir()):
             if path.name.startswith(("_", ".")) or path.name == "py.typed":

@@ -28,5 +28,8 @@ FastJpegOption = Annotated[
     bool,
     typer.Option("--fast-jpeg", help="Decode large JPEGs at reduced size: 2 to 5 times faster, not equal to the bit."),
 ]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Overwrite files that this command did not write. Never an input.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notices and no progress on stderr.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cloob_cli import assets, console
+from cloob_cli import assets, console, signals
 from cloob_cli.commands.options import DeviceOption, JsonOption, QuietOption
-from cloob_cli.recipe import Recipe, load_recipe
 
+if TYPE_CHECKING:
+    from cloob_cli.recipe import Recipe
+
+_SKIPS_SHOWN = 20
 _SKIPPED = 3  # exit code: done, but some pairs were skipped
 
 
@@ -33,11 +36,14 @@ def train(
 ) -> None:
     """Train a model by a recipe; the result is the path of its folder."""
     console.configure(quiet=quiet)
+    from cloob_cli.recipe import load_recipe
+
     loaded = load_recipe(assets.find_recipe(recipe), set_)
     if dry_run:
         _dry_run(loaded, json_)
         return
-    from cloob_cli.training.loop import train as run
+    with signals.leaving_at_once():
+        from cloob_cli.training.loop import train as run
 
     finished = _show(loaded.name, run(loaded, out or Path("runs") / loaded.name, device=device, resume=resume))
     if finished is None:
@@ -54,7 +60,7 @@ def _show(name: str, events: Iterable[Any]) -> Any:
     """Draw the events of a run; its last one, where this process is the one that reports."""
     from cloob_cli.training import events as kinds
 
-    finished = None
+    finished, skipped = None, 0
     with console.live_status(name) as status:
         for event in events:
             match event:
@@ -69,7 +75,11 @@ def _show(name: str, events: Iterable[Any]) -> Any:
                 case kinds.CheckpointSaved():
                     console.talk(f"step {event.step}: saved {event.path}")
                 case kinds.PairSkipped():
-                    console.warn(f"skipped {event.name}: {event.reason}")
+                    skipped += 1
+                    if skipped <= _SKIPS_SHOWN:
+                        console.warn(f"skipped {event.name}: {event.reason}")
+                    elif skipped == _SKIPS_SHOWN + 1:
+                        console.warn("more pairs are skipped; from here on they are only listed in skipped.jsonl")
                 case kinds.Notice():
                     console.warn(event.text)
                 case kinds.Finished():

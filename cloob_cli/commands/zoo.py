@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,13 +10,22 @@ from cloob_cli import console
 from cloob_cli.commands import zoo_convert, zoo_install
 from cloob_cli.commands.options import JsonOption
 
+if TYPE_CHECKING:
+    from cloob_cli.registry.inventory import Entry
+
 app = typer.Typer(
     help="The zoo of CLOOB models: list, pull, verify, convert, export.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 NameArgument = Annotated[str, typer.Argument(help="Zoo name, model folder or hf://ORG/REPO[@REVISION].")]
+
+
+@app.callback()
+def _zoo(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        console.line(context.get_help())
 
 
 @app.command("list")
@@ -31,7 +40,6 @@ def list_models(json: JsonOption = False) -> None:
     columns = ["name", "state", "default", "size", "pixels", "data", "score", "licence"]
     rows = []
     for entry in entries:
-        first = entry.scores[0] if entry.scores else None
         rows.append(
             [
                 entry.name,
@@ -40,11 +48,20 @@ def list_models(json: JsonOption = False) -> None:
                 console.bytes_text(entry.size_bytes),
                 entry.image_size,
                 entry.data,
-                f"{first.dataset} {first.metric} {first.value:g} %" if first else None,
+                _score(entry, short=console.on_terminal()),
                 entry.licence or "not stated",
             ]
         )
-    console.table(columns, rows)
+    console.table(columns, rows, dispensable=["data", "licence", "pixels", "default"])
+
+
+def _score(entry: Entry, short: bool) -> str | None:
+    """The score that models are compared by, ImageNet's; where there is none and room, the card's first."""
+    imagenet = [score for score in entry.scores if (score.dataset, score.metric) == ("ImageNet", "zero-shot top-1")]
+    if short:
+        return f"ImageNet {imagenet[0].value:.1f} %" if imagenet else None
+    first = next(iter([*imagenet, *entry.scores]), None)
+    return f"{first.dataset} {first.metric} {first.value:g} %" if first else None
 
 
 @app.command("show")

@@ -32,7 +32,7 @@ def convert(
     quiet: QuietOption = False,
 ) -> None:
     """Convert another program's checkpoint to a model folder, without running any of it."""
-    from cloob_cli.registry.install import convert_to_folder
+    from cloob_cli.registry.fill import convert_to_folder
 
     console.configure(quiet=quiet)
     _must_be_new(output)
@@ -44,7 +44,7 @@ def convert(
 
 def export(
     name: InputNameArgument,
-    to: Annotated[str, typer.Option("--to", help="open_clip or onnx.")],
+    to: Annotated[str, typer.Option("--to", help="open_clip, transformers or onnx.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     quiet: QuietOption = False,
 ) -> None:

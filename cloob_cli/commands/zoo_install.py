@@ -15,12 +15,16 @@ from cloob_cli.errors import Interrupted, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from cloob_cli.registry.events import Event, Report
+    from cloob_cli.registry.origin import Origin
     from cloob_cli.registry.remove import Removal
 
 FormatOption = Annotated[
     str | None, typer.Option("--format", help="mljku, crowsonkb, japanese or cloob; left out: the file shows it.")
 ]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="The checkpoint's own configuration (JSON).")]
+Sha256Option = Annotated[
+    str | None, typer.Option(help="What the file must hash to; of a folder or repository, its weights.")
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
@@ -41,7 +45,11 @@ def pull(
     name: Annotated[str | None, typer.Option(help="What to call it.", show_default="as the target")] = None,
     format: FormatOption = None,
     config: ConfigOption = None,
-    sha256: Annotated[str | None, typer.Option(help="What the file at an https address must hash to.")] = None,
+    sha256: Sha256Option = None,
+    at_hand: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="Take this file, fetched by other means, as what is there."),
+    ] = None,
     dry_run: DryRunOption = False,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine already.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is installed.")] = False,
@@ -52,11 +60,11 @@ def pull(
     from cloob_cli.registry.origin import resolve
 
     console.configure(quiet=quiet)
-    origin = resolve(target, name, format, _checked_hash(sha256))
+    origin = resolve(target, name, format, _checked_hash(sha256), at_hand)
     options = install.Options(force=force, offline=offline, config=config)
     if dry_run:
         plan = install.plan(origin, options)
-        size = console.bytes_text(plan.download_bytes) or "not known"
+        size = "none, it is on this disk" if plan.download_bytes == 0 else console.bytes_text(plan.download_bytes)
         console.table(
             ["field", "value"],
             [
@@ -64,8 +72,8 @@ def pull(
                 ("from", plan.origin),
                 ("format", plan.format or "as the file shows"),
                 ("to", plan.folder),
-                ("download", "none, it is here" if plan.present and not force else size),
-                ("sha256", plan.sha256 or "not published: trusted on first use"),
+                ("download", "none, it is installed" if plan.present and not force else size or "not known"),
+                ("sha256", plan.sha256 or plan.held_to),
             ],
         )
         return
@@ -73,7 +81,7 @@ def pull(
         with _reporting() as report:
             folder = install.pull(origin, options, report)
     except KeyboardInterrupt:
-        raise Interrupted("the pull was interrupted", "pull again: what came so far is kept") from None
+        raise Interrupted("the pull was interrupted", _what_is_kept(origin)) from None
     console.line(str(folder))
 
 
@@ -82,6 +90,7 @@ def add(
     name: Annotated[str, typer.Option(help="What to call it.")],
     format: FormatOption = None,
     config: ConfigOption = None,
+    sha256: Sha256Option = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is installed.")] = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -90,8 +99,9 @@ def add(
     from cloob_cli.registry.origin import local
 
     console.configure(quiet=quiet)
+    origin = local(source, name, format, _checked_hash(sha256))
     with _reporting() as report:
-        folder = install.pull(local(source, name, format), install.Options(force=force, config=config), report)
+        folder = install.pull(origin, install.Options(force=force, config=config), report)
     console.line(str(folder))
 
 
@@ -147,6 +157,14 @@ def _carry_out(removals: list[Removal], dry_run: bool, yes: bool) -> None:
         typer.confirm(f"Remove these and free {freed}?", abort=True, err=True)
     carry_out(removals)
     console.talk(f"freed {freed}")
+
+
+def _what_is_kept(origin: Origin) -> str:
+    if origin.path or origin.at_hand:
+        return "nothing was installed"
+    if origin.url:
+        return "pull again: what came so far is kept"
+    return "pull again: the files that came whole are kept, the one that was on its way is not"
 
 
 def _checked_hash(sha256: str | None) -> str | None:

@@ -1,7 +1,7 @@
 """From a picture's file to a model's pixels.
 
-`open_image` turns whatever a file holds into 8-bit RGB; `Preprocess` resizes and crops it as the reference programs
-do, to the bit; `normalise` scales and shifts the values on any device.
+`open_image` turns whatever a file holds into 8-bit RGB; `Preprocess` resizes and crops that as the reference programs
+do an RGB image, to the bit; `normalise` scales and shifts the values on any device.
 """
 
 from __future__ import annotations
@@ -88,6 +88,11 @@ def _decode(image: Image.Image, size_hint: int | None) -> Image.Image:
         raise ImageError(f"too large: {width} x {height} pixels (at most {MAX_PIXELS // 1_000_000} million are read)")
     if size_hint is not None and image.format in {"JPEG", "MPO"}:
         image.draft(None, (size_hint, size_hint))
+    return _upright_rgb(image)
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    """What every file is turned into, whoever opened it: decoded, EXIF rotation applied, 8-bit RGB on white."""
     image.load()
     return _to_rgb(_upright(image))
 
@@ -147,8 +152,19 @@ class Preprocess:
         self.config = config or PreprocessConfig()
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """An RGB picture of any size -> float32 [3, image_size, image_size]."""
-        return normalise(torch.from_numpy(self.crop(image)), self.config)
+        """An image of any size and mode, as `PIL.Image.open` gives it -> float32 [3, image_size, image_size].
+
+        The same numbers as the commands get from its file: EXIF rotation is applied, transparency laid on white,
+        16-bit and float values are scaled to 8 bits. An image that is upright and RGB already is taken as it is.
+
+        Raises:
+            ImageError: its file is truncated or damaged.
+        """
+        try:
+            upright = _upright_rgb(image)
+        except (OSError, SyntaxError, ValueError) as problem:  # what Pillow's decoders raise, later than `open`
+            raise ImageError(_reason(b"", problem)) from None
+        return normalise(torch.from_numpy(self.crop(upright)), self.config)
 
     def crop(self, image: Image.Image) -> np.ndarray:
         """An RGB picture of any size -> uint8 [image_size, image_size, 3]."""

@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from cloob_cli.core.config import TextConfig
+from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.data.batch import PairBatch
 from cloob_cli.data.images import Preprocess
 from cloob_cli.data.memory import PairMemory
@@ -39,6 +41,7 @@ class PairLoader:
         workers: processes (or threads, where the pictures are in memory) that prepare batches; "auto": by cores.
         in_memory: keep the decoded pictures; "auto": where they take at most a part of the free memory.
         captions_per_image: captions that are drawn of each pair, none twice where the pair has enough.
+        text: the tower that the tokens are for; rows are cut to what it reads (`core.token_rows`). None: not cut.
         device: where the batches go. Kept pictures are moved there where they fit, and changed there.
 
     Raises:
@@ -61,19 +64,21 @@ class PairLoader:
         processes: int = 1,
         device: torch.device | None = None,
         captions_per_image: int = 1,
+        text: TextConfig | None = None,
     ) -> None:
         self._pairs = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
         if len(self._pairs) < batch_size:
             raise DataError(
                 f"{len(self._pairs)} training pairs are fewer than one batch of {batch_size}", "lower train.batch_size"
             )
-        self._source, self._seed, self._batch_size = source, seed, batch_size
+        self._source, self._seed, self._batch_size, self._text = source, seed, batch_size, text
         self._share = slice(batch_size * rank // processes, batch_size * (rank + 1) // processes)
         self._workers = _worker_count(processes) if workers == "auto" else workers
         reader = PairReader(source, tokenizer, Bases(preprocess, augment), augment, seed, captions_per_image)
         if in_memory == "auto":
             in_memory = fits_in_memory(source, reader.bases, self._pairs, processes)
-        self._read: Callable[[int, list[np.ndarray]], Iterator[PairBatch]]
+        self._full_size = preprocess.image_size
+        self._read: Callable[[int, list[tuple[np.ndarray, int]]], Iterator[PairBatch]]
         if in_memory:
             self._read = PairMemory(reader, self._pairs, self._workers, device or torch.device("cpu")).batches
         else:
@@ -89,21 +94,30 @@ class PairLoader:
         """Pairs of each batch that are this process's."""
         return self._share.stop - self._share.start
 
-    def batches(self, epoch: int, first_batch: int = 0) -> Iterator[PairBatch]:
+    def batches(
+        self, epoch: int, first_batch: int = 0, image_size: Callable[[int], int] | None = None
+    ) -> Iterator[PairBatch]:
         """The batches of an epoch from number `first_batch` on; what comes before is not read.
 
         The last pairs of the order, fewer than a batch, are left out in this epoch.
+
+        Args:
+            image_size: pixels a side of the images of each batch, by its number; None: those of `preprocess`.
 
         Raises:
             DataError: not one pair of this process's share of a batch can be read, and the share is not tiny.
         """
         order = self._order(epoch)
-        starts = range(first_batch * self._batch_size, self.batches_per_epoch * self._batch_size, self._batch_size)
-        wanted = [order[start : start + self._batch_size][self._share] for start in starts]
+        wanted = []
+        for number in range(first_batch, self.batches_per_epoch):
+            pairs = order[number * self._batch_size : (number + 1) * self._batch_size][self._share]
+            wanted.append((pairs, image_size(number) if image_size else self._full_size))
         for batch in self._read(epoch, wanted):
             if not len(batch.indices) and len(batch.skipped) > _BY_CHANCE:
                 name, reason = batch.skipped[0]
                 raise DataError(f"not one of the {len(batch.skipped)} pairs of a batch can be read; {name}: {reason}")
+            if self._text is not None:
+                batch.tokens = cut_to_longest(batch.tokens, self._text)
             yield batch
 
     def _order(self, epoch: int) -> np.ndarray:

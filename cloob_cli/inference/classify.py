@@ -19,7 +19,10 @@ from cloob_cli.data.images import Preprocess
 from cloob_cli.inference.encoding import device_of, encode_pictures
 from cloob_cli.inference.labels import Label
 from cloob_cli.inference.outputs import parquet_rows
-from cloob_cli.inference.reading import Failure, picture_batches
+from cloob_cli.inference.reading import Failure, OnPicture, picture_batches
+
+# Called while labels are encoded: with the number of their texts that are done, and of all.
+OnTexts = Callable[[int, int], None]
 
 OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
 
@@ -71,7 +74,7 @@ def columns(top_k: int) -> list[str]:
 
 def classify(
     model: CloobModel,
-    paths: Iterable[Path],
+    paths: Iterable[Path | Failure],
     labels: Sequence[Label],
     templates: Sequence[str],
     *,
@@ -79,19 +82,21 @@ def classify(
     batch_size: int = 64,
     workers: int | None = None,
     fast_jpeg: bool = False,
+    on_picture: OnPicture | None = None,
+    on_texts: OnTexts | None = None,
 ) -> Generator[ClassifiedBatch]:
     """Classify pictures in their order; unreadable ones are failures of the batch they would have stood in.
 
     Probabilities are softmax(inv_tau · cosine) over all labels, with the inv_tau of the model's configuration.
     Where `top_k` exceeds the number of labels, all are given. Of equal cosines the label that stands first wins.
+    `on_texts` and `on_picture` follow the work.
     """
     names = [label.name for label in labels]
-    assert model.tokenize is not None
-    classes = class_embeddings(
-        model.encode_text, model.tokenize, [label.names for label in labels], templates, batch_size, device_of(model)
-    ).cpu()
+    classes = _encode_labels(model, labels, templates, batch_size, on_texts)
     preprocess = Preprocess(model.config.vision.image_size, model.config.preprocess)
-    batches = picture_batches(paths, preprocess, batch_size=batch_size, workers=workers, fast_jpeg=fast_jpeg)
+    batches = picture_batches(
+        paths, preprocess, batch_size=batch_size, workers=workers, fast_jpeg=fast_jpeg, on_picture=on_picture
+    )
     with closing(batches):
         for batch in batches:
             rows = []
@@ -100,6 +105,27 @@ def classify(
                 choices = _best(cosines, model.config.inv_tau, names, min(top_k, len(names)))
                 rows = [Classified(path, top) for path, top in zip(batch.paths, choices, strict=True)]
             yield ClassifiedBatch(rows, batch.failures)
+
+
+def _encode_labels(
+    model: CloobModel, labels: Sequence[Label], templates: Sequence[str], batch_size: int, on_texts: OnTexts | None
+) -> Tensor:
+    total = sum(len(label.names) for label in labels) * len(templates)
+    done = 0
+
+    def encode(tokens: Tensor) -> Tensor:
+        nonlocal done
+        embeddings = model.encode_text(tokens)
+        done += len(tokens)
+        if on_texts:
+            on_texts(done, total)
+        return embeddings
+
+    assert model.tokenize is not None
+    names = [label.names for label in labels]
+    return class_embeddings(
+        encode, model.tokenize, names, templates, batch_size, device_of(model), model.config.text
+    ).cpu()
 
 
 def _best(cosines: Tensor, inv_tau: float, names: list[str], top_k: int) -> list[list[Choice]]:
@@ -116,9 +142,13 @@ Write = Callable[[Iterable[Classified]], None]
 
 
 @contextmanager
-def open_rows(path: Path, suffix: str, top_k: int) -> Iterator[Write]:
-    """Open a result file of the kind that `suffix` names; yields the function that appends rows."""
-    with {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[suffix](path, top_k) as write:
+def open_rows(path: Path, suffix: str, top_k: int, metadata: dict[str, str]) -> Iterator[Write]:
+    """Open a result file of the kind that `suffix` names; yields the function that appends rows.
+
+    `metadata` go where the format has a place for them: into .parquet.
+    """
+    opened = _csv(path, top_k) if suffix == ".csv" else _jsonl(path) if suffix == ".jsonl" else _parquet(path, metadata)
+    with opened as write:
         yield write
 
 
@@ -131,16 +161,16 @@ def _csv(path: Path, top_k: int) -> Iterator[Write]:
 
 
 @contextmanager
-def _jsonl(path: Path, top_k: int) -> Iterator[Write]:
+def _jsonl(path: Path) -> Iterator[Write]:
     with path.open("w", encoding="utf-8") as stream:
         yield lambda rows: stream.writelines(json.dumps(row.as_dict()) + "\n" for row in rows)
 
 
 @contextmanager
-def _parquet(path: Path, top_k: int) -> Iterator[Write]:
+def _parquet(path: Path, metadata: dict[str, str]) -> Iterator[Write]:
     import pyarrow as pa
 
     choice = [("label", pa.string()), ("probability", pa.float64()), ("cosine", pa.float64())]
-    schema = pa.schema([("path", pa.string()), *choice, ("top", pa.list_(pa.struct(choice)))])
+    schema = pa.schema([("path", pa.string()), *choice, ("top", pa.list_(pa.struct(choice)))], metadata=metadata)
     with parquet_rows(path, schema) as file:
         yield lambda rows: file.write(row.as_dict() for row in rows)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,8 +17,9 @@ from cloob_cli.data.images import Preprocess
 from cloob_cli.errors import NothingFoundError
 from cloob_cli.files import replacing_together
 from cloob_cli.inference.encoding import encode_pictures, encode_texts
-from cloob_cli.inference.outputs import NpyRows, failures_path, parquet_rows, write_failures
-from cloob_cli.inference.reading import Failure, picture_batches
+from cloob_cli.inference.existing import output_files
+from cloob_cli.inference.outputs import NpyRows, parquet_rows, write_failures
+from cloob_cli.inference.reading import Failure, OnPicture, picture_batches
 
 if TYPE_CHECKING:
     import pyarrow
@@ -39,26 +39,35 @@ class EmbeddedBatch:
 
 def embed_pictures(
     model: CloobModel,
-    paths: Iterable[Path],
+    paths: Iterable[Path | Failure],
     *,
     batch_size: int = 64,
     workers: int | None = None,
     fast_jpeg: bool = False,
+    on_picture: OnPicture | None = None,
 ) -> Generator[EmbeddedBatch]:
     """Embed pictures in their order; unreadable ones are failures of the batch they would have stood in."""
     preprocess = Preprocess(model.config.vision.image_size, model.config.preprocess)
-    batches = picture_batches(paths, preprocess, batch_size=batch_size, workers=workers, fast_jpeg=fast_jpeg)
+    batches = picture_batches(
+        paths, preprocess, batch_size=batch_size, workers=workers, fast_jpeg=fast_jpeg, on_picture=on_picture
+    )
     with closing(batches):
         for batch in batches:
             embeddings = encode_pictures(model, batch.pixels) if batch.paths else None
             yield EmbeddedBatch(batch.paths, embeddings, batch.failures)
 
 
-def embed_texts(model: CloobModel, texts: Iterable[str], *, batch_size: int = 64) -> Generator[EmbeddedBatch]:
-    """Embed texts in their order."""
+def embed_texts(
+    model: CloobModel, texts: Iterable[str], *, batch_size: int = 64, on_text: Callable[[], None] | None = None
+) -> Generator[EmbeddedBatch]:
+    """Embed texts in their order; `on_text` is called for each."""
     texts = iter(texts)
     while batch := list(islice(texts, batch_size)):
-        yield EmbeddedBatch(batch, encode_texts(model, batch))
+        embeddings = encode_texts(model, batch)
+        if on_text:
+            for _ in batch:
+                on_text()
+        yield EmbeddedBatch(batch, embeddings)
 
 
 @dataclass(frozen=True)
@@ -93,9 +102,10 @@ def write_embeddings(
     Raises:
         NothingFoundError: not one row.
     """
-    index, skipped = output.with_suffix(".parquet"), failures_path(output)
+    files = output_files(output, "embed")
+    _, index, skipped = files
     failures: list[Failure] = []
-    with replacing_together([output, index, skipped]) as [npy, parquet, listing]:
+    with replacing_together(files) as [npy, parquet, listing]:
         with npy.open("wb") as stream, parquet_rows(parquet, index_schema(column, metadata)) as names:
             rows = NpyRows(stream, width, np.dtype(dtype))
             for batch in batches:
@@ -115,17 +125,3 @@ def index_schema(column: str, metadata: dict[str, str]) -> pyarrow.Schema:
     import pyarrow as pa
 
     return pa.schema([pa.field(column, pa.string(), nullable=False)], metadata=metadata)
-
-
-def describe_embeddings(model: CloobModel, name: str, weights_sha256: str) -> dict[str, str]:
-    """What somebody needs to know before comparing two files of embeddings; all values are text."""
-    from cloob_cli import __version__
-
-    config = model.config
-    preprocessing = {"image_size": config.vision.image_size, **config.preprocess.model_dump(mode="json")}
-    return {
-        "model": name,
-        "weights_sha256": weights_sha256,
-        "preprocessing": json.dumps(preprocessing),
-        "version": __version__,
-    }

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cloob_cli.errors import RegistryError
 from cloob_cli.files import sha256_of
 from cloob_cli.registry import cards
 from cloob_cli.registry.cards import Card
+
+if TYPE_CHECKING:
+    from cloob_cli.core.config import ModelConfig
 
 
 def refuse_taken_name(name: str, card: Card | None = None, remedy: str = "give another name with --name") -> None:
@@ -36,6 +40,16 @@ def card_of_files(name: str, hashes: Mapping[str, str]) -> Card | None:
         return None
     card = cards.card(name)
     return card if card.files and card.files == dict(hashes) else None
+
+
+def check_shape(config: ModelConfig, card: Card) -> None:
+    """Raise RegistryError where a model cannot be the one that a card describes."""
+    found, said = (config.vision.image_size, config.embed_dim), (card.image_size, card.embed_dim)
+    if found != said:
+        raise RegistryError(
+            f"this is not {card.name}: {found[0]} pixels and {found[1]} dimensions, where its card says {said[0]} and "
+            f"{said[1]}"
+        )
 
 
 def hashes_of_folder(folder: Path, names: tuple[str, ...]) -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from cloob_cli.errors import DownloadError, UsageError
@@ -14,7 +16,8 @@ from cloob_cli.registry.storage import free_space
 from cloob_cli.registry.transfer import Downloaded, Patience, Transfer, answer_of, paths_of, shown_address
 
 
-def download(
+@contextmanager
+def downloading(
     url: str,
     *,
     sha256: str | None = None,
@@ -22,16 +25,19 @@ def download(
     patience: Patience | None = None,
     room_factor: float = 1.0,
     free: Callable[[Path], int] = free_space,
-) -> Downloaded:
+    remedy: str = "pull again to fetch it anew",
+) -> Iterator[Downloaded]:
     """Fetch `url` into the downloads folder, going on where an earlier try ended.
 
     Args:
         sha256: what the whole file must hash to; None accepts any.
         room_factor: how many times the file's size must be free (more than 1 where it is converted afterwards).
         free: tells the free bytes of a folder.
+        remedy: what to do about a file with another hash, which stands for `{found}`.
 
-    Returns:
-        The complete file. It stays in the downloads folder until the caller moves or deletes it.
+    Yields:
+        The complete file. It stays in the downloads folder until the caller moves or deletes it; no other process
+        takes it up, or away, before the context ends.
 
     Raises:
         UsageError: not an https address.
@@ -40,14 +46,22 @@ def download(
         ChecksumError: the file is another one; it is set aside.
     """
     check_address(url)
-    with lock(url, lambda: report(Notice("another process is downloading the same file; waiting for it"))):
-        return Transfer(url, sha256, report, patience or Patience(), room_factor, free).run()
+    with lock(url, lambda: report(Notice("another process is using the same download; waiting for it"))):
+        yield Transfer(url, sha256, report, patience or Patience(), room_factor, free, remedy).run()
 
 
-def finished(url: str) -> Downloaded | None:
+def download(url: str, **options: Any) -> Downloaded:
+    """The same, for a caller who has no need of the file's lock: the complete file."""
+    with downloading(url, **options) as got:
+        return got
+
+
+@contextmanager
+def finished(url: str) -> Iterator[Downloaded | None]:
     """What an earlier call fetched whole and nobody took away, without asking anybody."""
-    complete = paths_of(url)[2]
-    return Downloaded(complete, sha256_of(complete), 0) if complete.is_file() else None
+    with lock(url):
+        complete = paths_of(url)[2]
+        yield Downloaded(complete, sha256_of(complete), 0) if complete.is_file() else None
 
 
 def remote_size(url: str) -> int | None:

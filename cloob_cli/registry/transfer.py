@@ -68,9 +68,10 @@ class Transfer:
         patience: Patience,
         room_factor: float,
         free: Callable[[Path], int],
+        remedy: str,
     ) -> None:
         self.url, self.expected, self.report, self.patience = url, sha256, report, patience
-        self.room_factor, self.free = room_factor, free
+        self.room_factor, self.free, self.remedy = room_factor, free, remedy
         self.name = Path(urlsplit(url).path).name or "download"
         self.partial, self.notes, self.complete = paths_of(url)
         self.partial.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +101,7 @@ class Transfer:
         self.notes.unlink(missing_ok=True)
         raise ChecksumError(
             f"{shown_address(self.url)} is not the file that was expected: sha256 {found}, expected {self.expected}",
-            f"it was set aside as {aside}; pull again to fetch it anew",
+            f"it was set aside as {aside}; {self.remedy.replace('{found}', found)}",
         )
 
     def _take_up_what_is_here(self) -> None:

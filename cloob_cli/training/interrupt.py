@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: the first asks the loop to save and leave, the second leaves at once."""
+"""Ctrl-C, SIGTERM and SIGHUP while training: the first asks the loop to save and leave, the second leaves at once."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from types import FrameType
 
 from cloob_cli.errors import Interrupted
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
@@ -33,14 +31,24 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Catch both signals inside the block. Outside the main thread, where Python delivers none, do nothing."""
+    """Catch the signals inside the block. Outside the main thread, where Python delivers none, do nothing.
+
+    A SIGHUP that is ignored, as `nohup` arranges it, stays ignored.
+    """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop.on_signal) for number in _SIGNALS}
+    before = {number: signal.signal(number, stop.on_signal) for number in _signals()}
     try:
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _signals() -> list[signal.Signals]:
+    found = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        found.append(signal.SIGHUP)
+    return found

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cloob_cli.core.metrics import covariance_rank, recall_at_k, top_k_accuracy
 from cloob_cli.core.model import CloobModel
+from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.zero_shot import class_embeddings
 from cloob_cli.data.classification import ClassificationSet, open_classification_set
 from cloob_cli.data.images import Preprocess, normalise
@@ -161,7 +162,8 @@ class Validator:
     def _zero_shot(self, model: CloobModel, one: ClassificationSet, crops: Crops) -> dict[str, float]:
         device = model.logit_scale.device
         names = [[name] for name in one.classes]
-        classes = class_embeddings(model.encode_text, self.tokenizer, names, one.templates, device=device)
+        text = model.config.text
+        classes = class_embeddings(model.encode_text, self.tokenizer, names, one.templates, device=device, text=text)
         indices, images = _embed_images(model, crops)
         if not indices:
             return {}
@@ -183,4 +185,5 @@ def _embed_images(model: CloobModel, crops: Crops) -> tuple[list[int], Tensor]:
 def _embed_texts(model: CloobModel, tokenizer: Tokenizer, texts: list[str]) -> Tensor:
     device = model.logit_scale.device
     parts = [texts[start : start + _BATCH] for start in range(0, len(texts), _BATCH)]
-    return torch.cat([model.encode_text(tokenizer(part).to(device)).float() for part in parts])
+    rows = (cut_to_longest(tokenizer(part), model.config.text) for part in parts)
+    return torch.cat([model.encode_text(tokens.to(device)).float() for tokens in rows])

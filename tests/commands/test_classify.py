@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from cloob_cli.inference.labels import DEFAULT_TEMPLATES
 from cloob_cli.registry import cards, store
 
 LABELS = "cat\ndog: puppy | hound\n# not this\nsea\nroof\n"
+OLD_ROWS = "path,label,probability,cosine\nof an earlier run.png,cat,1.0,0.5\n"
 CLASSES = {"cat": ["cat"], "dog": ["dog", "puppy", "hound"], "sea": ["sea"], "roof": ["roof"]}
 
 
@@ -81,7 +83,9 @@ def test_json_lines_equal_a_plain_loop(place: Path) -> None:
     wanted = ["pictures/0000.png", "pictures/0001.png", "pictures/0002.png"]
     assert [one["path"] for one in objects] == wanted + [f"pictures/deeper/000{i}.jpg" for i in range(4)]
     check_objects(objects, place, "model", DEFAULT_TEMPLATES, 3)
-    assert result.stderr == "model tiny on cpu in float32\n"
+    opening, closing = result.stderr.splitlines()
+    assert opening == "model tiny on cpu in float32"
+    assert re.fullmatch(r"classified 7 pictures in \d+\.\d s \([\d.,]+ a second\) with tiny on cpu in float32", closing)
 
 
 @pytest.mark.numeric
@@ -134,7 +138,9 @@ def test_files_and_columns_agree(place: Path) -> None:
         result = cloob_here(*arguments, "-q", "-o", name, cwd=place)
         assert (result.returncode, result.stdout) == (3, "")
     assert [json.loads(line) for line in (place / "out.jsonl").read_text().splitlines()] == objects
-    assert pq.read_table(place / "out.parquet").to_pylist() == objects
+    table = pq.read_table(place / "out.parquet")
+    assert table.to_pylist() == objects
+    assert table.schema.metadata[b"made_by"] == b"cloob classify"
 
     plain = cloob_here(*arguments, cwd=place)
     assert plain.returncode == 3
@@ -143,9 +149,30 @@ def test_files_and_columns_agree(place: Path) -> None:
     assert [line[:2] for line in lines] == [[one["path"], one["label"]] for one in objects]
 
 
+def test_labels_are_not_overwritten_by_the_result(place: Path) -> None:
+    (place / "labels.csv").write_text("cat\ndog\n")
+    result = cloob_here("classify", "pictures", "-l", "labels.csv", "-m", "model", "-o", "labels.csv", cwd=place)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "labels.csv would overwrite labels.csv, which is an input" in result.stderr
+    assert (place / "labels.csv").read_text() == "cat\ndog\n"
+
+
+def test_a_table_of_somebody_else_is_overwritten_only_by_force(place: Path) -> None:
+    (place / "mine.csv").write_text("precious")
+    command = ["classify", "pictures", "-l", "labels.txt", "-m", "model", "-o", "mine.csv"]
+    refused = cloob_here(*command, cwd=place)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "mine.csv exists, and `cloob classify` did not write it" in refused.stderr
+    assert (place / "mine.csv").read_text() == "precious"
+    assert cloob_here(*command, "--force", cwd=place).returncode == 0
+    assert cloob_here(*command, cwd=place).returncode == 0  # now it is its own
+
+
 def test_a_run_without_failures_removes_the_old_list(place: Path) -> None:
-    (place / "clean.failures.jsonl").write_text("{}\n")
-    result = cloob_here("classify", "pictures", "-l", "labels.txt", "-m", "model", "-o", "clean.csv", cwd=place)
+    command = ["classify", "pictures", "-l", "labels.txt", "-m", "model", "-o", "clean.csv"]
+    assert cloob_here(*command, cwd=place).returncode == 0
+    (place / "clean.failures.jsonl").write_text('{"path": "a.png", "reason": "the file is empty"}\n')
+    result = cloob_here(*command, cwd=place)
     assert (result.returncode, result.stdout) == (0, "")
     assert (place / "clean.csv").exists()
     assert not (place / "clean.failures.jsonl").exists()
@@ -158,11 +185,11 @@ def test_wrong_input_is_one_line_and_exit_code_2(place: Path) -> None:
     (place / "none").mkdir()
     (place / "none" / "a.png").write_bytes(b"no picture either")
     (place / "duplicates.txt").write_text("cat\ncat\n")
-    (place / "old.csv").write_text("precious")
+    (place / "old.csv").write_text(OLD_ROWS)
     cases = [
         (["nowhere", "-l", "labels.txt"], "nowhere"),
-        (["empty", "-l", "labels.txt"], "no pictures in empty"),
-        (["notes", "-l", "labels.txt"], "no pictures in notes"),
+        (["empty", "-l", "labels.txt"], "no images in empty"),
+        (["notes", "-l", "labels.txt"], "no images in notes"),
         (["none", "-l", "labels.txt", "-m", "model", "-o", "old.csv"], "not one of the 1 pictures can be read"),
         (["none", "-l", "labels.txt", "-m", "model"], "not one of the 1 pictures can be read"),
         (["pictures", "-l", "duplicates.txt"], "stands already on line 1"),
@@ -177,17 +204,17 @@ def test_wrong_input_is_one_line_and_exit_code_2(place: Path) -> None:
         assert len(errors) == 1, result.stderr
         assert message in errors[0]
         assert "Traceback" not in result.stderr
-    assert (place / "old.csv").read_text() == "precious"
+    assert (place / "old.csv").read_text() == OLD_ROWS
     assert not list(place.glob(".*partial"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_nothing(place: Path, tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_interrupted_run_leaves_nothing(place: Path, tmp_path: Path, name: str) -> None:
     [large] = save_pictures(tmp_path / "many", 1, size=(3000, 2000), suffix=".jpg")
     for copy in range(600):
         os.link(large, large.with_name(f"copy{copy}.jpg"))
-    (tmp_path / "out.csv").write_text("of an earlier run")
+    (tmp_path / "out.csv").write_text(OLD_ROWS)
     options = ["-l", place / "labels.txt", "-m", place / "model", "-o", "out.csv"]
     command = [*COMMAND, "classify", "many", *map(str, options)]
     with subprocess.Popen(
@@ -196,12 +223,12 @@ def test_an_interrupted_run_leaves_nothing(place: Path, tmp_path: Path, number: 
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob(".out.csv.*")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        process.send_signal(number)
+        process.send_signal(signal.Signals[name])
         _, talk = process.communicate(timeout=120)
     assert process.returncode == 130, talk
     assert "Traceback" not in talk
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["many", "out.csv"]
-    assert (tmp_path / "out.csv").read_text() == "of an earlier run"
+    assert (tmp_path / "out.csv").read_text() == OLD_ROWS
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
@@ -228,13 +255,23 @@ def test_a_bar_on_the_terminal_takes_nothing_from_a_pipe(place: Path) -> None:
     assert len(lines) == 7
 
 
-def test_the_bundled_model_says_what_it_is_good_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bundled_model_says_once_what_it_is_good_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assets, "bundled_weights_folder", lambda: place / "weights")
     save_tiny_model(place / "weights" / store.BUNDLED_MODEL, name=store.BUNDLED_MODEL)
-    result = cloob_here(
-        "classify", "pictures", "-l", "labels.txt", "--device", "cpu", cwd=place, CLOOB_HOME=str(place / "home")
-    )
-    assert result.returncode == 0, result.stderr
-    notice, purpose, _ = result.stderr.splitlines()
+    arguments = ["classify", "pictures", "-l", "labels.txt", "--device", "cpu"]
+
+    def said(*further: str, home: str = "home") -> list[str]:
+        result = cloob_here(*arguments, *further, cwd=place, CLOOB_HOME=str(place / home))
+        assert result.returncode == 0, result.stderr
+        return result.stderr.splitlines()
+
+    assert said("--quiet") == []  # which introduces nothing
+    notice, purpose, hint, first = said()
     assert notice == f"model {store.BUNDLED_MODEL} on cpu in float32"
     assert cards.card(store.BUNDLED_MODEL).summary in purpose
+    assert hint.startswith("hint: for photographs")
+    [closing] = said()
+    for line in (first, closing):
+        assert line.endswith(f"with {store.BUNDLED_MODEL} on cpu in float32")
+    (place / "occupied").write_text("a home that cannot be written")
+    assert [len(said(home="occupied")) for _ in range(2)] == [4, 4]

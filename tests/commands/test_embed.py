@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 from tiny_model import RESNET, save_hostile_pictures, save_pictures, save_tiny_model
 
 import cloob_cli
+from cloob_cli.data import formats
 
 UNIT_ROWS = "elements below 1 through a dozen layers in float32: 16 EPS"
 
@@ -41,7 +43,9 @@ def test_pictures(place: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == [os.path.join("out", "emb.npy"), os.path.join("out", "emb.parquet")]
     assert sorted(entry.name for entry in (place / "out").iterdir()) == ["emb.npy", "emb.parquet"]
-    assert result.stderr == "model tiny on cpu in float32\n"
+    opening, closing = result.stderr.splitlines()
+    assert opening == "model tiny on cpu in float32"
+    assert re.fullmatch(r"embedded 7 pictures in \d+\.\d s \([\d.,]+ a second\) with tiny on cpu in float32", closing)
 
     table = pq.read_table(place / "out" / "emb.parquet")
     paths = table.column(0).to_pylist()
@@ -59,6 +63,10 @@ def test_pictures(place: Path) -> None:
     weights = (place / "model" / "model.safetensors").read_bytes()
     assert metadata["weights_sha256"] == hashlib.sha256(weights).hexdigest()
     assert (metadata["model"], metadata["version"]) == ("tiny", cloob_cli.__version__)
+    options = {name: metadata[name] for name in ("made_by", "precision", "device", "fast_jpeg", "dtype")}
+    assert options == {
+        "made_by": "cloob embed", "precision": "float32", "device": "cpu", "fast_jpeg": "false", "dtype": "float32",
+    }  # fmt: skip
     preprocessing = json.loads(metadata["preprocessing"])
     assert preprocessing["image_size"] == 64
     assert preprocessing["mean"] == list(m.config.preprocess.mean)
@@ -115,7 +123,10 @@ def test_texts(place: Path) -> None:
     m = cloob_cli.load(str(place / "model"), device="cpu")
     alone = torch.cat([m.encode_text(m.tokenize([text])) for text in texts])
     close(np.load(place / "texts.npy"), alone, UNIT_ROWS, atol=2e-6)
-    assert pq.read_table(place / "texts.parquet").to_pydict() == {"text": texts}
+    table = pq.read_table(place / "texts.parquet")
+    assert table.to_pydict() == {"text": texts}
+    tokenizer = json.loads(table.schema.metadata[b"tokenizer"])
+    assert (tokenizer["context_length"], tokenizer["kind"]) == (12, "bpe")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="named pipes")
@@ -163,6 +174,83 @@ def test_wrong_input_is_one_line_and_exit_code_2(place: Path) -> None:
         assert message in errors[0]
     assert not list(place.glob("x.*"))
     assert not list(place.glob(".*partial"))
+
+
+def test_options_that_change_numbers_stand_in_the_metadata(place: Path) -> None:
+    options = ["--fast-jpeg", "--precision", "bf16", "--dtype", "float16", "--device", "cpu"]
+    result = cloob_here("embed", "pictures", "-o", "options.npy", "-m", "model", *options, cwd=place)
+    assert result.returncode == 0, result.stderr
+    metadata = pq.read_schema(place / "options.parquet").metadata
+    assert [metadata[name] for name in (b"precision", b"fast_jpeg", b"dtype")] == [b"bfloat16", b"true", b"float16"]
+
+
+def test_files_of_others_are_overwritten_only_by_force(place: Path) -> None:
+    (place / "photos.parquet").write_text("precious")
+    command = ["embed", "pictures", "-o", "photos.npy", "-m", "model"]
+    refused = cloob_here(*command, cwd=place)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "photos.parquet exists, and `cloob embed` did not write it" in refused.stderr
+    assert [path.name for path in place.glob("*photos*")] == ["photos.parquet"]
+    assert (place / "photos.parquet").read_text() == "precious"
+    for further in (["--force"], []):  # then they are its own
+        assert cloob_here(*command, *further, cwd=place).returncode == 0
+    assert len(np.load(place / "photos.npy")) == pq.read_metadata(place / "photos.parquet").num_rows
+
+
+def test_an_input_is_not_an_output(place: Path) -> None:
+    (place / "self.parquet").write_text("a text\n")
+    for further in ([], ["--force"]):
+        result = cloob_here("embed", "--text", "self.parquet", "-o", "self.npy", "-m", "model", *further, cwd=place)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert "self.parquet would overwrite self.parquet, which is an input" in result.stderr
+    assert (place / "self.parquet").read_text() == "a text\n"
+
+
+def test_a_folder_where_a_file_must_go_is_found_before_the_work(place: Path) -> None:
+    (place / "blocked.failures.jsonl").mkdir()
+    result = cloob_here("embed", "pictures", "-o", "blocked.npy", "-m", "no-such-model", cwd=place)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "blocked.failures.jsonl is a folder" in result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_linked_outputs_stay_links(place: Path) -> None:
+    (place / "store").mkdir()
+    for name in ("linked.npy", "linked.parquet"):
+        (place / name).symlink_to(Path("store", name))
+    for _ in range(2):
+        result = cloob_here("embed", "pictures", "-o", "linked.npy", "-m", "model", cwd=place)
+        assert result.returncode == 0, result.stderr
+        for name in ("linked.npy", "linked.parquet"):
+            assert (place / name).readlink() == Path("store", name)
+    assert sorted(path.name for path in (place / "store").iterdir()) == ["linked.npy", "linked.parquet"]
+
+
+def test_a_phone_s_folder_says_what_was_passed_over(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "_has_heif", lambda: False)
+    formats.suffixes.cache_clear()
+    formats.passed_over.cache_clear()
+    save_pictures(place / "phone", 1, suffix=".jpg")
+    for name in ("IMG_1.HEIC", "IMG_2.HEIC", "IMG_3.DNG"):
+        (place / "phone" / name).touch()
+    try:
+        result = cloob_here("embed", "phone", "-o", "phone.npy", "-m", "model", "--quiet", cwd=place)
+    finally:
+        formats.suffixes.cache_clear()
+        formats.passed_over.cache_clear()
+    assert result.returncode == 0
+    assert result.stderr == (
+        "warning: passed over: 2 HEIC or HEIF (pip install 'cloob[heif]'), "
+        "1 camera raw (develop them to TIFF or JPEG)\n"
+    )
+
+
+def test_a_missing_argument_among_others_is_a_skip(place: Path) -> None:
+    result = cloob_here("embed", "nowhere", "pictures/deeper", "-o", "missing.npy", "-m", "model", cwd=place)
+    assert result.returncode == 3
+    [failure] = (place / "missing.failures.jsonl").read_text().splitlines()
+    assert json.loads(failure) == {"path": "nowhere", "reason": "no file or folder at nowhere"}
+    assert len(np.load(place / "missing.npy")) == 4
 
 
 def check_memory(place: Path, folder: Path, count: int) -> int:

@@ -105,6 +105,20 @@ def test_a_killed_run_resumes_to_the_same_bits(place):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_terminal_that_closes_asks_to_save_unless_nohup_says_otherwise():
+    code = (
+        "import os, signal\n"
+        "from cloob_cli.training.interrupt import stop_on_signals\n"
+        "with stop_on_signals() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGHUP); print(stop.requested)\n"
+    )
+    for prefix, requested in (([], "True\n"), (["nohup"], "False\n")):
+        command = [*prefix, sys.executable, "-c", code]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (result.returncode, result.stdout) == (0, requested), result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_a_second_signal_leaves_at_once():
     code = (
         "import os, signal, time\n"
@@ -209,3 +223,16 @@ def test_two_processes_agree_where_to_stop(place):
     assert stopped[0] == stopped[1]
     newest = sorted((place / "both" / "checkpoints").iterdir())[-1]
     assert f"stopped at step {int(newest.name.removeprefix('step-'))} of 5000" in stopped[0]
+
+
+def test_of_many_skipped_pairs_the_first_are_told(tmp_path):
+    """The rest are in skipped.jsonl: a terminal full of them hides everything else."""
+    pairs = write_pairs(tmp_path / "pairs")
+    for number in range(30):
+        (pairs / f"{number:02}.txt").write_text("")
+    write_recipe(tmp_path / "r.toml", "pairs", train__steps=8)
+    result = cloob("train", "r.toml", "--out", "run", cwd=tmp_path)
+    assert result.returncode == 3
+    assert result.stderr.count("no caption") == 20
+    assert "more pairs are skipped" in result.stderr
+    assert len((tmp_path / "run" / "skipped.jsonl").read_text().splitlines()) > 20

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from pair_files import FatalSource, captions_of, picture, write_folder, write_parquet, write_tar
@@ -230,12 +232,10 @@ def test_a_killed_worker_is_one_line(tokenizer: Tokenizer) -> None:
         next(loader(FatalSource(), tokenizer, in_memory=False, workers=1).batches(0))
 
 
-@pytest.mark.slow  # two fresh interpreters import torch
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_ctrl_c_leaves_no_worker_behind(tmp_path: Path) -> None:
-    """The terminal sends Ctrl-C to the whole group; the main process decides, workers stay quiet and end with it."""
-    write_folder(tmp_path / "pairs", range(COUNT))
-    script = tmp_path / "script.py"
+def start_streaming(folder: Path) -> tuple[subprocess.Popen, list[int]]:
+    """A process, its own group, that streams with two workers until Ctrl-C; the workers' numbers."""
+    write_folder(folder / "pairs", range(COUNT))
+    script = folder / "script.py"
     script.write_text(
         textwrap.dedent(
             f"""
@@ -247,7 +247,7 @@ def test_ctrl_c_leaves_no_worker_behind(tmp_path: Path) -> None:
             from cloob_cli.recipe import AugmentSection, DataSection
 
             def main():
-                source = open_pairs(DataSection(train={str(tmp_path / "pairs")!r}))
+                source = open_pairs(DataSection(train={str(folder / "pairs")!r}))
                 loader = PairLoader(source, None, clip_tokenizer(), Preprocess(16), AugmentSection(), batch_size=4,
                                     seed=0, workers=2, in_memory=False)
                 stop = []
@@ -267,16 +267,49 @@ def test_ctrl_c_leaves_no_worker_behind(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
+    assert process.stdout is not None
+    workers = [int(number) for number in process.stdout.readline().split()]
+    assert len(workers) == 2
+    return process, workers
+
+
+@pytest.mark.slow  # two fresh interpreters import torch
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_leaves_no_worker_behind(tmp_path: Path) -> None:
+    """The terminal sends Ctrl-C to the whole group; the main process decides, workers stay quiet and end with it."""
+    process, workers = start_streaming(tmp_path)
     with process:
-        assert process.stdout is not None
-        workers = [int(number) for number in process.stdout.readline().split()]
-        assert len(workers) == 2
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "")
     for worker in workers:
         with pytest.raises(ProcessLookupError):
             os.kill(worker, 0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    """Also the server that forked them, and whatever else the process had started."""
+    process, workers = start_streaming(tmp_path)
+    with process:
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert {child.pid for child in started} > set(workers)
+        process.kill()
+    deadline = time.monotonic() + 60  # it takes some milliseconds
+    while alive := [child for child in started if is_alive(child)]:
+        if time.monotonic() > deadline:
+            for child in alive:
+                child.kill()
+            pytest.fail(f"still running: {alive}")
+        time.sleep(0.05)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it still runs; one that has ended and that nobody has asked about since does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture(autouse=True)

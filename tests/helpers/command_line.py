@@ -38,7 +38,8 @@ def cloob_here(*arguments: object, cwd: Path, **env: str) -> subprocess.Complete
 
     out, err = io.StringIO(), io.StringIO()
     words = ["cloob", *map(str, arguments)]
-    on_term = signal.getsignal(signal.SIGTERM)
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    handlers = {number: signal.getsignal(number) for number in numbers}
     with (
         mock.patch.object(sys, "argv", words),
         mock.patch.dict(os.environ, environment(**env), clear=True),
@@ -51,7 +52,8 @@ def cloob_here(*arguments: object, cwd: Path, **env: str) -> subprocess.Complete
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
         finally:
-            signal.signal(signal.SIGTERM, on_term)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
@@ -18,7 +19,7 @@ from tiny_model import save_hostile_pictures, save_pictures
 from cloob_cli.data.images import Preprocess
 from cloob_cli.errors import InputError
 from cloob_cli.inference import reading
-from cloob_cli.inference.reading import collect_pictures, path_text, picture_batches
+from cloob_cli.inference.reading import Failure, collect_images, path_text, picture_batches
 
 PREPROCESS = Preprocess(32)
 
@@ -61,8 +62,8 @@ def test_a_decoder_that_raises_anything_is_a_failure(tmp_path: Path, monkeypatch
         return original(path, size_hint)
 
     monkeypatch.setattr(reading, "open_image", open_image)
-    [batch] = picture_batches(paths, PREPROCESS, batch_size=8, workers=2)
-    assert [failure.reason for failure in batch.failures] == ["RecursionError: too deep"]
+    failed, batch = picture_batches(paths, PREPROCESS, batch_size=8, workers=2)
+    assert [failure.reason for failure in failed.failures] == ["RecursionError: too deep"]
     assert len(batch.paths) == 2
 
 
@@ -102,7 +103,7 @@ def test_leaving_early_stops_the_threads(tmp_path: Path) -> None:
 def test_fast_jpeg_is_near_and_changes_nothing_else(tmp_path: Path) -> None:
     save_pictures(tmp_path, 1, size=(1600, 1200), suffix=".jpg")
     save_pictures(tmp_path, 2, size=(1600, 1200), suffix=".png")
-    paths = collect_pictures([tmp_path])
+    paths = collect_images([tmp_path]).items
     [exact] = picture_batches(paths, PREPROCESS, batch_size=4)
     [fast] = picture_batches(paths, PREPROCESS, batch_size=4, fast_jpeg=True)
     difference = (exact.pixels.int() - fast.pixels.int()).abs()
@@ -111,12 +112,54 @@ def test_fast_jpeg_is_near_and_changes_nothing_else(tmp_path: Path) -> None:
     assert difference[[not one for one in jpeg]].max() == 0
 
 
-def test_collects_each_picture_once_in_the_order_of_the_arguments(tmp_path: Path) -> None:
+def test_collects_each_image_once_in_the_order_of_the_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inside = save_pictures(tmp_path / "b", 2)
     [single] = save_pictures(tmp_path / "a", 1)
-    assert collect_pictures([inside[1], tmp_path / "b", single]) == [inside[1], inside[0], single]
-    with pytest.raises(InputError):
-        collect_pictures([tmp_path / "missing"])
+    assert collect_images([inside[1], tmp_path / "b", single]).items == [inside[1], inside[0], single]
+    monkeypatch.chdir(tmp_path)
+    assert collect_images([Path("b"), inside[1], Path("a/../b")]).items == [Path("b/0000.png"), Path("b/0001.png")]
+
+
+def test_a_failure_is_told_before_the_batch_is_full(tmp_path: Path) -> None:
+    good = save_pictures(tmp_path, 3)
+    (tmp_path / "0000b.png").touch()
+    batches = list(picture_batches(collect_images([tmp_path]).items, PREPROCESS, batch_size=3, workers=1))
+    assert [[Path(failure.path).name for failure in batch.failures] for batch in batches] == [["0000b.png"], []]
+    assert batches[1].paths == [str(path) for path in good]
+
+
+def test_missing_arguments_are_failures_unless_all_are(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    [single] = save_pictures(tmp_path / "a", 1)
+    missing, *rest = collect_images([tmp_path / "missing", single, tmp_path / "empty"]).items
+    assert missing == Failure(str(tmp_path / "missing"), f"no file or folder at {tmp_path / 'missing'}")
+    assert rest[0] == single
+    assert isinstance(rest[1], Failure)
+    assert "no images in" in rest[1].reason
+    with pytest.raises(InputError, match="missing"):
+        collect_images([tmp_path / "missing", tmp_path / "empty"])
+
+
+def test_folders_that_cannot_be_listed_are_failures_in_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = [save_pictures(tmp_path / name, 1)[0] for name in "abc"]
+    original = os.scandir
+
+    def scandir(path: str) -> object:
+        if Path(path).name == "b":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    closed = Failure(str(tmp_path / "b"), "the folder cannot be read: permission denied")
+    items = collect_images([tmp_path]).items
+    assert items == [good[0], closed, good[2]]
+    batches = list(picture_batches(items, PREPROCESS, batch_size=2))
+    assert [failure for batch in batches for failure in batch.failures] == [closed]
+    assert [path for batch in batches for path in batch.paths] == [str(good[0]), str(good[2])]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
@@ -124,5 +167,5 @@ def test_names_that_are_not_utf8_become_text(tmp_path: Path) -> None:
     [picture] = save_pictures(tmp_path, 1)
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
     picture.rename(odd)
-    [batch] = picture_batches(collect_pictures([tmp_path]), PREPROCESS, batch_size=1)
+    [batch] = picture_batches(collect_images([tmp_path]).items, PREPROCESS, batch_size=1)
     assert batch.paths == [f"{tmp_path}/caf\\xe9.png"] == [path_text(odd)]

@@ -294,7 +294,7 @@ def test_a_full_disk_is_seen_before_a_byte_is_written(server: FileServer) -> Non
 
 def test_room_for_the_conversion_is_asked_for_too(server: FileServer) -> None:
     room = (64 << 20) + 2 * len(CONTENT)
-    with pytest.raises(DiskSpaceError):
+    with pytest.raises(DiskSpaceError, match="67 MB to stay free"):
         get(server, room_factor=2.0, free=lambda folder: room - 1)
     get(server, room_factor=2.0, free=lambda folder: room)
 

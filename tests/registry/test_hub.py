@@ -105,6 +105,23 @@ def test_a_private_repository_needs_the_token(hub: Hub, cloob: Cloob, monkeypatc
     assert hub.tokens[-1] == "Bearer hf_secret"
 
 
+def test_a_given_hash_binds_the_weights_of_a_repository(
+    hub: Hub, cloob: Cloob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = sha256(hub.repositories["org/tiny"][store.WEIGHTS_FILE])
+    done = cloob("zoo", "pull", "hf://org/tiny", "--sha256", "0" * 64)
+    assert done.returncode == 1
+    assert right in done.stderr
+    assert not [request for request in hub.requests if "resolve" in request], "nothing needs to be fetched for that"
+    done = cloob("zoo", "pull", "hf://org/tiny", "--sha256", right)
+    assert done.returncode == 0, done.stderr
+    assert install_record(store.installed_folder("tiny"))["sha256"] == right
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = cloob("zoo", "pull", "hf://org/tiny", "--name", "again", "--sha256", "0" * 64)
+    assert done.returncode == 1
+    assert right in done.stderr
+
+
 def test_a_corrupt_file_is_set_aside(hub: Hub, cloob: Cloob) -> None:
     hub.corrupt = True
     done = cloob("zoo", "pull", "hf://org/tiny")

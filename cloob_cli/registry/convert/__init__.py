@@ -64,7 +64,7 @@ def convert_checkpoint(
     """
     from cloob_cli.core.model import with_weights
 
-    path = _locate(Path(path))
+    path = locate(Path(path))
     upstream = _upstream(path, config)
     if upstream is not None and set(upstream) == {"architecture"}:
         architecture, upstream = str(upstream["architecture"]), None
@@ -83,7 +83,12 @@ def convert_checkpoint(
     return Converted(model, model_config, vocabulary, ignored, format)
 
 
-def _locate(path: Path) -> Path:
+def locate(path: Path) -> Path:
+    """The file with the weights: `path` itself, or the one in that folder.
+
+    Raises:
+        ConversionError: the folder holds none.
+    """
     if not path.is_dir():
         return path
     for name in _WEIGHTS_FILES:

@@ -17,7 +17,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from cloob_cli.core.config import Activation, ModelConfig
-from cloob_cli.errors import ConversionError
+from cloob_cli.errors import ConversionError, MissingConfigurationError
 from cloob_cli.registry.convert.torch_file import plain_tensor
 from cloob_cli.schema import Section, parse
 
@@ -87,7 +87,7 @@ def convert(
         ConversionError: the checkpoint does not have this layout, or its configuration is not given.
     """
     if upstream is None:
-        raise ConversionError("this layout needs the repository's config.json", "give it with --config FILE")
+        raise MissingConfigurationError("this layout needs the repository's config.json", "give it with --config FILE")
     if not isinstance(checkpoint, Mapping):
         raise ConversionError("the checkpoint is not a mapping of names to tensors")
     described = parse(UpstreamConfig, upstream, "the configuration", ConversionError)

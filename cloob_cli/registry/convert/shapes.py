@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from cloob_cli.errors import ConversionError
+from cloob_cli.errors import ConversionError, MissingConfigurationError
 
 HEAD_WIDTH = 64  # CLIP's rule: a head for every 64 channels
 
@@ -22,7 +22,7 @@ def count_layers(names: Iterable[str], pattern: str) -> int:
 def heads_of(width: int, where: str) -> int:
     """Attention heads of a tower by CLIP's rule, which is the only thing that shapes leave open."""
     if width % HEAD_WIDTH:
-        raise ConversionError(
+        raise MissingConfigurationError(
             f"the {where} tower's number of heads cannot be read from its width {width}",
             "give the checkpoint's own configuration with --config FILE",
         )
