@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cloob_cli import console
-from cloob_cli.commands import zoo_convert, zoo_install
+from cloob_cli.commands import completion, zoo_convert, zoo_install
 from cloob_cli.commands.options import JsonOption
 
 if TYPE_CHECKING:
@@ -19,7 +19,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-NameArgument = Annotated[str, typer.Argument(help="Zoo name, model folder or hf://ORG/REPO[@REVISION].")]
+NameArgument = Annotated[
+    str,
+    typer.Argument(help="Zoo name, model folder or hf://ORG/REPO[@REVISION].", autocompletion=completion.known_models),
+]
 
 
 @app.callback()
@@ -89,7 +92,12 @@ def path(name: NameArgument) -> None:
 
 @app.command("default")
 def default(
-    name: Annotated[str | None, typer.Argument(help="The model to use from now on; left out: print it.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="The model to use from now on; left out: print it.", autocompletion=completion.usable_models
+        ),
+    ] = None,
 ) -> None:
     """Print or choose the model that is used where none is named."""
     from cloob_cli.files import replacing
