@@ -138,8 +138,13 @@ class ObjectiveSection(Section):
 
 
 class OptimizerSection(Section):
-    """AdamW. Biases and the temperature never decay; for the rest see `decay`."""
+    """AdamW, alone or beside Muon. Biases and the temperature never decay; for the rest see `decay`."""
 
+    name: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="muon: torch's Muon for the matrices in the transformers' blocks, AdamW for everything else",
+    )
+    momentum: float = Field(default=0.95, ge=0, lt=1, description="of muon")
     learning_rate: float = Field(default=1e-3, gt=0, description="after the warm-up")
     weight_decay: float = Field(default=0.1, ge=0, description="strength of the decay")
     decay: Literal["matrices", "names"] = Field(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cloob_cli import console
-from cloob_cli.commands import zoo_convert, zoo_install
+from cloob_cli.commands import completion, zoo_convert, zoo_install
 from cloob_cli.commands.options import JsonOption
+
+if TYPE_CHECKING:
+    from cloob_cli.registry.inventory import Entry
 
 app = typer.Typer(
     help="The zoo of CLOOB models: list, pull, verify, convert, export.",
@@ -16,7 +19,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-NameArgument = Annotated[str, typer.Argument(help="Zoo name, model folder or hf://ORG/REPO[@REVISION].")]
+NameArgument = Annotated[
+    str,
+    typer.Argument(help="Zoo name, model folder or hf://ORG/REPO[@REVISION].", autocompletion=completion.known_models),
+]
 
 
 @app.callback()
@@ -37,7 +43,6 @@ def list_models(json: JsonOption = False) -> None:
     columns = ["name", "state", "default", "size", "pixels", "data", "score", "licence"]
     rows = []
     for entry in entries:
-        first = entry.scores[0] if entry.scores else None
         rows.append(
             [
                 entry.name,
@@ -46,11 +51,20 @@ def list_models(json: JsonOption = False) -> None:
                 console.bytes_text(entry.size_bytes),
                 entry.image_size,
                 entry.data,
-                f"{first.dataset} {first.metric} {first.value:g} %" if first else None,
+                _score(entry, short=console.on_terminal()),
                 entry.licence or "not stated",
             ]
         )
-    console.table(columns, rows)
+    console.table(columns, rows, dispensable=["data", "licence", "pixels", "default"])
+
+
+def _score(entry: Entry, short: bool) -> str | None:
+    """The score that models are compared by, ImageNet's; where there is none and room, the card's first."""
+    imagenet = [score for score in entry.scores if (score.dataset, score.metric) == ("ImageNet", "zero-shot top-1")]
+    if short:
+        return f"ImageNet {imagenet[0].value:.1f} %" if imagenet else None
+    first = next(iter([*imagenet, *entry.scores]), None)
+    return f"{first.dataset} {first.metric} {first.value:g} %" if first else None
 
 
 @app.command("show")
@@ -73,7 +87,12 @@ def path(name: NameArgument) -> None:
 
 @app.command("default")
 def default(
-    name: Annotated[str | None, typer.Argument(help="The model to use from now on; left out: print it.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="The model to use from now on; left out: print it.", autocompletion=completion.usable_models
+        ),
+    ] = None,
 ) -> None:
     """Print or choose the model that is used where none is named."""
     from cloob_cli.files import replacing

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloob_cli import console
+from cloob_cli.commands import completion
 from cloob_cli.commands.options import JsonOption, QuietOption
 from cloob_cli.errors import Interrupted, UsageError, VerificationError
 
@@ -40,7 +41,11 @@ def register(app: typer.Typer) -> None:
 
 def pull(
     target: Annotated[
-        str, typer.Argument(help="Zoo name, hf://ORG/REPO[@REVISION], https address, or a file, folder or bundle.")
+        str,
+        typer.Argument(
+            help="Zoo name, hf://ORG/REPO[@REVISION], https address, or a file, folder or bundle.",
+            autocompletion=completion.known_models,
+        ),
     ],
     name: Annotated[str | None, typer.Option(help="What to call it.", show_default="as the target")] = None,
     format: FormatOption = None,
@@ -106,7 +111,7 @@ def add(
 
 
 def verify(
-    name: Annotated[str, typer.Argument(help="Zoo name or model folder.")],
+    name: Annotated[str, typer.Argument(help="Zoo name or model folder.", autocompletion=completion.usable_models)],
     deep: Annotated[bool, typer.Option("--deep", help="Also compute an embedding and compare it.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -124,7 +129,7 @@ def verify(
 
 
 def remove(
-    name: Annotated[str, typer.Argument(help="An installed model.")],
+    name: Annotated[str, typer.Argument(help="An installed model.", autocompletion=completion.installed_models)],
     dry_run: DryRunOption = False,
     yes: YesOption = False,
 ) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import terminal
 import torch
 from command_line import cloob_here
 from tiny_model import save_tiny_model
@@ -19,6 +20,7 @@ from cloob_cli.core.config import ARCHITECTURES, ModelConfig
 from cloob_cli.core.model import CloobModel
 from cloob_cli.errors import CardError
 from cloob_cli.registry import cards, store
+from cloob_cli.registry.model_card import model_card
 
 Cloob = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -149,7 +151,56 @@ def test_list_in_a_pipe_is_plain_columns(cloob: Cloob, installed: Path) -> None:
     assert set(by_name) == RELEASED | {"mine"}
     assert by_name["cloob-rn50-yfcc"][1] == "not installed"
     assert by_name["mine"][1] == "installed"
-    assert by_name["cloob-rn50-yfcc"][6] == "Birdsnap zero-shot top-1 28.9 %"
+    assert by_name["cloob-rn50-yfcc"][6] == "ImageNet zero-shot top-1 35.7 %"
+
+
+@pytest.mark.skipif(not terminal.SUPPORTED, reason="no pseudo-terminals here")
+def test_list_at_80_columns_has_a_line_a_model(home: Path, tmp_path: Path) -> None:
+    shown = terminal.Terminal("zoo", "list", cwd=tmp_path, columns=80, CLOOB_HOME=str(home))
+    assert shown.finish() == 0
+    head, *rows = [line for line in shown.lines() if line]
+    assert head.split() == ["name", "state", "default", "size", "score"]
+    assert {row.split()[0] for row in rows} == RELEASED
+    assert len(rows) == len(RELEASED)
+    assert max(map(len, rows)) <= 80
+    scores = {row.split()[0]: row.partition("ImageNet ")[2] for row in rows}
+    assert scores.pop("cloob-vit-xs-pictograms") == ""  # it was made for drawings
+    assert scores == {
+        "cloob-rn50-yfcc": "35.7 %",
+        "cloob-rn50x4-yfcc": "39.0 %",
+        "cloob-vit-b-16-laion400m-16ep": "61.2 %",
+        "cloob-vit-b-16-laion400m-32ep": "62.8 %",
+        "japanese-cloob-vit-b-16": "54.6 %",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        (
+            "cloob-rn50-yfcc",
+            [(28.9, 21.8), (7.9, 6.9), (55.1, 48.0), (8.1, 7.9), (25.3, 27.2), (4.1, 3.7), (35.7, 34.6), (34.6, 33.4)],
+        ),
+        (
+            "cloob-rn50x4-yfcc",
+            [(32.0, 20.8), (9.3, 8.1), (54.3, 50.1), (11.8, 9.4), (31.9, 31.0), (6.1, 3.5), (39.0, 37.7), (37.3, 35.9)],
+        ),
+    ],
+)
+def test_the_paper_s_scores_with_the_clip_beside_each(name: str, published: list[tuple[float, float]]) -> None:
+    card = cards.card(name)
+    names = ["Birdsnap", "Country211", "Flowers102", "GTSRB", "UCF101", "Stanford Cars", "ImageNet", "ImageNet V2"]
+    assert [score.dataset for score in card.scores] == names
+    assert [(score.value, score.clip) for score in card.scores] == published
+    assert all("yfcc_table2.png" in score.by for score in card.scores)
+
+
+def test_a_model_s_own_card_has_a_column_for_the_clip_beside_it() -> None:
+    config = ModelConfig.model_validate(ARCHITECTURES["RN50-quickgelu"])
+    text = model_card("x", config, cards.card("cloob-rn50-yfcc"))
+    assert "| data | measure | score | CLIP, same data | by |\n| --- | --- | --- | --- | --- |" in text
+    assert "| ImageNet | zero-shot top-1 | 35.7 % | 34.6 % | its authors" in text
+    assert "CLIP" not in model_card("x", config, cards.card("cloob-vit-xs-pictograms")).partition("| data |")[2]
 
 
 def test_list_as_json(cloob: Cloob, installed: Path) -> None:
