@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+from cloob_cli import assets
 from cloob_cli.errors import InputError, UsageError
 from cloob_cli.registry import cards
 from cloob_cli.registry.bundle import bundle_hashes, bundle_name, is_bundle
@@ -111,6 +112,8 @@ def _of_card(card: Card, name: str | None, format: str | None, sha256: str | Non
         raise UsageError(
             f"the published sha256 of {card.name} is {source.sha256}", "another file needs another name: --name NAME"
         )
+    if source.bundled and chosen != card.name:  # the package's own keeps its name; this is to be a copy
+        return local(assets.bundled_weights_folder() / card.name, chosen, format, sha256)
     return Origin(
         name=chosen,
         bundled=source.bundled,
