@@ -124,12 +124,12 @@ def test_an_early_stop_has_nothing_to_save():
 
 def test_the_stored_recipe_names_no_folder_of_the_trainer():
     recipe = tiny_recipe(
-        "/home/ada/secret/pairs",
-        data__validation=["/home/ada/one.tar", "/home/ada/two.tar"],
-        validation__zero_shot=["/home/ada/sets/flags"],
+        "/home/lovelace/secret/pairs",
+        data__validation=["/home/lovelace/one.tar", "/home/ada/two.tar"],
+        validation__zero_shot=["/home/lovelace/sets/flags"],
     )
     record = recipe_record(recipe)
-    assert "ada" not in json.dumps(record)
+    assert "lovelace" not in json.dumps(record)
     assert record["data"]["train"] == "pairs"
     assert record["data"]["validation"] == ["one.tar", "two.tar"]
     assert record["validation"]["zero_shot"] == ["flags"]
