@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cloob_cli import assets, console, signals
+from cloob_cli.commands import completion
 from cloob_cli.commands.options import DeviceOption, JsonOption, QuietOption
 
 if TYPE_CHECKING:
@@ -23,7 +24,12 @@ _LAUNCHERS = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION",
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's path, or the name of a shipped one.", metavar="RECIPE")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe's path, or the name of a shipped one.", metavar="RECIPE", autocompletion=completion.recipes
+        ),
+    ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder.", show_default="runs/NAME")] = None,
     set_: Annotated[
         list[str] | None,
