@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import COMMAND, cloob, environment
+from margins import close
 from safetensors.torch import load_file
 from tiny_run import write_pairs, write_recipe
 
@@ -220,6 +221,7 @@ def test_a_runs_own_recipe_can_be_used_again(place):
     assert json.loads(result.stdout)["recipe"]["train"]["steps"] == 300
 
 
+@pytest.mark.numeric
 def test_two_processes_train_like_one(place):
     """The same batches are shared out: losses agree to rounding, step by step."""
     changes = ["--set", "train.log_every=1", "--set", "train.steps=12", "--set", "objective.mask_equal_captions=true"]
@@ -238,7 +240,7 @@ def test_two_processes_train_like_one(place):
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
     for name in ("loss", "gradient_norm", "inv_tau"):
         values = [[row[name] for row in run if name in row] for run in rows]
-        assert values[0] == pytest.approx(values[1], rel=2e-4), name
+        close(values[0], values[1], "rounding, enlarged by twelve steps of Adam", rtol=2e-4)
 
 
 @pytest.mark.slow
