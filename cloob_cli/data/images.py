@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cloob_cli.core.config import PreprocessConfig
+from cloob_cli.data import libtiff
 from cloob_cli.errors import ImageError
 
 # Twice Pillow's default: room for a 108-megapixel phone, while a bomb would take gigabytes.
@@ -48,6 +49,7 @@ def open_image(source: Path | str | bytes, size_hint: int | None = None) -> Imag
     Raises:
         ImageError: no picture, empty, truncated, unreadable or too large; the message is one line without the name.
     """
+    libtiff.silence()
     with warnings.catch_warnings():
         # Pillow warns of odd metadata and large pictures; a folder of pictures is not the place to repeat that.
         warnings.filterwarnings("ignore", module=r"PIL(\.|$)")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import stat
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -21,9 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloob_cli.data.folder import scan
+from cloob_cli.data.folder import Watch, scan
 from cloob_cli.data.images import Preprocess, open_image
 from cloob_cli.errors import ImageError, InputError
+
+_BEFORE_ESCAPE = re.compile(r"(\\+)(?=[\udc80-\udcff]|x[89a-f][0-9a-f])")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -61,8 +64,10 @@ class Collected:
     passed_over: Counter[str] = field(default_factory=Counter)
 
 
-def collect_images(sources: Sequence[Path]) -> Collected:
+def collect_images(sources: Sequence[Path], watch: Watch | None = None) -> Collected:
     """The images that paths of images and folders mean, each file once, in the order of the arguments.
+
+    `watch` is called with numbers of files that were looked at.
 
     Raises:
         InputError: none of `sources` gives an image; the error is the first one's.
@@ -73,7 +78,7 @@ def collect_images(sources: Sequence[Path]) -> Collected:
     errors: list[InputError] = []
     for source in sources:
         try:
-            below = scan(source)
+            below = scan(source, watch)
         except InputError as problem:
             errors.append(problem)
             found.items.append(Failure(path_text(source), problem.message))
@@ -94,8 +99,16 @@ def collect_images(sources: Sequence[Path]) -> Collected:
 
 
 def path_text(path: Path) -> str:
-    """A path as text that every format can hold; bytes of a name that are no UTF-8 become `\\xNN`."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace") if os.name == "posix" else str(path)
+    """A path as text that every format can hold, different for different paths.
+
+    Bytes of a name that are not UTF-8 become `\\xNN`. Backslashes before such an escape, or before what looks like one
+    in the name itself, are doubled: an odd number of them marks a byte.
+    """
+    if os.name != "posix":
+        return str(path).encode("utf-8", "backslashreplace").decode()
+    text = os.fsencode(path).decode("utf-8", "surrogateescape")
+    text = _BEFORE_ESCAPE.sub(r"\1\1", text)
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def default_workers() -> int:

@@ -14,6 +14,8 @@ from command_line import COMMAND, cloob, environment
 from PIL import Image
 from tiny_model import save_tiny_model
 
+from cloob_cli import __version__
+
 NAMES = ["日本語.jpg", "naïve café.jpg", ":cat:.jpg", "[red]x[\\red].jpg", "🐈.jpg"]
 LABELS = ["Käfer", "海", "sea"]
 
@@ -119,6 +121,8 @@ def test_a_result_that_cannot_be_written_is_an_error(buffered: str) -> None:
 
 
 def test_help_and_errors_of_usage() -> None:
+    version = cloob("--version")
+    assert (version.returncode, version.stdout, version.stderr) == (0, f"cloob {__version__}\n", "")
     for arguments in ([], ["zoo"]):
         bare = cloob(*arguments)
         assert (bare.returncode, bare.stderr) == (0, "")
@@ -153,3 +157,30 @@ def test_a_reader_that_leaves_early(place: Path, tmp_path: Path, output: str | N
             assert len(list(csv.reader(stream))) == 1 + len(NAMES)
     else:
         assert process.returncode == 1, said
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
+@pytest.mark.parametrize(
+    "arguments",
+    [["classify", "-l", "labels.txt", "-o", "out.csv"], ["classify", "-l", "labels.txt", "-o", "out.parquet"],
+     ["embed", "-o", "out.npy"]],
+)  # fmt: skip
+def test_an_error_of_writing_names_the_file(place: Path, arguments: list[str]) -> None:
+    """A limit of a file's size fails as a full disk does."""
+    import resource
+
+    command, *options = arguments
+    done = subprocess.run(
+        [*COMMAND, command, "pictures", "-m", "model", *options],
+        cwd=place,
+        env=environment(PYTHONDONTWRITEBYTECODE="1"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50)),
+    )
+    assert done.returncode == 1, done.stderr
+    [error] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert error == f"error: File too large: {options[-1]}"
+    assert not list(place.glob(".*partial"))
