@@ -17,6 +17,7 @@ from cloob_cli.commands.options import (
     FastJpegOption,
     ForceOption,
     JsonOption,
+    MemoryBudgetOption,
     ModelOption,
     PrecisionOption,
     QuietOption,
@@ -47,6 +48,7 @@ def classify(
     batch_size: BatchSizeOption = 64,
     workers: WorkersOption = None,
     fast_jpeg: FastJpegOption = False,
+    memory_budget: MemoryBudgetOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write a .csv, .jsonl or .parquet file instead.")
     ] = None,

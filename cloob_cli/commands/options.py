@@ -28,6 +28,14 @@ FastJpegOption = Annotated[
     bool,
     typer.Option("--fast-jpeg", help="Decode large JPEGs at reduced size: 2 to 5 times faster, not equal to the bit."),
 ]
+MemoryBudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Memory that decoding may take at a time, like 1GB; larger images wait, too large ones are skipped.",
+        envvar="CLOOB_MEMORY_BUDGET",
+        show_default="a quarter of the machine's",
+    ),
+]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Overwrite files that this command did not write. Never an input.")
 ]

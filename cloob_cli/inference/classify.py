@@ -79,6 +79,7 @@ def classify(
     batch_size: int = 64,
     workers: int | None = None,
     fast_jpeg: bool = False,
+    memory_budget: int | None = None,
 ) -> Generator[ClassifiedBatch]:
     """Classify pictures in their order; unreadable ones are failures of the batch they would have stood in.
 
@@ -97,7 +98,14 @@ def classify(
         model.config.text,
     ).cpu()
     preprocess = Preprocess(model.config.vision.image_size, model.config.preprocess)
-    batches = picture_batches(paths, preprocess, batch_size=batch_size, workers=workers, fast_jpeg=fast_jpeg)
+    batches = picture_batches(
+        paths,
+        preprocess,
+        batch_size=batch_size,
+        workers=workers,
+        fast_jpeg=fast_jpeg,
+        memory_budget=memory_budget,
+    )
     with closing(batches):
         for batch in batches:
             rows = []
