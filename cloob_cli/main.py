@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from cloob_cli import __version__, console, signals
-from cloob_cli.commands import classify, doctor, embed, train, zoo
+from cloob_cli.commands import classify, doctor, embed, examples, train, zoo
 from cloob_cli.errors import CloobError, UsageError
 
 _INTERRUPTED = 130
@@ -27,6 +27,7 @@ app.command("embed")(embed.embed)
 app.command("train")(train.train)
 app.add_typer(zoo.app, name="zoo")
 app.command("doctor")(doctor.doctor)
+examples.add_examples(app)
 
 
 @app.callback()

@@ -191,6 +191,17 @@ class TrainSection(Section):
         description="captions drawn of each picture in a step, none twice where there are enough; the loss is the mean "
         "of the contrastive losses of the batch's images with each draw",
     )
+    image_sizes: list[tuple[float, int]] = Field(
+        default_factory=list,
+        description="[fraction of the steps, pixels a side from there on], ...: small images first; the last is the "
+        "model's size. Left out: that size always",
+    )
+    patch_dropout: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="fraction of an image's patches that a ViT does not see in a step"
+    )
+    patch_dropout_until: float = Field(
+        default=1.0, gt=0.0, le=1.0, description="fraction of the steps from which on it sees all of them"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="auto: bf16 where it is fast"
     )
@@ -208,6 +219,13 @@ class TrainSection(Section):
     def _length(self) -> TrainSection:
         if self.epochs is None and self.steps is None:
             raise ValueError("give train.steps or train.epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _stages(self) -> TrainSection:
+        fractions = [fraction for fraction, _ in self.image_sizes]
+        if fractions and (fractions[0] != 0 or fractions[-1] >= 1 or fractions != sorted(set(fractions))):
+            raise ValueError("image_sizes are [fraction, size] with fractions that rise from 0 and stay below 1")
         return self
 
 
@@ -233,6 +251,25 @@ class Recipe(Section):
     optimizer: OptimizerSection = OptimizerSection()
     train: TrainSection
     validation: ValidationSection = ValidationSection()
+
+    @model_validator(mode="after")
+    def _patches(self) -> Recipe:
+        if self.train.patch_dropout and self.model.vision is not None and self.model.vision.kind != "vit":
+            raise ValueError("train.patch_dropout is for a vit: a resnet has no patches to leave out")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Recipe:
+        vision, sizes = self.model.vision, [size for _, size in self.train.image_sizes]
+        if vision is None or not sizes:
+            return self
+        if sizes[-1] != vision.image_size:
+            raise ValueError(f"the last of train.image_sizes must be model.vision.image_size, {vision.image_size}")
+        step = vision.patch_size or 16
+        for size in sizes:
+            if not 0 < size <= vision.image_size or size % step:
+                raise ValueError(f"train.image_sizes are multiples of {step} up to {vision.image_size}, not {size}")
+        return self
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:

@@ -6,6 +6,7 @@ python scripts/make_reference.py --check    exit code 1 where one of them is out
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -49,7 +50,17 @@ def cli_reference() -> str:
         page = Path(folder) / "cli.md"
         command = [sys.executable, "-m", "typer", "cloob_cli.main", "utils", "docs", "--name", "cloob"]
         subprocess.run([*command, "--output", str(page)], check=True, capture_output=True)
-        return page.read_text(encoding="utf-8")
+        return _fence_examples(page.read_text(encoding="utf-8"))
+
+
+def _fence_examples(page: str) -> str:
+    """Typer copies a command's last paragraph as it is; here its lines become a block."""
+
+    def block(found: re.Match[str]) -> str:
+        lines = "".join(f"$ {line.strip()}\n" for line in found[1].splitlines())
+        return f"**Examples**:\n\n```console\n{lines}```\n"
+
+    return re.sub(r"\x08\nExamples:\n((?:  .*\n)+)", block, page)
 
 
 def recipe_reference() -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cloob_cli import console
+from cloob_cli import console, signals
 from cloob_cli.commands.options import (
     BatchSizeOption,
     DeviceOption,
@@ -25,10 +24,14 @@ from cloob_cli.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Sequence
 
-    from cloob_cli.commands.pictures import Skipped
+    from cloob_cli.commands.pictures import Work
     from cloob_cli.inference.classify import Classified, ClassifiedBatch
+    from cloob_cli.inference.labels import Label
+    from cloob_cli.inference.reading import Failure
+
+    AddRows = Callable[[Iterable[Classified]], None]
 
 
 def classify(
@@ -62,13 +65,13 @@ def classify(
     and the cosine. Pictures that cannot be read are listed and skipped; the exit code is then 3.
     """
     console.configure(quiet=quiet)
-    from cloob_cli.commands.pictures import Skipped, followed, model_name, open_model, report_passed_over
-    from cloob_cli.inference import classify as inference
-    from cloob_cli.inference.existing import check_output, failures_path
-    from cloob_cli.inference.labels import DEFAULT_TEMPLATES, read_labels, read_templates
-    from cloob_cli.inference.provenance import describe_images
-    from cloob_cli.inference.reading import collect_images
-    from cloob_cli.registry.store import weights_sha256
+    with signals.leaving_at_once():
+        from cloob_cli.commands.pictures import description, find_pictures, following, model_name, open_model
+        from cloob_cli.inference import classify as inference
+        from cloob_cli.inference.existing import check_output, failures_path, output_files
+        from cloob_cli.inference.labels import DEFAULT_TEMPLATES, read_labels, read_templates
+        from cloob_cli.inference.provenance import describe_images
+        from cloob_cli.registry.store import weights_sha256
 
     # Everything that can be wrong with the input is found before the model is opened.
     if output is not None:
@@ -76,52 +79,65 @@ def classify(
         check_output(output, "classify", inference.OUTPUT_SUFFIXES, inputs=inputs, force=force)
     classes = read_labels(labels)
     prompts = read_templates(templates) if templates else None
-    found = collect_images(pictures)
-    paths = found.items
-    report_passed_over(found.passed_over)
+    paths = find_pictures(pictures)
     opened, folder = open_model(model, device, precision)
     top_k = min(top_k, len(classes))
 
-    skipped = Skipped(failures_path(output) if output else None)
     prompts = prompts or opened.config.templates or list(DEFAULT_TEMPLATES)
-    batches = inference.classify(
-        opened,
-        paths,
-        classes,
-        prompts,
-        top_k=top_k,
-        batch_size=batch_size,
-        workers=workers,
-        fast_jpeg=fast_jpeg,
-    )
-    with closing(followed(batches, skipped, "classify", len(paths), "pictures", rows_follow=as_json)) as work:
-        if output is None:
-            _show(_rows(work), top_k, as_json)
-        else:
-            made_with = model_name(opened, folder), weights_sha256(folder)
-            metadata = describe_images(
-                "classify", opened, *made_with, fast_jpeg=fast_jpeg, templates=json.dumps(prompts)
-            )
-            _write(output, work, top_k, skipped, as_json, metadata)
-            console.talk(f"wrote {output}")
-    skipped.summarise()
-    if skipped.failures:
+    files = output_files(output, "classify") if output else []
+    listing = failures_path(output) if output else None
+    with following("classify", len(paths), "pictures", listing, files) as work:
+        batches = inference.classify(
+            opened,
+            paths,
+            classes,
+            prompts,
+            top_k=top_k,
+            batch_size=batch_size,
+            workers=workers,
+            fast_jpeg=fast_jpeg,
+            memory_budget=memory_budget,
+            on_picture=work.read,
+            on_texts=lambda done, total: work.prepared("label texts", done, total),
+        )
+        with closing(work.follow(batches)) as rows:
+            if output is None:
+                _show(rows, _printer(as_json, top_k, paths, classes))
+            else:
+                made_with = model_name(opened, folder), weights_sha256(folder)
+                metadata = describe_images(
+                    "classify", opened, *made_with, fast_jpeg=fast_jpeg, templates=json.dumps(prompts)
+                )
+                _write(output, rows, top_k, work, as_json, metadata)
+    if output is not None:
+        console.talk(f"wrote {output}")
+    work.tell_end("classified", description(opened, folder))
+    if work.failures:
         raise typer.Exit(3)
 
 
-def _rows(batches: Iterable[ClassifiedBatch]) -> Iterator[Classified]:
-    return (row for batch in batches for row in batch.rows)
-
-
-def _show(rows: Iterator[Classified], top_k: int, as_json: bool) -> None:
+def _printer(as_json: bool, top_k: int, paths: Sequence[Path | Failure], classes: Sequence[Label]) -> AddRows:
+    """What shows rows on stdout."""
     from cloob_cli.inference.classify import columns
+    from cloob_cli.inference.reading import path_text
 
     if as_json:
-        for row in rows:
-            console.json_line(row.as_dict())
-    else:
-        first = next(rows)  # an error comes before the header
-        console.table(columns(top_k), (_cells(row) for row in chain([first], rows)))
+        return _print_json
+    keys = [path_text(path) for path in paths if isinstance(path, Path)]
+    add = console.growing_table(columns(top_k), 3, keys, [one.name for one in classes])
+    return lambda rows: add(_cells(row) for row in rows)
+
+
+def _print_json(rows: Iterable[Classified]) -> None:
+    for row in rows:
+        console.json_line(row.as_dict())
+    console.flush()
+
+
+def _show(batches: Iterable[ClassifiedBatch], add: AddRows) -> None:
+    for batch in batches:
+        with signals.held_back():  # half a batch printed could be printed twice
+            add(batch.rows)
 
 
 def _cells(row: Classified) -> list[str]:
@@ -132,7 +148,7 @@ def _write(
     output: Path,
     batches: Iterable[ClassifiedBatch],
     top_k: int,
-    skipped: Skipped,
+    work: Work,
     as_json: bool,
     metadata: dict[str, str],
 ) -> None:
@@ -146,6 +162,7 @@ def _write(
             for batch in batches:
                 write(batch.rows)
                 if as_json:
-                    for row in batch.rows:
-                        console.json_line(row.as_dict())
-        write_failures(listing, skipped.failures)
+                    # The file is the result: it is finished also where nobody reads stdout any more.
+                    with console.unread_is_no_fault():
+                        _print_json(batch.rows)
+        write_failures(listing, work.failures)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cloob_cli import console
+from cloob_cli import console, signals
 from cloob_cli.commands.options import (
     BatchSizeOption,
     DeviceOption,
@@ -57,19 +57,17 @@ def embed(
     console.configure(quiet=quiet)
     if bool(pictures) == (text is not None):
         raise UsageError("embed what?", "name folders and pictures, or a file of texts with --text FILE")
-    from cloob_cli.commands.pictures import Skipped, followed, model_name, open_model, report_passed_over
-    from cloob_cli.inference import embed as inference
-    from cloob_cli.inference.existing import check_output, failures_path
-    from cloob_cli.inference.labels import read_texts
-    from cloob_cli.inference.provenance import describe_images, describe_texts
-    from cloob_cli.inference.reading import collect_images
-    from cloob_cli.registry.store import weights_sha256
+    with signals.leaving_at_once():
+        from cloob_cli.commands.pictures import description, find_pictures, following, model_name, open_model
+        from cloob_cli.inference import embed as inference
+        from cloob_cli.inference.existing import check_output, failures_path, output_files
+        from cloob_cli.inference.labels import read_texts
+        from cloob_cli.inference.provenance import describe_images, describe_texts
+        from cloob_cli.registry.store import weights_sha256
 
     check_output(output, "embed", [".npy"], inputs=[*(pictures or []), *filter(None, [text])], force=force)
     # Everything that can be wrong with the input is found before the model is opened.
-    found = collect_images(pictures or [])
-    paths = found.items
-    report_passed_over(found.passed_over)
+    paths = find_pictures(pictures) if pictures else []
     texts = read_texts(text) if text is not None else iter(())
     first = next(texts, None)
     if text is not None and first is None:
@@ -77,27 +75,36 @@ def embed(
     opened, folder = open_model(model, device, precision)
     made_with = model_name(opened, folder), weights_sha256(folder)
 
-    if first is not None:
-        batches = inference.embed_texts(opened, chain([first], texts), batch_size=batch_size)
-        unit, total = "texts", None
-        metadata = describe_texts("embed", opened, *made_with, dtype=dtype)
-    else:
-        batches = inference.embed_pictures(opened, paths, batch_size=batch_size, workers=workers, fast_jpeg=fast_jpeg)
-        unit, total = "pictures", len(paths)
-        metadata = describe_images("embed", opened, *made_with, fast_jpeg=fast_jpeg, dtype=dtype)
-    skipped = Skipped(failures_path(output))
-    with closing(followed(batches, skipped, "embed", total, unit)) as work:
-        written = inference.write_embeddings(
-            output,
-            work,
-            width=opened.config.embed_dim,
-            dtype=dtype,
-            column="path" if text is None else "text",
-            metadata=metadata,
-        )
-    _report(written, len(skipped.failures), as_json)
-    skipped.summarise()
-    if skipped.failures:
+    unit, total = ("texts", None) if first is not None else ("pictures", len(paths))
+    with following("embed", total, unit, failures_path(output), output_files(output, "embed")) as work:
+        if first is not None:
+            metadata = describe_texts("embed", opened, *made_with, dtype=dtype)
+            batches = inference.embed_texts(
+                opened, chain([first], texts), batch_size=batch_size, on_text=lambda: work.read(None)
+            )
+        else:
+            metadata = describe_images("embed", opened, *made_with, fast_jpeg=fast_jpeg, dtype=dtype)
+            batches = inference.embed_pictures(
+                opened,
+                paths,
+                batch_size=batch_size,
+                workers=workers,
+                fast_jpeg=fast_jpeg,
+                memory_budget=memory_budget,
+                on_picture=work.read,
+            )
+        with closing(work.follow(batches)) as rows:
+            written = inference.write_embeddings(
+                output,
+                rows,
+                width=opened.config.embed_dim,
+                dtype=dtype,
+                column="path" if text is None else "text",
+                metadata=metadata,
+            )
+    _report(written, len(work.failures), as_json)
+    work.tell_end("embedded", description(opened, folder))
+    if work.failures:
         raise typer.Exit(3)
 
 

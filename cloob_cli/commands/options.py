@@ -6,6 +6,13 @@ from typing import Annotated
 
 import typer
 
+
+def _bytes(text: str) -> int:
+    from cloob_cli.data.budget import parse_bytes
+
+    return parse_bytes(text)
+
+
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -29,8 +36,10 @@ FastJpegOption = Annotated[
     typer.Option("--fast-jpeg", help="Decode large JPEGs at reduced size: 2 to 5 times faster, not equal to the bit."),
 ]
 MemoryBudgetOption = Annotated[
-    str | None,
+    int | None,
     typer.Option(
+        parser=_bytes,
+        metavar="SIZE",
         help="Memory that decoding may take at a time, like 1GB; larger images wait, too large ones are skipped.",
         envvar="CLOOB_MEMORY_BUDGET",
         show_default="a quarter of the machine's",

@@ -15,6 +15,7 @@ from cloob_cli.commands.options import DeviceOption, JsonOption, QuietOption
 if TYPE_CHECKING:
     from cloob_cli.recipe import Recipe
 
+_SKIPS_SHOWN = 20
 _SKIPPED = 3  # exit code: done, but some pairs were skipped
 
 
@@ -59,7 +60,7 @@ def _show(name: str, events: Iterable[Any]) -> Any:
     """Draw the events of a run; its last one, where this process is the one that reports."""
     from cloob_cli.training import events as kinds
 
-    finished = None
+    finished, skipped = None, 0
     with console.live_status(name) as status:
         for event in events:
             match event:
@@ -74,7 +75,11 @@ def _show(name: str, events: Iterable[Any]) -> Any:
                 case kinds.CheckpointSaved():
                     console.talk(f"step {event.step}: saved {event.path}")
                 case kinds.PairSkipped():
-                    console.warn(f"skipped {event.name}: {event.reason}")
+                    skipped += 1
+                    if skipped <= _SKIPS_SHOWN:
+                        console.warn(f"skipped {event.name}: {event.reason}")
+                    elif skipped == _SKIPS_SHOWN + 1:
+                        console.warn("more pairs are skipped; from here on they are only listed in skipped.jsonl")
                 case kinds.Notice():
                     console.warn(event.text)
                 case kinds.Finished():

@@ -44,7 +44,7 @@ def convert(
 
 def export(
     name: InputNameArgument,
-    to: Annotated[str, typer.Option("--to", help="open_clip or onnx.")],
+    to: Annotated[str, typer.Option("--to", help="open_clip, transformers or onnx.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     quiet: QuietOption = False,
 ) -> None:

@@ -4,10 +4,11 @@ A result is a table for people when stdout is a terminal and tab-separated colum
 Rich is imported on first use, so that commands without output stay quick.
 """
 
-from cloob_cli.console.progress import Progress, progress
+from cloob_cli.console.growing import growing_table
+from cloob_cli.console.progress import Progress, duration, progress
 from cloob_cli.console.results import bytes_text, json_document, json_line, line, table
 from cloob_cli.console.status import Status, live_status
-from cloob_cli.console.streams import configure, finish_streams, prepare_streams
+from cloob_cli.console.streams import configure, finish_streams, flush, is_quiet, prepare_streams, unread_is_no_fault
 from cloob_cli.console.talk import can_ask, debugging, hint, show_error, talk, warn
 
 __all__ = [
@@ -17,8 +18,12 @@ __all__ = [
     "can_ask",
     "configure",
     "debugging",
+    "duration",
     "finish_streams",
+    "flush",
+    "growing_table",
     "hint",
+    "is_quiet",
     "json_document",
     "json_line",
     "line",
@@ -28,5 +33,6 @@ __all__ = [
     "show_error",
     "table",
     "talk",
+    "unread_is_no_fault",
     "warn",
 ]

@@ -1,13 +1,17 @@
-"""Bars on a terminal."""
+"""How far a piece of work is: a bar on a terminal, a line now and then elsewhere (a cluster's log, nohup)."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from cloob_cli.console.streams import err, is_quiet
+from cloob_cli.console.results import bytes_text
+from cloob_cli.console.streams import can_draw, drawing, err, is_quiet
+from cloob_cli.console.talk import talk
+
+LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 class Progress(Protocol):
@@ -24,12 +28,62 @@ class _NoProgress:
     def restart(self, done: float, total: float | None) -> None: ...
 
 
+class _LineProgress:
+    """`classify: 1,200 of 100,000 pictures, 41 a second, 0:40:10 left`, every so often."""
+
+    def __init__(self, description: str, total: float | None, unit: str, clock: Callable[[], float]) -> None:
+        self._description, self._total, self._unit, self._clock = description, total, unit, clock
+        self._done = self._before = 0.0
+        self._note = ""
+        self._started = self._told = clock()
+
+    def advance(self, amount: float = 1) -> None:
+        self._done += amount
+        self._tell()
+
+    def _tell(self) -> None:
+        now = self._clock()
+        if now - self._told >= LINE_EVERY:
+            self._told = now
+            talk(self._line(now))
+
+    def total(self, amount: float | None) -> None:
+        self._total = amount
+
+    def note(self, text: str) -> None:
+        self._note = text
+        self._tell()
+
+    def restart(self, done: float, total: float | None) -> None:
+        self._done = self._before = done
+        self._total, self._started = total, self._clock()
+
+    def _line(self, now: float) -> str:
+        rate = (self._done - self._before) / max(now - self._started, 1e-9)
+        of = f" of {self._amount(self._total)}" if self._total is not None else ""
+        parts = [f"{self._description}: {self._amount(self._done)}{of}"]
+        if self._unit != "B":
+            parts[0] += f" {self._unit}"
+        parts.append(f"{bytes_text(int(rate))}/s" if self._unit == "B" else f"{rate:,.3g} a second")
+        if self._total is not None and rate > 0:
+            parts.append(f"{duration((self._total - self._done) / rate)} left")
+        return ", ".join(part for part in (*parts, self._note) if part)
+
+    def _amount(self, value: float) -> str:
+        return str(bytes_text(int(value))) if self._unit == "B" else f"{value:,.0f}"
+
+
 class _BarProgress:
-    def __init__(self, bar: Any, task: Any) -> None:
-        self._bar, self._task = bar, task
+    """A bar that appears when the work has taken `delay` seconds."""
+
+    def __init__(self, bar: Any, description: str, total: float | None, delay: float) -> None:
+        self._bar, self._appears = bar, time.monotonic() + delay
+        self._task = bar.add_task(description, total=total, note="")
+        self._start_when_due()
 
     def advance(self, amount: float = 1) -> None:
         self._bar.update(self._task, advance=amount)
+        self._start_when_due()
 
     def total(self, amount: float | None) -> None:
         self._bar.update(self._task, total=amount)
@@ -41,17 +95,24 @@ class _BarProgress:
         # What was there before counts as done, but not for the rate.
         self._bar.reset(self._task, completed=int(done), total=total)
 
+    def _start_when_due(self) -> None:
+        if not self._bar.live.is_started and time.monotonic() >= self._appears:
+            self._bar.start()
+
 
 @contextmanager
-def progress(
-    description: str, total: float | None = None, unit: str = "it", beside_results: bool = False
-) -> Iterator[Progress]:
-    """A bar with count, rate and time left on a terminal's stderr; nothing elsewhere. `unit` "B" counts bytes.
+def progress(description: str, total: float | None = None, unit: str = "it", delay: float = 0.0) -> Iterator[Progress]:
+    """A bar with count, rate and time left on a terminal's stderr; elsewhere a line there every 30 seconds.
 
-    `beside_results`: results go to stdout meanwhile, so where that is a terminal too they are progress enough.
+    Args:
+        unit: what is counted; "B" counts bytes.
+        delay: seconds before a bar appears, for work that is mostly done at once.
     """
-    if is_quiet() or not err().is_terminal or (beside_results and sys.stdout.isatty()):
+    if is_quiet():
         yield _NoProgress()
+        return
+    if not can_draw():
+        yield _LineProgress(description, total, unit, time.monotonic)
         return
     from rich import progress as bars
 
@@ -60,17 +121,27 @@ def progress(
         counted = [bars.DownloadColumn(), bars.TransferSpeedColumn()]
     else:
         counted = [bars.MofNCompleteColumn(), _rate_column(unit)]
-    # Rich sends what is printed meanwhile to the bar's own stream, stderr: right on a terminal, where it then stands
-    # above the bar, and never when stdout is a file or a pipe.
     columns = [
         bars.TextColumn("{task.description}", markup=False),
-        bars.BarColumn(),
+        bars.BarColumn(bar_width=max(5, min(40, err().width - 60))),
         *counted,
         bars.TimeRemainingColumn(),
         bars.TextColumn("{task.fields[note]}", markup=False),
     ]
-    with bars.Progress(*columns, console=err(), transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
-        yield _BarProgress(bar, bar.add_task(description, total=total, note=""))
+    # Results are not redirected: what is printed meanwhile goes above the bar by the results' own functions.
+    bar = bars.Progress(*columns, console=err(), transient=True, redirect_stdout=False)
+    try:
+        with drawing():
+            yield _BarProgress(bar, description, total, delay)
+    finally:
+        bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: "0:07", "1:02:03"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _rate_column(unit: str) -> Any:
@@ -79,7 +150,9 @@ def _rate_column(unit: str) -> Any:
 
     class RateColumn(ProgressColumn):
         def render(self, task: Task) -> Text:
-            rate = task.finished_speed or task.speed
-            return Text(f"{rate:,.1f} {unit}/s" if rate else "")
+            # Over all the time: inputs come in bursts, a batch at once, of which Rich's own rate makes too much.
+            seconds = task.finished_time or task.elapsed or 0.0
+            rate = task.completed / seconds if seconds > 1 else 0.0
+            return Text(f"{rate:,.3g} {unit}/s" if rate else "")
 
     return RateColumn()

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from cloob_cli.console.streams import out, printable, unwritable
+from cloob_cli.console.streams import is_drawing, printable, result_console, unwritable
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -15,7 +15,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     if not sys.stdout.isatty():
         line("\t".join(columns))
         for row in rows:
-            line("\t".join(_plain(cell) for cell in row))
+            line("\t".join(map(cell_text, row)))
         return
     from rich.table import Table
     from rich.text import Text
@@ -24,12 +24,17 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     for column in columns:
         drawn.add_column(column, overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(_plain(cell)) for cell in row))
-    out().print(drawn)
+        drawn.add_row(*(Text(cell_text(cell)) for cell in row))
+    result_console().print(drawn)
 
 
 def line(text: str) -> None:
     """One plain line of the result. Bytes of a file name that are not UTF-8 come out as they went in."""
+    if is_drawing() and sys.stdout.isatty():
+        from rich.text import Text
+
+        result_console().print(Text(text), soft_wrap=True)
+        return
     try:
         sys.stdout.write(text + "\n")
     except BrokenPipeError:
@@ -58,6 +63,6 @@ def bytes_text(count: int | None) -> str | None:
     return f"{count} B"
 
 
-def _plain(cell: object) -> str:
-    text = "" if cell is None else str(cell)
-    return printable(text)
+def cell_text(cell: object) -> str:
+    """A value as one line of printable text; none is empty."""
+    return printable("" if cell is None else str(cell))

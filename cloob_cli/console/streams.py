@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _quiet = False
-
+_drawing = 0  # displays on stderr that are redrawn in place
 _UNENCODABLE = "cloob.escape"  # the error handler of both streams
 
 
@@ -58,6 +60,25 @@ def finish_streams() -> None:
         raise unwritable(problem) from None
 
 
+def flush() -> None:
+    """Hand what was printed so far to whoever reads stdout."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as problem:
+        raise unwritable(problem) from None
+
+
+@contextmanager
+def unread_is_no_fault() -> Iterator[None]:
+    """Inside, printing goes nowhere once the reader of stdout is gone (`| head`); elsewhere that ends a command."""
+    try:
+        yield
+    except BrokenPipeError:
+        discard_stdout()
+
+
 def unwritable(problem: OSError) -> CloobError:
     """The error for a result that stdout does not take: it goes to a file on a full disk, say."""
     return CloobError(f"the result cannot be written: {problem.strerror or problem}")
@@ -88,6 +109,39 @@ def err() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, emoji=False)
+
+
+def can_draw() -> bool:
+    """Whether stderr is a terminal on which something can be redrawn in place."""
+    return sys.stderr.isatty() and err().is_interactive
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Inside, a display on stderr is redrawn in place: results on the same terminal have to stand above it."""
+    global _drawing
+    _drawing += 1
+    try:
+        yield
+    finally:
+        _drawing -= 1
+
+
+def is_drawing() -> bool:
+    """Whether something is being redrawn in place."""
+    return _drawing > 0
+
+
+def result_console() -> Console:
+    """The console for results on a terminal: stdout's, or stderr's while that redraws a display on the same one."""
+    return err() if is_drawing() and _one_terminal() else out()
+
+
+def _one_terminal() -> bool:
+    try:
+        return os.path.samestat(os.fstat(sys.stdout.fileno()), os.fstat(sys.stderr.fileno()))
+    except (OSError, ValueError):
+        return True
 
 
 def printable(text: str) -> str:

@@ -108,7 +108,8 @@ class CloobModel(nn.Module):
         """Image embeddings of unit norm: float32 [B, D] (float64 of a float64 model).
 
         Args:
-            pixels: [B, 3, H, W], normalised as `preprocess` does, H and W the model's image size.
+            pixels: [B, 3, H, W], normalised as `preprocess` does, H and W the model's image size. At another size
+                positions are interpolated, which is good for a model that was trained at it.
         """
         return unit_norm(self.image_features(pixels))
 

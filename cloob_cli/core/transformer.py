@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from cloob_cli.core.config import Activation, VisionConfig
+from cloob_cli.core.positions import fitted_positions
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -198,6 +199,11 @@ class VisionTransformer(nn.Module):
 
     Options of `VisionConfig` cover the variants: norms before and after the blocks, a bias of the patch embedding
     and of the projection.
+
+    Attributes:
+        patch_dropout: fraction of an image's patches that the blocks do not see in training, chosen anew by torch's
+            random numbers for every image (FLIP: Li et al., "Scaling Language-Image Pre-training via Masking",
+            arXiv 2212.00794). Never in evaluation.
     """
 
     def __init__(self, config: VisionConfig, embed_dim: int) -> None:
@@ -205,6 +211,7 @@ class VisionTransformer(nn.Module):
         assert isinstance(config.layers, int)
         assert config.patch_size is not None
         width, patch, epsilon = config.width, config.patch_size, config.norm_epsilon
+        self.patch_dropout = 0.0
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=config.patch_bias)
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty((config.image_size // patch) ** 2 + 1, width))
@@ -221,10 +228,21 @@ class VisionTransformer(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Raw features [B, D] of normalised pixels [B, 3, H, W], before L2 normalisation."""
-        patches = self.conv1(pixels).flatten(2).transpose(1, 2)  # [B, patches, W]
+        grid = self.conv1(pixels)  # [B, W, height, width]
+        patches = grid.flatten(2).transpose(1, 2)  # [B, patches, W]
         class_token = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
-        x = torch.cat([class_token, patches], dim=1) + self.positional_embedding.to(patches.dtype)
+        positions = fitted_positions(self.positional_embedding, grid.shape[2], grid.shape[3])
+        x = torch.cat([class_token, patches], dim=1) + positions.to(patches.dtype)
+        if self.training and self.patch_dropout:
+            x = self._without_some_patches(x)
         return project(self.ln_post(self.transformer(self.ln_pre(x), 0)), self.proj)
+
+    def _without_some_patches(self, x: Tensor) -> Tensor:
+        """The class token and a random choice of patches of each image: [B, 1 + kept, W] of [B, 1 + patches, W]."""
+        patches = x.shape[1] - 1
+        kept = max(1, round(patches * (1 - self.patch_dropout)))
+        places = torch.rand(x.shape[0], patches, device=x.device).topk(kept).indices
+        return torch.cat([x[:, :1], x[:, 1:].gather(1, places[..., None].expand(-1, -1, x.shape[2]))], dim=1)
 
 
 def project(x: Tensor, projection: nn.Parameter | nn.Linear) -> Tensor:

@@ -13,7 +13,8 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from cloob_cli.data.upright import BAND_PIXELS, orientation
+from cloob_cli.data.upright import BAND_PIXELS, EXTREME_RATIO, orientation
+from cloob_cli.errors import ImageError
 
 # A row's address, and how Pillow rounds its length: of a column of 178 million pixels they are nearly all.
 _ROW_BYTES, _ROW_UNIT = 8, 4
@@ -27,8 +28,9 @@ _HELD = {"WEBP": 20, "AVIF": 24, "HEIF": 24, "QOI": 12, "PPM": 12, "SGI": 12, "B
 _READS_WHOLE_FILE = {"WEBP", "AVIF", "HEIF", "ICO", "ICNS", "SGI", "JPEG2000"}
 # An AVIF file may hold a larger image than its header says. libavif's own limit is 16384 x 16384 pixels; planes of such
 # an image, in 8 bits and 4:2:0, take this much before it is scaled down to what the header says.
-_AVIF_LEAST = 600_000_000
-_ICON_FILE = 64 << 20  # bytes of an icon file that are searched for the headers of what it holds
+AVIF_LEAST = 600_000_000
+_SEARCHED = 64 << 20  # bytes of a file that are searched for the headers of what it holds
+_ICON_PIXELS = 2048 * 2048  # icons have 1024 x 1024 at most
 
 _TILE_WIDTH, _TILE_LENGTH, _ROWS_PER_STRIP = 322, 323, 278
 _BITS, _COMPRESSION, _SAMPLES = 258, 259, 277
@@ -53,25 +55,29 @@ def decoding_bytes(image: Image.Image, stored: tuple[int, int], stream: BinaryIO
         total += _jpeg_coefficients(image, pixels, stream)
     elif form == "TIFF":
         total += _tiff_buffer(image, stored) + (held if orientation(image) != 1 else 0)
-    elif form == "AVIF":
-        total = max(total, _AVIF_LEAST)
-    elif form in {"JPEG2000", "ICO", "ICNS"}:
-        total += _embedded(form, stored, stream)
+    elif form == "JPEG2000":
+        total += _jpeg_2000_samples(stream)
     short, long = sorted((width, height))
     # Between the two passes of resizing one side is the model's; of a very long image only the middle is resized.
-    total += 4 * model_size * min(long, 17 * short + 64)
+    total += 4 * model_size * min(long, (EXTREME_RATIO + 1) * short + 64)
     if _is_converted_whole(image):
         total += _storage(width, height, 4)
-    return total + min(pixels, BAND_PIXELS) * _BAND_BYTES + _FIXED
+    return total + min(width * height, BAND_PIXELS) * _BAND_BYTES + _FIXED
 
 
 def _is_converted_whole(image: Image.Image) -> bool:
     """Whether `Preprocess` makes an RGB image of the whole before it resizes: of tall ones that are not RGB already."""
     width, height = image.size
-    turned = 1 if image.format == "TIFF" else orientation(image)  # Pillow turns a TIFF itself, its size is turned already
+    if image.format == "PNG" and "exif" not in image.info:
+        # Its EXIF may stand behind the pixels, and Pillow decodes them to see: it may be turned.
+        return max(width, height) <= EXTREME_RATIO * min(width, height)
+    # Pillow turns a TIFF itself, and its size is turned already.
+    turned = 1 if image.format == "TIFF" else orientation(image)
     if image.mode == "RGB" and turned == 1 and not image.has_transparency_data:
         return False
-    return (width > height) if turned in range(5, 9) else (height > width)
+    if turned in range(5, 9):
+        width, height = height, width
+    return width < height <= EXTREME_RATIO * width
 
 
 def _storage(width: int, height: int, pixel_bytes: int) -> int:
@@ -116,34 +122,43 @@ def _tiff_buffer(image: Image.Image, stored: tuple[int, int]) -> int:
     return 2 * pixels * max(pixel_bits // 8, 4)
 
 
-def _embedded(form: str, stored: tuple[int, int], stream: BinaryIO) -> int:
-    """Of formats whose outer header says nothing binding of the image inside: the largest that the file holds."""
-    place = stream.tell()
-    stream.seek(0)
-    data = stream.read(_ICON_FILE)
-    stream.seek(place)
-    largest = 0
-    for width, height, planes in _headers(form, data):
-        # OpenJPEG: 32 bits a sample, and the unpacked tile; then Pillow's image, and RGBA for an icon.
-        largest = max(largest, width * height * (8 * planes + 8) + height * _ROW_BYTES * 2)
-    return largest
+def _jpeg_2000_samples(stream: BinaryIO) -> int:
+    """OpenJPEG keeps 32 bits a sample and the unpacked tile; the code stream counts, whatever the file says of it."""
+    return max((8 * planes * width * height for width, height, planes in _code_streams(_beginning(stream))), default=0)
 
 
-def _headers(form: str, data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(width, height, planes) of every PNG, JPEG 2000 code stream and, in an icon, bitmap."""
+def check_icon(stream: BinaryIO) -> None:
+    """Refuse an icon, .ico or .icns, that holds a far larger image than icons have: some are decoded by opening them.
+
+    Raises:
+        ImageError: it does.
+    """
+    data = _beginning(stream)
+    sizes = [(width, height) for width, height, _ in _code_streams(data)]
+    sizes += [struct.unpack(">2I", match[1]) for match in re.finditer(b"IHDR((?s:.{8}))", data)]
+    if not data.startswith(b"icns"):
+        for number in range(min(struct.unpack_from("<H", data, 4)[0], (len(data) - 6) // 16)):
+            (offset,) = struct.unpack_from("<I", data, 6 + 16 * number + 12)
+            if data[offset : offset + 4] != b"\x89PNG" and offset + 12 <= len(data):  # a bitmap
+                sizes.append(struct.unpack_from("<2i", data, offset + 4))
+    for width, height in sizes:
+        if abs(width * height) > _ICON_PIXELS:
+            raise ImageError(f"too large: an icon that holds {abs(width)} x {abs(height)} pixels")
+
+
+def _code_streams(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(width, height, planes) of every JPEG 2000 code stream."""
     for match in re.finditer(b"\xff\x4f\xff\x51(?s:.{4})(?P<box>(?s:.{16}))(?s:.{16})(?P<planes>(?s:..))", data):
         right, bottom, left, top = struct.unpack(">4I", match["box"])
         yield max(0, right - left), max(0, bottom - top), *struct.unpack(">H", match["planes"])
-    if form == "JPEG2000":
-        return
-    for match in re.finditer(b"IHDR((?s:.{8}))", data):
-        yield *struct.unpack(">2I", match[1]), 0
-    if form == "ICO":
-        for number in range(min(struct.unpack_from("<H", data, 4)[0], (len(data) - 6) // 16)):
-            (offset,) = struct.unpack_from("<I", data, 6 + 16 * number + 12)
-            if data[offset : offset + 4] != b"\x89PNG" and offset + 12 <= len(data):
-                width, height = struct.unpack_from("<2i", data, offset + 4)
-                yield abs(width), abs(height), 0
+
+
+def _beginning(stream: BinaryIO) -> bytes:
+    place = stream.tell()
+    stream.seek(0)
+    data = stream.read(_SEARCHED)
+    stream.seek(place)
+    return data
 
 
 def _size_of(stream: BinaryIO) -> int:

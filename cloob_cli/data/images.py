@@ -21,15 +21,13 @@ from PIL import Image, UnidentifiedImageError
 
 from cloob_cli.core.config import PreprocessConfig
 from cloob_cli.data.budget import MemoryBudget, OverBudgetError
-from cloob_cli.data.decoding_cost import decoding_bytes
-from cloob_cli.data.upright import BAND_PIXELS, Upright
+from cloob_cli.data.decoding_cost import AVIF_LEAST, check_icon, decoding_bytes
+from cloob_cli.data.upright import BAND_PIXELS, EXTREME_RATIO, Upright
 from cloob_cli.errors import ImageError
 
 # Twice Pillow's default: room for a 108-megapixel phone, while a bomb would take gigabytes.
 MAX_PIXELS = 2 * 89_478_485
 
-# Beyond this ratio of the sides a whole resized picture could take gigabytes of which the crop keeps a sliver.
-_EXTREME_RATIO = 16
 _SUPPORT = 3  # pixels beyond its place that a resized pixel depends on, at most (Lanczos)
 
 _FORMATS = (
@@ -72,6 +70,8 @@ def read_crop(
     """
     with _opened(source, size_hint) as (image, needed):
         amount = needed(preprocess.image_size)
+        if image.format == "AVIF":
+            amount = max(amount, min(AVIF_LEAST, budget.total))
         try:
             with budget.reserve(amount):
                 try:
@@ -111,6 +111,8 @@ def _formats_of(stream: BinaryIO) -> tuple[str, ...]:
     """The format that the first bytes belong to, else all: Pillow tries one after the other, slowly."""
     head = stream.read(12)
     stream.seek(0)
+    if head.startswith((b"\0\0\1\0", b"icns")):
+        check_icon(stream)
     if head[:4] == b"RIFF" and head[8:] == b"WEBP":
         return ("WEBP",)
     return next(((name,) for name, magic in _MAGIC.items() if head.startswith(magic)), _known_formats())
@@ -182,7 +184,7 @@ class Preprocess:
         resized_long = int(size * long / short)
         resized = (size, resized_long) if width <= height else (resized_long, size)
         left, top = (round((side - size) / 2.0) for side in resized)  # half to even, as torchvision rounds
-        if long > _EXTREME_RATIO * short:
+        if long > EXTREME_RATIO * short:
             return np.array(self._middle(upright, resized, (left, top)))
         image = self._resized(upright, resized, columns=(left, left + size))
         return np.array(image.crop((0, top, size, top + size)))

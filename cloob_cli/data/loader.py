@@ -77,7 +77,8 @@ class PairLoader:
         reader = PairReader(source, tokenizer, Bases(preprocess, augment), augment, seed, captions_per_image)
         if in_memory == "auto":
             in_memory = fits_in_memory(source, reader.bases, self._pairs, processes)
-        self._read: Callable[[int, list[np.ndarray]], Iterator[PairBatch]]
+        self._full_size = preprocess.image_size
+        self._read: Callable[[int, list[tuple[np.ndarray, int]]], Iterator[PairBatch]]
         if in_memory:
             self._read = PairMemory(reader, self._pairs, self._workers, device or torch.device("cpu")).batches
         else:
@@ -93,17 +94,24 @@ class PairLoader:
         """Pairs of each batch that are this process's."""
         return self._share.stop - self._share.start
 
-    def batches(self, epoch: int, first_batch: int = 0) -> Iterator[PairBatch]:
+    def batches(
+        self, epoch: int, first_batch: int = 0, image_size: Callable[[int], int] | None = None
+    ) -> Iterator[PairBatch]:
         """The batches of an epoch from number `first_batch` on; what comes before is not read.
 
         The last pairs of the order, fewer than a batch, are left out in this epoch.
+
+        Args:
+            image_size: pixels a side of the images of each batch, by its number; None: those of `preprocess`.
 
         Raises:
             DataError: not one pair of this process's share of a batch can be read, and the share is not tiny.
         """
         order = self._order(epoch)
-        starts = range(first_batch * self._batch_size, self.batches_per_epoch * self._batch_size, self._batch_size)
-        wanted = [order[start : start + self._batch_size][self._share] for start in starts]
+        wanted = []
+        for number in range(first_batch, self.batches_per_epoch):
+            pairs = order[number * self._batch_size : (number + 1) * self._batch_size][self._share]
+            wanted.append((pairs, image_size(number) if image_size else self._full_size))
         for batch in self._read(epoch, wanted):
             if not len(batch.indices) and len(batch.skipped) > _BY_CHANCE:
                 name, reason = batch.skipped[0]

@@ -35,12 +35,13 @@ class PairMemory:
         self._pictures = PictureStore(reader.source, reader.bases, pairs)
         self._pictures.move_to(device, self._threads)
 
-    def batches(self, epoch: int, wanted: list[np.ndarray]) -> Iterator[PairBatch]:
+    def batches(self, epoch: int, wanted: list[tuple[np.ndarray, int]]) -> Iterator[PairBatch]:
+        """For each of (int64 [b] pairs, size of their images) the batch."""
         with ThreadPoolExecutor(self._threads, thread_name_prefix="pairs") as pool:
             waiting: deque[Future[PairBatch]] = deque()
             try:
-                for pairs in wanted:
-                    waiting.append(pool.submit(self._batch, epoch, pairs))
+                for pairs, size in wanted:
+                    waiting.append(pool.submit(self._batch, epoch, pairs, size))
                     if len(waiting) > self._threads + _AHEAD:
                         yield waiting.popleft().result()
                 while waiting:
@@ -49,7 +50,7 @@ class PairMemory:
                 for future in waiting:
                     future.cancel()
 
-    def _batch(self, epoch: int, pairs: np.ndarray) -> PairBatch:
+    def _batch(self, epoch: int, pairs: np.ndarray, size: int) -> PairBatch:
         reader = self._reader
         rows = self._rows[pairs]
         self._pictures.load(rows)
@@ -61,7 +62,8 @@ class PairMemory:
         random = uniforms(reader.seed, epoch, pairs, len(DRAWS))
         choosing = caption_numbers(reader.seed, epoch, pairs, random, reader.captions_per_image)
         tokens, caption_ids = self._captions.batch(rows, choosing)
-        pictures = recolour(self._pictures.take(rows, random, reader.augment), random, reader.augment)
+        augment = reader.augment_at(size)
+        pictures = recolour(self._pictures.take(rows, random, augment, size), random, augment)
         return PairBatch(
             pictures.permute(0, 3, 1, 2),
             torch.from_numpy(tokens),

@@ -84,19 +84,18 @@ class PictureStore:
         if not self._odd:
             self._tensor = self._tensor.to(device)
 
-    def take(self, rows: np.ndarray, random: np.ndarray, augment: AugmentSection) -> torch.Tensor:
+    def take(self, rows: np.ndarray, random: np.ndarray, augment: AugmentSection, size: int) -> torch.Tensor:
         """Readable rows, int64 [B], at random crops, shifted and mirrored -> uint8 [B, S, S, 3] where they are kept."""
-        size = self._bases.size
         if self._tensor is None:
             return torch.empty(0, size, size, 3, dtype=torch.uint8)  # nothing readable yet
-        if not crops(augment):
+        if not crops(augment) and size == self._bases.size:
             return move(self._tensor, torch.from_numpy(rows).to(self._tensor.device), random, augment)
         if self._tensor.device.type == "cpu":
             kept = self._tensor.numpy()
             pictures = cropped([self._odd.get(row, kept[row]) for row in rows.tolist()], random, augment, size)
         else:
             height, width = self._tensor.shape[1:3]
-            boxes = crop_boxes(np.tile([[width, height]], (len(rows), 1)), random, augment)
+            boxes = _boxes(np.tile([[width, height]], (len(rows), 1)), random, augment)
             pictures = resized_crops(self._tensor[torch.from_numpy(rows).to(self._tensor.device)], boxes, size)
         return move(pictures, torch.arange(len(pictures), device=pictures.device), random, augment)
 
@@ -112,16 +111,21 @@ class PictureStore:
 
 
 def cropped(pictures: list[np.ndarray], random: np.ndarray, augment: AugmentSection, size: int) -> torch.Tensor:
-    """Bases, uint8 [H, W, 3] each -> uint8 [B, size, size, 3]: at random or, without random crops, as they are."""
+    """Bases, uint8 [H, W, 3] each -> uint8 [B, size, size, 3]: at random or, without random crops, as a whole."""
     result = np.empty((len(pictures), size, size, 3), dtype=np.uint8)
-    if not crops(augment):
-        for row, picture in enumerate(pictures):
-            result[row] = picture
-    elif pictures:
+    if pictures:
         sizes = np.array([picture.shape[1::-1] for picture in pictures])
-        for row, box in enumerate(crop_boxes(sizes, random, augment)):
-            result[row] = resized_crop(pictures[row], box, size)
+        for row, box in enumerate(_boxes(sizes, random, augment)):
+            whole = not crops(augment) and pictures[row].shape[:2] == (size, size)
+            result[row] = pictures[row] if whole else resized_crop(pictures[row], box, size)
     return torch.from_numpy(result)
+
+
+def _boxes(sizes: np.ndarray, random: np.ndarray, augment: AugmentSection) -> np.ndarray:
+    """`crop_boxes`, or the whole pictures where no random crops are asked for."""
+    if crops(augment):
+        return crop_boxes(sizes, random, augment)
+    return np.concatenate([np.zeros(sizes.shape), sizes], axis=1)
 
 
 def fits_in_memory(source: PairSource, bases: Bases, pairs: np.ndarray, processes: int) -> bool:

@@ -45,9 +45,16 @@ class PairReader:
         self.source, self.tokenizer, self.bases, self.augment, self.seed = source, tokenizer, bases, augment, seed
         self.captions_per_image = captions_per_image
 
-    def __getitem__(self, key: tuple[int, np.ndarray]) -> PairBatch:
-        """Pairs of one epoch, (epoch, int64 [b]) -> their part of a batch. (The name is DataLoader's.)"""
-        epoch, pairs = key
+    def augment_at(self, size: int) -> AugmentSection:
+        """The random changes of images of `size` pixels: a shift is counted in pixels of the full size."""
+        if size == self.bases.size or not self.augment.shift:
+            return self.augment
+        return self.augment.model_copy(update={"shift": round(self.augment.shift * size / self.bases.size)})
+
+    def __getitem__(self, key: tuple[int, np.ndarray, int]) -> PairBatch:
+        """Pairs of one epoch, (epoch, int64 [b], image size) -> their part of a batch. (The name is DataLoader's.)"""
+        epoch, pairs, size = key
+        augment = self.augment_at(size)
         kept, pictures, texts, skipped = [], [], [], []
         for index in pairs.tolist():
             try:
@@ -66,10 +73,10 @@ class PairReader:
         rows = self.tokenizer.rows(
             [captions[choice] for captions, chosen in zip(texts, choices, strict=True) for choice in chosen]
         )
-        bases = cropped(pictures, random, self.augment, self.bases.size)
-        moved = move(bases, torch.arange(len(bases)), random, self.augment)
+        bases = cropped(pictures, random, augment, size)
+        moved = move(bases, torch.arange(len(bases)), random, augment)
         return PairBatch(
-            recolour(moved, random, self.augment).permute(0, 3, 1, 2),
+            recolour(moved, random, augment).permute(0, 3, 1, 2),
             self.tokenizer.padded(rows).unflatten(0, choices.shape),
             torch.from_numpy(numbers),
             torch.tensor([caption_id(row) for row in rows], dtype=torch.int64).unflatten(0, choices.shape),
@@ -81,7 +88,7 @@ class PairStream:
     """Batches read anew each time, by worker processes that live as long as the loader."""
 
     def __init__(self, reader: PairReader, workers: int) -> None:
-        self.keys: list[tuple[int, np.ndarray]] = []
+        self.keys: list[tuple[int, np.ndarray, int]] = []
         options: dict = {}
         if workers:
             # Forking a process that has threads (tokenizers, Arrow, CUDA) can hang; a clean server forks instead.
@@ -100,11 +107,12 @@ class PairStream:
                 **options,
             )
 
-    def batches(self, epoch: int, wanted: list[np.ndarray]) -> Iterator[PairBatch]:
-        self.keys = [(epoch, part) for pairs in wanted for part in _parts(pairs)]
+    def batches(self, epoch: int, wanted: list[tuple[np.ndarray, int]]) -> Iterator[PairBatch]:
+        """For each of (int64 [b] pairs, size of their images) the batch."""
+        self.keys = [(epoch, part, size) for pairs, size in wanted for part in _parts(pairs)]
         with _as_many_workers_as_asked():
             parts = iter(self._loader)
-        for pairs in wanted:
+        for pairs, _ in wanted:
             try:
                 batch = _joined([next(parts) for _ in _parts(pairs)])
             except RuntimeError as problem:
@@ -123,7 +131,7 @@ class _Keys:
     def __init__(self, stream: PairStream) -> None:
         self._stream = stream
 
-    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray, int]]:
         return iter(self._stream.keys)
 
     def __len__(self) -> int:

@@ -23,8 +23,9 @@ from cloob_cli.errors import InputError, ModelFolderError
 _DEFAULT = TokenizerConfig()
 _END_OF_WORD = "</w>"
 
-# Words, digits one by one, runs of other signs, and English clitics: the pattern of CLIP's SimpleTokenizer.
-_WORDS = r"""<start_of_text>|<end_of_text>|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+# Words, digits one by one, runs of other signs, and English clitics: the pattern of CLIP's SimpleTokenizer. That one
+# ignores case, so U+0345, a mark whose capital is a letter, belongs to no class there and is left out.
+_WORDS = r"""<start_of_text>|<end_of_text>|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}""" + "\u0345]+"
 
 # What the trained and CLIP's own vocabularies have before their merges: 256 bytes, 256 bytes that end a word; after
 # them the start and the end token, the end token last, because models pool the text at the highest id.

@@ -11,6 +11,9 @@ from PIL import ExifTags, Image
 
 BAND_PIXELS = 1 << 20  # of one band: a few megabytes in each of the forms it goes through
 
+# Beyond this ratio of the sides a whole resized image could take gigabytes of which the crop keeps a sliver.
+EXTREME_RATIO = 16
+
 Box = tuple[int, int, int, int]
 
 _UNDO = {

@@ -19,7 +19,10 @@ from cloob_cli.data.images import Preprocess
 from cloob_cli.inference.encoding import device_of, encode_pictures
 from cloob_cli.inference.labels import Label
 from cloob_cli.inference.outputs import parquet_rows
-from cloob_cli.inference.reading import Failure, picture_batches
+from cloob_cli.inference.reading import Failure, OnPicture, picture_batches
+
+# Called while labels are encoded: with the number of their texts that are done, and of all.
+OnTexts = Callable[[int, int], None]
 
 OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
 
@@ -80,23 +83,17 @@ def classify(
     workers: int | None = None,
     fast_jpeg: bool = False,
     memory_budget: int | None = None,
+    on_picture: OnPicture | None = None,
+    on_texts: OnTexts | None = None,
 ) -> Generator[ClassifiedBatch]:
     """Classify pictures in their order; unreadable ones are failures of the batch they would have stood in.
 
     Probabilities are softmax(inv_tau · cosine) over all labels, with the inv_tau of the model's configuration.
     Where `top_k` exceeds the number of labels, all are given. Of equal cosines the label that stands first wins.
+    `on_texts` and `on_picture` follow the work.
     """
     names = [label.name for label in labels]
-    assert model.tokenize is not None
-    classes = class_embeddings(
-        model.encode_text,
-        model.tokenize,
-        [label.names for label in labels],
-        templates,
-        batch_size,
-        device_of(model),
-        model.config.text,
-    ).cpu()
+    classes = _encode_labels(model, labels, templates, batch_size, on_texts)
     preprocess = Preprocess(model.config.vision.image_size, model.config.preprocess)
     batches = picture_batches(
         paths,
@@ -105,6 +102,7 @@ def classify(
         workers=workers,
         fast_jpeg=fast_jpeg,
         memory_budget=memory_budget,
+        on_picture=on_picture,
     )
     with closing(batches):
         for batch in batches:
@@ -114,6 +112,27 @@ def classify(
                 choices = _best(cosines, model.config.inv_tau, names, min(top_k, len(names)))
                 rows = [Classified(path, top) for path, top in zip(batch.paths, choices, strict=True)]
             yield ClassifiedBatch(rows, batch.failures)
+
+
+def _encode_labels(
+    model: CloobModel, labels: Sequence[Label], templates: Sequence[str], batch_size: int, on_texts: OnTexts | None
+) -> Tensor:
+    total = sum(len(label.names) for label in labels) * len(templates)
+    done = 0
+
+    def encode(tokens: Tensor) -> Tensor:
+        nonlocal done
+        embeddings = model.encode_text(tokens)
+        done += len(tokens)
+        if on_texts:
+            on_texts(done, total)
+        return embeddings
+
+    assert model.tokenize is not None
+    names = [label.names for label in labels]
+    return class_embeddings(
+        encode, model.tokenize, names, templates, batch_size, device_of(model), model.config.text
+    ).cpu()
 
 
 def _best(cosines: Tensor, inv_tau: float, names: list[str], top_k: int) -> list[list[Choice]]:

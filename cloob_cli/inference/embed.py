@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,7 +19,7 @@ from cloob_cli.files import replacing_together
 from cloob_cli.inference.encoding import encode_pictures, encode_texts
 from cloob_cli.inference.existing import output_files
 from cloob_cli.inference.outputs import NpyRows, parquet_rows, write_failures
-from cloob_cli.inference.reading import Failure, picture_batches
+from cloob_cli.inference.reading import Failure, OnPicture, picture_batches
 
 if TYPE_CHECKING:
     import pyarrow
@@ -45,6 +45,7 @@ def embed_pictures(
     workers: int | None = None,
     fast_jpeg: bool = False,
     memory_budget: int | None = None,
+    on_picture: OnPicture | None = None,
 ) -> Generator[EmbeddedBatch]:
     """Embed pictures in their order; unreadable ones are failures of the batch they would have stood in."""
     preprocess = Preprocess(model.config.vision.image_size, model.config.preprocess)
@@ -55,6 +56,7 @@ def embed_pictures(
         workers=workers,
         fast_jpeg=fast_jpeg,
         memory_budget=memory_budget,
+        on_picture=on_picture,
     )
     with closing(batches):
         for batch in batches:
@@ -62,11 +64,17 @@ def embed_pictures(
             yield EmbeddedBatch(batch.paths, embeddings, batch.failures)
 
 
-def embed_texts(model: CloobModel, texts: Iterable[str], *, batch_size: int = 64) -> Generator[EmbeddedBatch]:
-    """Embed texts in their order."""
+def embed_texts(
+    model: CloobModel, texts: Iterable[str], *, batch_size: int = 64, on_text: Callable[[], None] | None = None
+) -> Generator[EmbeddedBatch]:
+    """Embed texts in their order; `on_text` is called for each."""
     texts = iter(texts)
     while batch := list(islice(texts, batch_size)):
-        yield EmbeddedBatch(batch, encode_texts(model, batch))
+        embeddings = encode_texts(model, batch)
+        if on_text:
+            for _ in batch:
+                on_text()
+        yield EmbeddedBatch(batch, embeddings)
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,8 @@ def made_by(path: Path) -> Command | None:
 def _maker_of_parquet(path: Path) -> Command | None:
     from pyarrow import parquet
 
-    schema = parquet.read_schema(path)
+    with path.open("rb") as stream:  # pyarrow itself opens only paths that are UTF-8
+        schema = parquet.read_schema(stream)
     metadata = schema.metadata or {}
     for command in ("classify", "embed"):
         if metadata.get(MADE_BY.encode()) == f"cloob {command}".encode():
@@ -141,7 +142,8 @@ def _maker_of_parquet(path: Path) -> Command | None:
 def _rows_of_parquet(path: Path) -> int:
     from pyarrow import parquet
 
-    return parquet.read_metadata(path).num_rows
+    with path.open("rb") as stream:
+        return parquet.read_metadata(stream).num_rows
 
 
 def _rows_of_npy(path: Path) -> int:

@@ -38,6 +38,10 @@ class Failure:
     reason: str
 
 
+# Called for every picture in order, as soon as it was read: with None, or with why it was skipped.
+OnPicture = Callable[[Failure | None], None]
+
+
 @dataclass
 class PictureBatch:
     """Consecutive readable pictures, `paths` and `pixels`, uint8 [B, H, W, 3], or (B is 0) one that is not readable."""
@@ -109,6 +113,7 @@ def picture_batches(
     workers: int | None = None,
     fast_jpeg: bool = False,
     memory_budget: int | None = None,
+    on_picture: OnPicture | None = None,
 ) -> Generator[PictureBatch]:
     """Decode, resize and crop pictures; at most two batches are held at any time.
 
@@ -135,6 +140,8 @@ def picture_batches(
     read_paths: list[str] = []
     crops: list[np.ndarray] = []
     for result in _map_in_order(read, iter(paths), count, ahead=batch_size + count):
+        if on_picture:
+            on_picture(result if isinstance(result, Failure) else None)
         if isinstance(result, Failure):
             yield PictureBatch([], nothing, [result])
             continue

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -28,7 +29,7 @@ from cloob_cli.errors import (
 )
 from cloob_cli.recipe import Recipe
 from cloob_cli.registry.store import save_model
-from cloob_cli.training import setup, state
+from cloob_cli.training import curriculum, data_record, setup, state
 from cloob_cli.training.card import model_card
 from cloob_cli.training.events import (
     CheckpointSaved,
@@ -90,6 +91,7 @@ class Run:
         done = state.load_progress(self.saved) if self.saved else None
         self.precision = done.precision if done else pick_precision(recipe.train.precision, chosen)
         self.step, self.seconds_before = (done.step, done.seconds) if done else (0, 0.0)
+        self.data_before = done.data if done else {}
         self.accelerator = setup.start_accelerator(chosen, self.precision)
         self.device = self.accelerator.device
         self.is_main = self.accelerator.is_main_process
@@ -107,6 +109,9 @@ class Run:
         yield from (Notice(problem) for problem in self.problems)
         yield Preparing("opening the data")
         self.data = setup.open_data(recipe.data, recipe.validation.retrieval_pairs)
+        self.data_record = data_record.record(self.data)
+        if self.saved:
+            yield from map(Notice, data_record.compare(self.data_before, self.data_record, self.step))
         stop.check()
         if recipe.tokenizer.kind == "bpe" and not self.folder.tokenizer.exists():
             yield Preparing("learning a vocabulary from the captions")
@@ -165,6 +170,7 @@ class Run:
         self.started = time.monotonic()
         self.last_loss = last_loss(self.folder.metrics, self.step)
         yield self._started()
+        yield from self._report_skips(self.data.unusable if self.is_main else [])
         metrics_file = MetricsFile(self.folder.metrics, self.step) if self.is_main else None
         try:
             for event in chain(self._steps(stop), self._finish()):
@@ -210,8 +216,13 @@ class Run:
         """The batches from the current step on, epoch after epoch."""
         epoch, first = divmod(self.step, self.loader.batches_per_epoch)
         while True:
-            yield from self.loader.batches(epoch, first)
+            yield from self.loader.batches(epoch, first, partial(self._image_size, epoch))
             epoch, first = epoch + 1, 0
+
+    def _image_size(self, epoch: int, number: int) -> int:
+        step = epoch * self.loader.batches_per_epoch + number
+        stages, full_size = self.recipe.train.image_sizes, self.model.config.vision.image_size
+        return curriculum.image_size(stages, step, self.steps, full_size)
 
     def _any_process(self, flag: bool) -> bool:
         if self.accelerator.num_processes == 1:
@@ -340,7 +351,7 @@ class Run:
         if self.is_main:
             self.saved = state.save_checkpoint(
                 self.folder.checkpoints,
-                Progress(self.step, self._seconds(), self.precision),
+                Progress(self.step, self._seconds(), self.precision, self.data_record),
                 self.model,
                 self.train_step.optimizer,
                 self.accelerator.scaler,

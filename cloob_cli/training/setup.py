@@ -65,6 +65,12 @@ class PairSplit:
     indices: np.ndarray  # int64
     held_out: HeldOut | None
 
+    @property
+    def unusable(self) -> list[tuple[str, str]]:
+        """(name, reason) of what lies with the pairs of either source and is not among them."""
+        other = self.held_out.source if self.held_out else self.source
+        return self.source.unusable + (other.unusable if other is not self.source else [])
+
 
 def open_data(section: DataSection, retrieval_pairs: int) -> PairSplit:
     """Open the sources and split off at most `retrieval_pairs` held-out pairs for validation.
@@ -139,7 +145,8 @@ def build_model(recipe: Recipe, config: ModelConfig, device: torch.device) -> Cl
     if recipe.train.gradient_checkpointing:
         model.checkpoint_activations()
     if recipe.train.compile:
-        model.visual.compile()
+        # A graph for each size of images, since positions depend on it.
+        model.visual.compile(dynamic=False if len(recipe.train.image_sizes) > 1 else None)
         model.transformer.compile()
         model.cuts_tokens = False  # the loader does, to few lengths
     return model.train()

@@ -6,7 +6,8 @@
     RUN/loss.png                         a picture of the loss (extra `report`)
     RUN/skipped.jsonl                    pairs that could not be read
     RUN/checkpoints/step-00001000/       model.safetensors, average.safetensors (with train.ema), optimizer.pt,
-                                         state.json (step, hashes of the other files; written last)
+                                         state.json (step, fingerprint of the data, hashes of
+                                         the other files; written last)
     RUN/model/                           the finished model
 
 Which sample comes when, the learning rate and the random numbers of a step are functions of the seed and the step
@@ -31,11 +32,12 @@ from cloob_cli.schema import parse
 from cloob_cli.training.average import WeightAverage
 from cloob_cli.training.precision import Precision
 
-# Keys that may change between a run and its continuation: they do not change what the weights become.
+# Keys that may change between a run and its continuation: they do not change what the weights become. Where the data
+# lie does not either; whether they are the same data, the checkpoint knows (data_record.py).
 _FREE_KEYS = {
-    "description", "data.workers", "data.in_memory", "train.log_every", "train.checkpoint_every",
-    "train.keep_checkpoints", "train.save_precision", "validation.every", "validation.retrieval_pairs",
-    "validation.zero_shot",
+    "description", "data.train", "data.validation", "data.workers", "data.in_memory", "train.log_every",
+    "train.checkpoint_every", "train.keep_checkpoints", "train.save_precision", "validation.every",
+    "validation.retrieval_pairs", "validation.zero_shot",
 }  # fmt: skip
 
 
@@ -117,11 +119,18 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. `seconds` of training so far; `precision` is kept so that a continuation uses the same."""
+    """Where a run stands.
+
+    Attributes:
+        seconds: of training so far.
+        precision: kept so that a continuation uses the same.
+        data: what the run was trained on (data_record.py); empty where the checkpoint does not say.
+    """
 
     step: int
     seconds: float
     precision: Precision
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -149,6 +158,7 @@ def save_checkpoint(
             "step": progress.step,
             "seconds": progress.seconds,
             "precision": progress.precision,
+            "data": progress.data,
             "cloob": __version__,
             "torch": str(torch.__version__),
             "sha256": {file.name: sha256_of(file) for file in sorted(temporary.iterdir())},
@@ -197,7 +207,7 @@ def damage(path: Path) -> str | None:
 def load_progress(path: Path) -> Progress:
     """The `state.json` of a whole checkpoint."""
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return Progress(state["step"], state["seconds"], state["precision"])
+    return Progress(state["step"], state["seconds"], state["precision"], state.get("data", {}))
 
 
 def load_checkpoint(

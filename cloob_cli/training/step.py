@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cloob_cli.core.loss import contrastive_loss
 from cloob_cli.core.model import CloobModel
+from cloob_cli.core.transformer import VisionTransformer
 from cloob_cli.data.images import normalise
 from cloob_cli.data.loader import PairBatch
 from cloob_cli.recipe import ObjectiveSection, OptimizerSection, TrainSection
@@ -60,6 +61,7 @@ class TrainingStep:
         self._objective, self._schedule, self._precision = objective, optimizer, precision
         self._steps, self._share, self._seed = steps, share, seed
         self._retrieval_from = round(objective.hopfield_warmup * steps) if objective.name == "cloob" else 0
+        self._patch_dropout, self._all_patches_from = train.patch_dropout, round(train.patch_dropout_until * steps)
         self.micro_batch_size = self._fitting(train)
 
     def __call__(self, batch: PairBatch, step: int) -> tuple[Tensor, Tensor]:
@@ -73,6 +75,8 @@ class TrainingStep:
         """
         torch.manual_seed(_step_seed(self._seed, step, self._accelerator.process_index))
         set_learning_rate(self.optimizer, self.learning_rate(step))
+        if isinstance(self.model.visual, VisionTransformer):
+            self.model.visual.patch_dropout = self._patch_dropout if step < self._all_patches_from else 0.0
         pixels = normalise(batch.pixels.to(self._device, non_blocking=True), self.model.config.preprocess)
         tokens = batch.tokens.to(self._device, non_blocking=True)
         caption_ids = batch.caption_ids.to(self._device) if self._objective.mask_equal_captions else None

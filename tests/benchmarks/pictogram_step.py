@@ -28,6 +28,8 @@ ROWS: dict[str, list[str]] = {
     "as the recipe": [],
     "2 captions an image": ["train.captions_per_image=2"],
     "4 captions an image": ["train.captions_per_image=4"],
+    "patch dropout 0.5": ["train.patch_dropout=0.5"],
+    "images of 32 pixels": ["train.image_sizes=[[0.0, 32], [0.9, 48]]"],
 }
 ROUNDS = 3
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,7 +80,9 @@ def test_json_lines_equal_a_plain_loop(place: Path) -> None:
     wanted = ["pictures/0000.png", "pictures/0001.png", "pictures/0002.png"]
     assert [one["path"] for one in objects] == wanted + [f"pictures/deeper/000{i}.jpg" for i in range(4)]
     check_objects(objects, place, "model", DEFAULT_TEMPLATES, 3)
-    assert result.stderr == "model tiny on cpu in float32\n"
+    opening, closing = result.stderr.splitlines()
+    assert opening == "model tiny on cpu in float32"
+    assert re.fullmatch(r"classified 7 pictures in \d+\.\d s \([\d.,]+ a second\) with tiny on cpu in float32", closing)
 
 
 def test_templates_and_a_resnet(place: Path) -> None:
@@ -248,13 +251,23 @@ def test_a_bar_on_the_terminal_takes_nothing_from_a_pipe(place: Path) -> None:
     assert len(lines) == 7
 
 
-def test_the_bundled_model_says_what_it_is_good_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bundled_model_says_once_what_it_is_good_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assets, "bundled_weights_folder", lambda: place / "weights")
     save_tiny_model(place / "weights" / store.BUNDLED_MODEL, name=store.BUNDLED_MODEL)
-    result = cloob_here(
-        "classify", "pictures", "-l", "labels.txt", "--device", "cpu", cwd=place, CLOOB_HOME=str(place / "home")
-    )
-    assert result.returncode == 0, result.stderr
-    notice, purpose, _ = result.stderr.splitlines()
+    arguments = ["classify", "pictures", "-l", "labels.txt", "--device", "cpu"]
+
+    def said(*further: str, home: str = "home") -> list[str]:
+        result = cloob_here(*arguments, *further, cwd=place, CLOOB_HOME=str(place / home))
+        assert result.returncode == 0, result.stderr
+        return result.stderr.splitlines()
+
+    assert said("--quiet") == []  # which introduces nothing
+    notice, purpose, hint, first = said()
     assert notice == f"model {store.BUNDLED_MODEL} on cpu in float32"
     assert cards.card(store.BUNDLED_MODEL).summary in purpose
+    assert hint.startswith("hint: for photographs")
+    [closing] = said()
+    for line in (first, closing):
+        assert line.endswith(f"with {store.BUNDLED_MODEL} on cpu in float32")
+    (place / "occupied").write_text("a home that cannot be written")
+    assert [len(said(home="occupied")) for _ in range(2)] == [4, 4]

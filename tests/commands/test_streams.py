@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -129,3 +130,26 @@ def test_help_and_errors_of_usage() -> None:
     error, hint = wrong.stderr.splitlines()
     assert error.startswith("error: No such option")
     assert hint.startswith("hint: see ")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
+@pytest.mark.parametrize("output", [None, "out.csv"])
+def test_a_reader_that_leaves_early(place: Path, tmp_path: Path, output: str | None) -> None:
+    """`| head -1`: a file is written whole all the same; a run without one ends quietly."""
+    arguments = ["classify", "pictures", "-l", "labels.txt", "-m", "model", "--json", "--batch-size", "1"]
+    command = [*COMMAND, *arguments, *(["-o", str(tmp_path / output)] if output else [])]
+    with subprocess.Popen(
+        command, cwd=place, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert "Traceback" not in said
+    assert "Exception ignored" not in said
+    if output:
+        assert process.returncode == 3, said  # one picture is broken
+        with (tmp_path / output).open(encoding="utf-8", newline="") as stream:
+            assert len(list(csv.reader(stream))) == 1 + len(NAMES)
+    else:
+        assert process.returncode == 1, said

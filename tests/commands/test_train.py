@@ -221,3 +221,16 @@ def test_two_processes_agree_where_to_stop(place):
     assert stopped[0] == stopped[1]
     newest = sorted((place / "both" / "checkpoints").iterdir())[-1]
     assert f"stopped at step {int(newest.name.removeprefix('step-'))} of 5000" in stopped[0]
+
+
+def test_of_many_skipped_pairs_the_first_are_told(tmp_path):
+    """The rest are in skipped.jsonl: a terminal full of them hides everything else."""
+    pairs = write_pairs(tmp_path / "pairs")
+    for number in range(30):
+        (pairs / f"{number:02}.txt").write_text("")
+    write_recipe(tmp_path / "r.toml", "pairs", train__steps=8)
+    result = cloob("train", "r.toml", "--out", "run", cwd=tmp_path)
+    assert result.returncode == 3
+    assert result.stderr.count("no caption") == 20
+    assert "more pairs are skipped" in result.stderr
+    assert len((tmp_path / "run" / "skipped.jsonl").read_text().splitlines()) > 20

@@ -155,6 +155,23 @@ def test_webdataset_cut_off_in_the_middle_keeps_what_is_whole(tmp_path: Path) ->
     check(source, range(len(source)), all_captions=False, exact=False)
 
 
+def test_the_output_folder_of_img2dataset(tmp_path: Path) -> None:
+    """Beside every tar (or folder, with its output_format "files") lies a table of what was fetched, and statistics."""
+    fetched = pa.table({"url": ["http://localhost/1"], "caption": ["a"], "key": ["000000001"], "status": ["success"]})
+    write_tar(tmp_path / "wds" / "00000.tar", range(9))
+    write_tar(tmp_path / "wds" / "00001.tar", range(9, COUNT))
+    write_folder(tmp_path / "files" / "00000", range(9))
+    write_folder(tmp_path / "files" / "00001", range(9, COUNT))
+    for folder, exact in (("wds", False), ("files", True)):
+        for shard in ("00000", "00001"):
+            pq.write_table(fetched, tmp_path / folder / f"{shard}.parquet")
+            (tmp_path / folder / f"{shard}_stats.json").write_text("{}")
+        check(opened(tmp_path / folder), range(COUNT), all_captions=exact, exact=exact)
+    write_parquet(tmp_path / "pq" / "00000.parquet", range(COUNT))  # with output_format "parquet" it is the data
+    (tmp_path / "pq" / "00000_stats.json").write_text("{}")
+    check(opened(tmp_path / "pq"), range(COUNT), all_captions=True)
+
+
 def test_several_sources_are_joined(tmp_path: Path) -> None:
     write_folder(tmp_path / "a", range(4))
     write_folder(tmp_path / "b", range(4, 9))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 from PIL import Image
 
+from cloob_cli.data.fingerprint import Part, digest, shared_folder
 from cloob_cli.data.folder import list_images
 from cloob_cli.data.images import open_image
 from cloob_cli.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, caption_list, find_column
@@ -31,6 +33,7 @@ class FileSource:
         for path, texts in rows:
             paths.append(path)
             captions.append(texts)
+        self.unusable: list[tuple[str, str]] = []
         self._paths = pa.array(paths, pa.large_string())
         self._captions = pa.array(captions, pa.large_list(pa.large_string()))
 
@@ -42,6 +45,16 @@ class FileSource:
 
     def captions(self, index: int) -> list[str]:
         return self._captions[index].as_py()
+
+    def parts(self) -> list[Part]:
+        paths = self._paths.to_pylist()
+        base = shared_folder([min(paths), max(paths)])  # what these two share, those between them do
+        sizes = [_size(path) for path in paths]
+        rows = (
+            repr((path[len(base) :].replace(os.sep, "/"), size, captions))
+            for path, size, captions in zip(paths, sizes, self._captions.to_pylist(), strict=True)
+        )
+        return [Part(Path(base).name or base, len(paths), sum(sizes), digest(rows))]
 
     def image(self, index: int, size_hint: int | None = None) -> Image.Image:
         return open_image(self.name(index), size_hint)
@@ -88,6 +101,13 @@ def table_rows(path: Path, image_key: str | None, caption_key: str | None, separ
         (str(base / image) if image else f"{path}: row {row + 1}", caption_list(caption) if image else [])
         for row, (image, caption) in enumerate(zip(images, captions, strict=True))
     ]
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # it may be one of the pairs to skip
+        return 0
 
 
 def _base(folder: Path, images: list[str | None]) -> Path:
