@@ -22,6 +22,7 @@ if os.name == "posix":
 
 _PARTIAL, _ASIDE = ".partial", ".replaced"
 _UNFINISHED = re.compile(r"\.(?P<name>.+)\.cloob-(?P<token>[0-9a-f]{8})\.(partial|replaced)", re.DOTALL)
+_NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EROFS, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else [])}
 _ABANDONED_AFTER = 24 * 3600.0  # seconds without a change, where a file system knows no locks
 
 
@@ -44,6 +45,9 @@ def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
     Where the body deletes a temporary file, its target goes too: a file of an earlier run that has no new
     counterpart (there were no failures this time) must not stay beside the new ones.
+
+    Raises:
+        OSError: a full disk, say; it names the file that was asked for.
     """
     targets = [Path(os.path.realpath(path)) for path in paths]
     _refuse_folders(targets)
@@ -53,7 +57,7 @@ def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
     token = secrets.token_hex(4)
     temporaries = [_temporary(target, token) for target in targets]
     try:
-        with ExitStack() as locks:
+        with _naming(paths, temporaries), ExitStack() as locks:
             for temporary in temporaries:
                 locks.enter_context(_locked_file(temporary))
             yield list(temporaries)
@@ -129,6 +133,19 @@ def sha256_of(path: Path) -> str:
 
 def _temporary(target: Path, token: str) -> Path:
     return target.with_name(f".{target.name}.cloob-{token}{_PARTIAL}")
+
+
+@contextmanager
+def _naming(paths: Sequence[Path], temporaries: Sequence[Path]) -> Iterator[None]:
+    """Errors of writing name no file, or a temporary one: make them name what a person knows."""
+    known = dict(zip(map(str, temporaries), paths, strict=True))
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno in _NO_ROOM and (problem.filename is None or str(problem.filename) in known):
+            path = known.get(str(problem.filename), paths[0])
+            raise OSError(problem.errno, os.strerror(problem.errno), str(path)) from problem
+        raise
 
 
 @contextmanager

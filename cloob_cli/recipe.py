@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from cloob_cli import assets
 from cloob_cli.core.config import ARCHITECTURES, PreprocessConfig, TextConfig, TokenizerConfig, VisionConfig
 from cloob_cli.errors import RecipeError
 from cloob_cli.schema import Section, nearest, parse
@@ -138,8 +139,13 @@ class ObjectiveSection(Section):
 
 
 class OptimizerSection(Section):
-    """AdamW. Biases and the temperature never decay; for the rest see `decay`."""
+    """AdamW, alone or beside Muon. Biases and the temperature never decay; for the rest see `decay`."""
 
+    name: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="muon: torch's Muon for the matrices in the transformers' blocks, AdamW for everything else",
+    )
+    momentum: float = Field(default=0.95, ge=0, lt=1, description="of muon")
     learning_rate: float = Field(default=1e-3, gt=0, description="after the warm-up")
     weight_decay: float = Field(default=0.1, ge=0, description="strength of the decay")
     decay: Literal["matrices", "names"] = Field(
@@ -283,7 +289,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
-        raise RecipeError(f"no recipe at {path}", "the shipped ones lie in recipes/") from None
+        raise RecipeError(f"no recipe at {path}", _recipes_like(path)) from None
     except (ValueError, OSError) as problem:  # both parsers' errors are ValueErrors
         raise RecipeError(f"{path} is not a readable recipe: {problem}") from None
     if not isinstance(data, dict):
@@ -293,6 +299,13 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         _apply(data, override)
     _resolve_paths(data, Path())  # what an override set; absolute ones stay
     return parse(Recipe, data, str(path), RecipeError)
+
+
+def _recipes_like(path: Path) -> str:
+    """A hint: the shipped recipe that was meant, or which there are."""
+    shipped = assets.shipped_recipes()
+    near = nearest(path.stem, shipped)
+    return f"did you mean {near!r}?" if near else f"the shipped ones are {', '.join(shipped)}"
 
 
 _PATH_KEYS = (("data", "train"), ("data", "validation"), ("validation", "zero_shot"))

@@ -32,6 +32,8 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append((device["device"], ", ".join(details)))
     used = found["used"]
     rows.append(("used", f"{used['device']} ({used['why']}), {used['inference_dtype']} for inference"))
+    model = found["default_model"]
+    rows.append(("default model", f"{model['name']} (chosen by {model['chosen_by']})"))
     for what, folder in found["folders"].items():
         state = "" if folder["exists"] else ", not made yet"
         rows.append((what, f"{folder['path']} ({console.bytes_text(folder['free_bytes'])} free{state})"))

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from cloob_cli.commands import completion
+
 
 def _bytes(text: str) -> int:
     from cloob_cli.data.budget import parse_bytes
@@ -21,11 +23,20 @@ ModelOption = Annotated[
         help="Zoo name, model folder or hf://ORG/REPO[@REVISION].",
         envvar="CLOOB_MODEL",
         show_default="the default of the zoo, or else the bundled one",
+        autocompletion=completion.usable_models,
     ),
 ]
-DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", show_default="auto")]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(help="auto, cpu, cuda, cuda:1, mps.", show_default="auto", autocompletion=completion.devices),
+]
 PrecisionOption = Annotated[
-    str | None, typer.Option(help="fp32, fp16 or bf16.", show_default="fp16 on CUDA, fp32 elsewhere")
+    str | None,
+    typer.Option(
+        help="fp32, fp16 or bf16.",
+        show_default="fp16 on CUDA, fp32 elsewhere",
+        autocompletion=completion.precisions,
+    ),
 ]
 BatchSizeOption = Annotated[int, typer.Option(min=1, help="Pictures or texts in one pass.")]
 WorkersOption = Annotated[

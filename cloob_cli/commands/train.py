@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cloob_cli import assets, console, signals
+from cloob_cli.commands import completion
 from cloob_cli.commands.options import DeviceOption, JsonOption, QuietOption
 
 if TYPE_CHECKING:
@@ -17,10 +19,17 @@ if TYPE_CHECKING:
 
 _SKIPS_SHOWN = 20
 _SKIPPED = 3  # exit code: done, but some pairs were skipped
+# One of these is set by torchrun, accelerate launch (also for a single process) and the MPI launchers.
+_LAUNCHERS = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's path, or the name of a shipped one.", metavar="RECIPE")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe's path, or the name of a shipped one.", metavar="RECIPE", autocompletion=completion.recipes
+        ),
+    ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder.", show_default="runs/NAME")] = None,
     set_: Annotated[
         list[str] | None,
@@ -42,18 +51,25 @@ def train(
     if dry_run:
         _dry_run(loaded, json_)
         return
+    launched = _launched()
     with signals.leaving_at_once():
         from cloob_cli.training.loop import train as run
 
-    finished = _show(loaded.name, run(loaded, out or Path("runs") / loaded.name, device=device, resume=resume))
+    folder = out or Path("runs") / loaded.name
+    finished = _show(loaded.name, run(loaded, folder, device=device, resume=resume, acknowledge=console.talk))
     if finished is None:
         return  # one of several processes: the main one tells the result
     if json_:
         console.json_document(dataclasses.asdict(finished) | {"model_folder": str(finished.model_folder)})
     else:
         console.line(str(finished.model_folder))
-    if finished.skipped:
+    if finished.skipped and not finished.already and not launched:
         raise typer.Exit(_SKIPPED)
+
+
+def _launched() -> bool:
+    """Whether a launcher started this process: to it every exit code but 0 is a failed run."""
+    return any(name in os.environ for name in _LAUNCHERS)
 
 
 def _show(name: str, events: Iterable[Any]) -> Any:
@@ -84,8 +100,17 @@ def _show(name: str, events: Iterable[Any]) -> Any:
                     console.warn(event.text)
                 case kinds.Finished():
                     finished = event
-    if finished is not None:
-        console.talk(f"trained in {_duration(finished.seconds)}: loss {finished.metrics['loss']:.4g}")
+    if finished is None:
+        return None
+    loss = finished.metrics.get("loss")
+    loss_text = f": loss {loss:.4g}" if loss is not None else ""
+    if finished.already:
+        folder = finished.model_folder.parent
+        console.talk(
+            f"the run in {folder} was finished after step {finished.step:,}{loss_text}; there is nothing to do"
+        )
+    else:
+        console.talk(f"trained in {_duration(finished.seconds)}{loss_text}")
         if finished.skipped:
             listed = finished.model_folder.parent / "skipped.jsonl"
             console.warn(f"{finished.skipped} pairs could not be read; they are listed in {listed}")

@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 from cloob_cli import console
+from cloob_cli.commands import completion
 from cloob_cli.commands.options import QuietOption
 from cloob_cli.errors import UsageError
 
-InputNameArgument = Annotated[str, typer.Argument(help="Zoo name or model folder.")]
+InputNameArgument = Annotated[
+    str, typer.Argument(help="Zoo name or model folder.", autocompletion=completion.usable_models)
+]
 
 
 def register(app: typer.Typer) -> None:

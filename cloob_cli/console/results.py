@@ -9,10 +9,21 @@ from typing import Any
 
 from cloob_cli.console.streams import is_drawing, printable, result_console, unwritable
 
+_GAP = 2  # between the columns of a table
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Rows of text: a table on a terminal, tab-separated columns with a header line elsewhere."""
-    if not sys.stdout.isatty():
+
+def on_terminal() -> bool:
+    """Whether results go to a person's terminal."""
+    return sys.stdout.isatty()
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], dispensable: Sequence[str] = ()) -> None:
+    """Rows of text: a table on a terminal, tab-separated columns with a header line elsewhere.
+
+    Args:
+        dispensable: columns that a terminal does without, in this order, until it is wide enough for the others.
+    """
+    if not on_terminal():
         line("\t".join(columns))
         for row in rows:
             line("\t".join(map(cell_text, row)))
@@ -20,11 +31,18 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        drawn.add_column(column, overflow="fold")
-    for row in rows:
-        drawn.add_row(*(Text(cell_text(cell)) for cell in row))
+    texts = [[Text(cell_text(cell)) for cell in row] for row in rows]
+    widths = [max([len(name), *(row[i].cell_len for row in texts)]) for i, name in enumerate(columns)]
+    kept = list(range(len(columns)))
+    for name in dispensable:
+        if sum(widths[number] + _GAP for number in kept) - _GAP <= result_console().width:
+            break
+        kept.remove(columns.index(name))
+    drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, _GAP, 0, 0))
+    for number in kept:
+        drawn.add_column(columns[number], overflow="fold")
+    for row in texts:
+        drawn.add_row(*(row[number] for number in kept))
     result_console().print(drawn)
 
 

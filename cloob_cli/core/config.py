@@ -36,6 +36,9 @@ class VisionConfig(Section):
         default=None, gt=0, description="left out: CLIP's rule, width/64 (ViT) or width/2 (ResNet)"
     )
     patch_size: int | None = Field(default=None, gt=0, description="side of a ViT's patch, pixels")
+    stem: Literal["patch", "conv"] = Field(
+        default="patch", description="how a ViT makes a token of a patch: one linear map, or 3x3 convolutions"
+    )
     mlp_ratio: float = Field(default=4.0, gt=0, description="width of a block's hidden layer by the tower's")
     activation: Activation = Field(default="gelu", description="gelu_tanh is jax's, quick_gelu is the original CLIP's")
     norm_pre: bool = Field(default=True, description="a norm before the first block")
@@ -51,6 +54,8 @@ class VisionConfig(Section):
                 raise ValueError("a resnet's layers are four block counts, like [3, 4, 6, 3]")
             if self.patch_size is not None:
                 raise ValueError("a resnet has no patch_size")
+            if self.stem != "patch":
+                raise ValueError("stem is a vit's; a resnet has its own of three convolutions")
             if self.image_size % 32:
                 raise ValueError("a resnet's image_size must be a multiple of 32")
         else:
@@ -62,6 +67,10 @@ class VisionConfig(Section):
                 raise ValueError("image_size must be a multiple of patch_size")
             if self.width % self.head_count:
                 raise ValueError("width must be a multiple of heads")
+            if self.stem == "conv" and (
+                self.patch_size & (self.patch_size - 1) or not 1 < self.patch_size <= self.width
+            ):
+                raise ValueError("a stem of convolutions halves the image, so patch_size is a power of two")
         return self
 
     @property

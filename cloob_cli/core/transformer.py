@@ -198,7 +198,7 @@ class VisionTransformer(nn.Module):
     """A vision transformer (Dosovitskiy et al. 2020) read at its class token, as CLIP has it.
 
     Options of `VisionConfig` cover the variants: norms before and after the blocks, a bias of the patch embedding
-    and of the projection.
+    and of the projection, a stem of convolutions before it.
 
     Attributes:
         patch_dropout: fraction of an image's patches that the blocks do not see in training, chosen anew by torch's
@@ -212,7 +212,12 @@ class VisionTransformer(nn.Module):
         assert config.patch_size is not None
         width, patch, epsilon = config.width, config.patch_size, config.norm_epsilon
         self.patch_dropout = 0.0
-        self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=config.patch_bias)
+        self.stem: nn.Module = nn.Identity()
+        if config.stem == "conv":
+            self.stem = convolutional_stem(patch, width)
+            self.conv1 = nn.Conv2d(width, width, kernel_size=1, bias=config.patch_bias)
+        else:
+            self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=config.patch_bias)
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty((config.image_size // patch) ** 2 + 1, width))
         self.ln_pre = nn.LayerNorm(width, eps=epsilon) if config.norm_pre else nn.Identity()
@@ -228,7 +233,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Raw features [B, D] of normalised pixels [B, 3, H, W], before L2 normalisation."""
-        grid = self.conv1(pixels)  # [B, W, height, width]
+        grid = self.conv1(self.stem(pixels))  # [B, W, height, width]
         patches = grid.flatten(2).transpose(1, 2)  # [B, patches, W]
         class_token = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         positions = fitted_positions(self.positional_embedding, grid.shape[2], grid.shape[3])
@@ -243,6 +248,25 @@ class VisionTransformer(nn.Module):
         kept = max(1, round(patches * (1 - self.patch_dropout)))
         places = torch.rand(x.shape[0], patches, device=x.device).topk(kept).indices
         return torch.cat([x[:, :1], x[:, 1:].gather(1, places[..., None].expand(-1, -1, x.shape[2]))], dim=1)
+
+
+def convolutional_stem(patch: int, width: int) -> nn.Sequential:
+    """Convolutions of 3x3 and stride 2, with batch normalisation and ReLU: H x W pixels to H/patch x W/patch cells.
+
+    Xiao et al., "Early Convolutions Help Transformers See Better" (arXiv 2106.14881): channels double up to the
+    tower's width, a 1x1 convolution follows (here `conv1`), and for equal cost the tower has one block less.
+    """
+    layers: list[nn.Module] = []
+    count, channels_in = patch.bit_length() - 1, 3
+    for number in range(1, count + 1):
+        channels = width >> (count - number)
+        layers += [
+            nn.Conv2d(channels_in, channels, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+        ]
+        channels_in = channels
+    return nn.Sequential(*layers)
 
 
 def project(x: Tensor, projection: nn.Parameter | nn.Linear) -> Tensor:

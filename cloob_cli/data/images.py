@@ -20,6 +20,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from cloob_cli.core.config import PreprocessConfig
+from cloob_cli.data import libtiff
 from cloob_cli.data.budget import MemoryBudget, OverBudgetError
 from cloob_cli.data.decoding_cost import AVIF_LEAST, check_icon, decoding_bytes
 from cloob_cli.data.upright import BAND_PIXELS, EXTREME_RATIO, Upright
@@ -88,6 +89,7 @@ def read_crop(
 @contextmanager
 def _opened(source: Path | str | bytes, size_hint: int | None) -> Iterator[tuple[Image.Image, Callable[[int], int]]]:
     """An image that is not decoded yet, and a function: a model's input size -> bytes that decoding may take."""
+    libtiff.silence()
     with warnings.catch_warnings():
         # Pillow warns of odd metadata and large pictures; a folder of pictures is not the place to repeat that.
         warnings.filterwarnings("ignore", module=r"PIL(\.|$)")

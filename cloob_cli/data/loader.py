@@ -39,6 +39,7 @@ class PairLoader:
         indices: int64 [n], the pairs to use; None: all.
         batch_size: pairs in a batch of all processes together. Rank r of W gets a contiguous share of each.
         workers: processes (or threads, where the pictures are in memory) that prepare batches; "auto": by cores.
+        local_processes: those of `processes` that share this machine's cores and memory; left out: all of them.
         in_memory: keep the decoded pictures; "auto": where they take at most a part of the free memory.
         captions_per_image: captions that are drawn of each pair, none twice where the pair has enough.
         text: the tower that the tokens are for; rows are cut to what it reads (`core.token_rows`). None: not cut.
@@ -62,6 +63,7 @@ class PairLoader:
         in_memory: bool | Literal["auto"] = "auto",
         rank: int = 0,
         processes: int = 1,
+        local_processes: int | None = None,
         device: torch.device | None = None,
         captions_per_image: int = 1,
         text: TextConfig | None = None,
@@ -73,10 +75,11 @@ class PairLoader:
             )
         self._source, self._seed, self._batch_size, self._text = source, seed, batch_size, text
         self._share = slice(batch_size * rank // processes, batch_size * (rank + 1) // processes)
-        self._workers = _worker_count(processes) if workers == "auto" else workers
+        local = local_processes or processes
+        self._workers = _worker_count(local) if workers == "auto" else workers
         reader = PairReader(source, tokenizer, Bases(preprocess, augment), augment, seed, captions_per_image)
         if in_memory == "auto":
-            in_memory = fits_in_memory(source, reader.bases, self._pairs, processes)
+            in_memory = fits_in_memory(source, reader.bases, self._pairs, local)
         self._full_size = preprocess.image_size
         self._read: Callable[[int, list[tuple[np.ndarray, int]]], Iterator[PairBatch]]
         if in_memory:
@@ -128,6 +131,6 @@ class PairLoader:
         return self._pairs[epoch_order(len(self._pairs), self._seed, epoch, windows)]
 
 
-def _worker_count(processes: int) -> int:
+def _worker_count(local_processes: int) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, max(1, cores // processes - 1))
+    return min(16, max(1, cores // local_processes - 1))

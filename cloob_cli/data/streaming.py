@@ -163,10 +163,25 @@ def _fork_server() -> BaseContext:
     if threading.current_thread() is threading.main_thread():  # only there can signals be set
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            forkserver.ensure_running()
+            with _quiet_tracker():
+                forkserver.ensure_running()
         finally:
             signal.signal(signal.SIGINT, before)
     return context
+
+
+@contextmanager
+def _quiet_tracker() -> Iterator[None]:
+    """Where this process is killed, multiprocessing's tracker gives its semaphores back, and warns that it has to."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker"]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 @contextmanager

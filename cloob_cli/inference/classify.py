@@ -163,8 +163,16 @@ def open_rows(path: Path, suffix: str, top_k: int, metadata: dict[str, str]) -> 
 def _csv(path: Path, top_k: int) -> Iterator[Write]:
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
+        # The csv module leaves a lone carriage return bare, which readers then take for the end of a row.
+        quoting = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(columns(top_k))
-        yield lambda rows: writer.writerows(row.as_row() for row in rows)
+
+        def write(rows: Iterable[Classified]) -> None:
+            for row in rows:
+                cells = row.as_row()
+                (quoting if any("\r" in str(cell) for cell in cells) else writer).writerow(cells)
+
+        yield write
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import stat
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -25,6 +26,8 @@ from cloob_cli.data.budget import MemoryBudget, default_budget
 from cloob_cli.data.folder import scan
 from cloob_cli.data.images import Preprocess, read_crop
 from cloob_cli.errors import ImageError, InputError
+
+_BEFORE_ESCAPE = re.compile(r"(\\+)(?=[\udc80-\udcff]|x[89a-f][0-9a-f])")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -95,8 +98,16 @@ def collect_images(sources: Sequence[Path]) -> Collected:
 
 
 def path_text(path: Path) -> str:
-    """A path as text that every format can hold; bytes of a name that are no UTF-8 become `\\xNN`."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace") if os.name == "posix" else str(path)
+    """A path as text that every format can hold, different for different paths.
+
+    Bytes of a name that are not UTF-8 become `\\xNN`. Backslashes before such an escape, or before what looks like one
+    in the name itself, are doubled: an odd number of them marks a byte.
+    """
+    if os.name != "posix":
+        return str(path).encode("utf-8", "backslashreplace").decode()
+    text = os.fsencode(path).decode("utf-8", "surrogateescape")
+    text = _BEFORE_ESCAPE.sub(r"\1\1", text)
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def default_workers() -> int:

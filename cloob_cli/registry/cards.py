@@ -41,11 +41,15 @@ class Source(Section):
 
 
 class Score(Section):
-    """One measured number, in percent, and who measured it how."""
+    """One measured number, in percent, and who measured it how.
+
+    `clip` is the same of the CLIP that the same people trained on the same data.
+    """
 
     dataset: str
     metric: str
     value: float = Field(ge=0, le=100)
+    clip: float | None = Field(default=None, ge=0, le=100, description="of the CLIP beside it, on the same data")
     by: str = Field(description="who measured it, and where it is published or with which command")
 
 

@@ -43,6 +43,7 @@ def not_of_clip(config: ModelConfig) -> dict[str, bool]:
     return {
         "a bias in the image projection": config.vision.projection_bias,
         "a bias in the patch embedding": config.vision.patch_bias,
+        "a stem of convolutions before a vision transformer": config.vision.stem == "conv",
         "a text tower that masks its padding": config.text.padding != "ignored",
         "norms after the text tower's layers": config.text.post_norm,
         "a norm of the text's embeddings": config.text.norm_embedding,

@@ -10,10 +10,18 @@ from urllib.parse import urlsplit
 
 from cloob_cli.errors import DownloadError, UsageError
 from cloob_cli.files import sha256_of
+from cloob_cli.registry.connection import (
+    Patience,
+    answer_of,
+    certificate_error,
+    distrusted_certificate,
+    http_client,
+    shown_address,
+)
 from cloob_cli.registry.events import Notice, Report, unreported
 from cloob_cli.registry.locks import lock
 from cloob_cli.registry.storage import free_space
-from cloob_cli.registry.transfer import Downloaded, Patience, Transfer, answer_of, paths_of, shown_address
+from cloob_cli.registry.transfer import Downloaded, Transfer, paths_of
 
 
 @contextmanager
@@ -75,8 +83,11 @@ def remote_size(url: str) -> int | None:
 
     check_address(url)
     try:
-        response = httpx2.head(url, follow_redirects=True, headers={"Accept-Encoding": "identity"}, timeout=15)
+        with http_client(timeout=15) as client:
+            response = client.head(url)
     except (httpx2.HTTPError, httpx2.InvalidURL) as problem:
+        if distrust := distrusted_certificate(problem):
+            raise certificate_error(url, distrust) from None
         raise DownloadError(f"{shown_address(url)}: {problem}", "try again later") from None
     if response.is_error:
         raise DownloadError(f"{shown_address(url)}: {answer_of(response)}")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloob_cli.errors import ModelFolderError
 from cloob_cli.files import replacing_folder, sha256_of
 from cloob_cli.registry.fingerprint import FINGERPRINT_FILE
+from cloob_cli.registry.tensor_file import write_tensors
 from cloob_cli.schema import parse
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ KEPT_FILES = (*MODEL_FILES, FINGERPRINT_FILE)
 CONFIG_KEY = "config"  # in the metadata of the weights
 
 _CLIP_VOCABULARY = 49408
+_DEEPEST = 50  # levels of a configuration; our own, with the recipe in it, has five
 
 
 def is_model_folder(folder: Path) -> bool:
@@ -55,8 +58,6 @@ def save_model(
 
     The folder is opened once and its fingerprint stored in it, for `cloob zoo verify --deep`.
     """
-    from safetensors.torch import save_file
-
     from cloob_cli.registry.fingerprint import write_fingerprint
 
     with replacing_folder(Path(folder)) as temporary:
@@ -65,7 +66,7 @@ def save_model(
             for name, tensor in model.state_dict().items()
         }
         metadata = {"format": "pt", CONFIG_KEY: model.config.model_dump_json(exclude_none=True)}
-        save_file(tensors, temporary / WEIGHTS_FILE, metadata=metadata)
+        write_tensors(tensors, temporary / WEIGHTS_FILE, metadata)
         write_config(temporary, model.config)
         tokenizer.save(temporary / TOKENIZER_FILE)
         (temporary / README_FILE).write_text(card_text, encoding="utf-8")
@@ -230,17 +231,12 @@ def _open_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
         if kind == "clip" and size == _CLIP_VOCABULARY:
             return clip_tokenizer(config.text.context_length)  # the package carries the very same vocabulary
         raise ModelFolderError(f"{folder} has no {TOKENIZER_FILE}", "copy it from where the weights came from")
-    try:
-        tokenizer = Tokenizer(path, config.tokenizer, config.text.context_length)
-    except ModelFolderError:
-        raise
-    except Exception as problem:  # the tokenizers library raises bare Exception
-        raise ModelFolderError(f"{path} is not a sound tokenizer file ({_first_line(problem)})") from None
+    tokenizer = Tokenizer(path, config.tokenizer, config.text.context_length, id_limit=size)
     # CLIP's own vocabulary is let through with a cut-down text tower: its low ids still mean what they say.
     fits = tokenizer.vocab_size == _CLIP_VOCABULARY if kind == "clip" else tokenizer.vocab_size <= size
     if not fits:
         raise ModelFolderError(
-            f"{path} has {tokenizer.vocab_size} entries and the text tower {size}: it is another model's"
+            f"{path} has ids below {tokenizer.vocab_size}, the text tower has {size} of them: it is another model's"
         )
     return tokenizer
 
@@ -254,9 +250,22 @@ def _read(path: Path) -> str:
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as problem:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as problem:
         raise ModelFolderError(f"{where} is not valid JSON ({problem})") from None
+    # What can be read may still be too deep for all that compares, writes and shows it.
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [item for part in level for item in _items(part)]
+        if not level:
+            return value
+    raise ModelFolderError(f"{where} is nested more than {_DEEPEST} levels deep")
+
+
+def _items(part: Any) -> Iterable[Any]:
+    if isinstance(part, dict):
+        return part.values()
+    return part if isinstance(part, list) else ()
 
 
 def _first_line(problem: BaseException) -> str:

@@ -27,10 +27,20 @@ def model_card(name: str, config: ModelConfig, card: Card | None) -> str:
     facts += [f"- {label}: {value}" for label, value in _known(config, card)]
     parts.append("\n".join(facts))
     if card and card.scores:
-        rows = [f"| {score.dataset} | {score.metric} | {score.value:g} % | {score.by} |" for score in card.scores]
-        parts.append("\n".join(["| data | measure | score | by |", "|---|---|---|---|", *rows]))
+        parts.append("\n".join(_scores(card)))
     parts.append(f"```\ncloob classify PICTURES --labels labels.txt --model {name}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _scores(card: Card) -> list[str]:
+    """A table; with a column for the CLIP that was trained beside the model, where one was."""
+    beside = any(score.clip is not None for score in card.scores)
+    clip = ["CLIP, same data"] if beside else []
+    rows = [["data", "measure", "score", *clip, "by"], ["---"] * (4 + beside)]
+    for score in card.scores:
+        clip = [f"{score.clip:g} %" if score.clip is not None else ""] if beside else []
+        rows.append([score.dataset, score.metric, f"{score.value:g} %", *clip, score.by])
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def _known(config: ModelConfig, card: Card | None) -> list[tuple[str, str]]:

@@ -83,6 +83,7 @@ class Finished:
     metrics: dict[str, Any]
     skipped: int
     seconds: float
+    already: bool = False  # it was done before, and this time nothing was
 
 
 Event = Preparing | Started | StepDone | Validated | CheckpointSaved | PairSkipped | Notice | Finished

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
 from functools import partial
 from itertools import chain
@@ -29,7 +30,7 @@ from cloob_cli.errors import (
 )
 from cloob_cli.recipe import Recipe
 from cloob_cli.registry.store import save_model
-from cloob_cli.training import curriculum, data_record, setup, state
+from cloob_cli.training import curriculum, data_record, processes, setup, state
 from cloob_cli.training.card import model_card
 from cloob_cli.training.events import (
     CheckpointSaved,
@@ -43,40 +44,54 @@ from cloob_cli.training.events import (
     Validated,
 )
 from cloob_cli.training.interrupt import StopRequest, stop_on_signals
-from cloob_cli.training.precision import pick_precision
+from cloob_cli.training.lock import RunLock
+from cloob_cli.training.start import claim, find_start
 from cloob_cli.training.state import Progress, RunFolder
 from cloob_cli.training.step import TrainingStep
-from cloob_cli.training.telemetry import MetricsFile, Window, draw_loss_curve, last_loss, memory_gib, read_rows
+from cloob_cli.training.telemetry import MetricsFile, Window, draw_loss_curve, memory_gib
 from cloob_cli.training.validation import Validator
 
 
-def train(recipe: Recipe, folder: Path, *, device: str | None = None, resume: bool = False) -> Iterator[Event]:
+def train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: str | None = None,
+    resume: bool = False,
+    acknowledge: Callable[[str], None] | None = None,
+) -> Iterator[Event]:
     """Train what `recipe` says in the run folder `folder`, yielding events as they happen.
 
     Under `accelerate launch` every process calls this; events come out on the main one only.
 
     Args:
         device: see `core.device.pick_device`.
-        resume: go on from the newest good checkpoint in `folder`, or start where there is none.
+        resume: go on from the newest good checkpoint in `folder`, or start where there is none. A run that is done is
+            left as it is; its `Finished` is the only event.
+        acknowledge: told at once, from another thread, that a signal has arrived and what happens now.
 
     Raises:
-        UsageError: `folder` holds something else, or a run that is not to be resumed or has another recipe.
+        UsageError: `folder` holds something else, a run that is not to be resumed or has another recipe, or one that
+            another process works on.
         DataError: the data cannot be opened or holds less than a batch.
         DeviceError: no such device.
         NonFiniteLossError: the loss or the gradient is no longer a number.
+        TrainingError: the processes of the run do not mean the same run, or the final validation failed.
+        DiskSpaceError: no room for a checkpoint or the model.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
     """
-    with stop_on_signals() as stop:
-        run = Run(recipe, RunFolder(Path(folder)), device, resume)
-        for event in chain(run.prepare(stop), run.train(stop)):
+    main = os.environ.get("RANK", "0") == "0"
+    with stop_on_signals(acknowledge if main else None) as stop, closing(Run(recipe, folder, device, resume)) as run:
+        for event in run.events(stop):
             if run.is_main:
                 yield event
 
 
 class Run:
-    """One process's part of a training run: `prepare`, then `train`.
+    """One process's part of a training run.
 
-    All processes go through the same steps and take part in every exchange; the main one alone writes and validates.
+    All processes go through the same steps and take part in every exchange; the main one alone reads and writes the
+    run's folder, and validates.
     """
 
     data: setup.PairSplit
@@ -84,42 +99,51 @@ class Run:
     validator: Validator
     train_step: TrainingStep
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, device: str | None, resume: bool) -> None:
-        self.recipe, self.folder = recipe, folder
+    def __init__(self, recipe: Recipe, folder: Path, device: str | None, resume: bool) -> None:
+        self.recipe, self.folder, self.resume, self.lock = recipe, RunFolder(Path(folder)), resume, RunLock()
         chosen = setup.choose_device(device)
-        self.saved, self.problems = state.newest_good(folder.checkpoints) if resume else (None, [])
-        done = state.load_progress(self.saved) if self.saved else None
-        self.precision = done.precision if done else pick_precision(recipe.train.precision, chosen)
-        self.step, self.seconds_before = (done.step, done.seconds) if done else (0, 0.0)
-        self.data_before = done.data if done else {}
+        setup.start_processes(chosen)
+        self.is_main = processes.is_main()
+        self.start = processes.on_main(lambda: find_start(self.folder, recipe, chosen, resume, self.lock))
+        self.saved, self.step = self.start.checkpoint, self.start.progress.step
+        self.precision = self.start.progress.precision
         self.accelerator = setup.start_accelerator(chosen, self.precision)
         self.device = self.accelerator.device
-        self.is_main = self.accelerator.is_main_process
-        if self.is_main:
-            folder.check(recipe, resume)
-        self.skipped = {row["name"] for row in read_rows(folder.skipped)} if folder.skipped.exists() else set()
-        self.last_loss = math.nan
+        self.skipped = set(self.start.skipped)
+        self.last_loss = self.start.last_loss
         self.unscored: Exception | None = None  # why the last validation gave no scores
+
+    def close(self) -> None:
+        """Let others have the run's folder."""
+        self.lock.release()
+
+    def events(self, stop: StopRequest) -> Iterator[Event]:
+        """Everything, or nothing where the run is done already."""
+        if self.start.finished:
+            yield self.start.finished
+        else:
+            yield from self.prepare(stop)
+            yield from self.train(stop)
 
     # --- before the first step ------------------------------------------------------------------------------------
 
     def prepare(self, stop: StopRequest) -> Iterator[Event]:
         """Open the data, make the tokenizer and the model, and load the checkpoint if there is one."""
         recipe = self.recipe
-        yield from (Notice(problem) for problem in self.problems)
+        yield from map(Notice, self.start.notices)
         yield Preparing("opening the data")
         self.data = setup.open_data(recipe.data, recipe.validation.retrieval_pairs)
         self.data_record = data_record.record(self.data)
         if self.saved:
-            yield from map(Notice, data_record.compare(self.data_before, self.data_record, self.step))
+            yield from map(Notice, data_record.compare(self.start.progress.data, self.data_record, self.step))
         stop.check()
+        processes.agree(setup.facts(recipe, self.data, self.data_record))
+        notice = processes.on_main(lambda: claim(self.folder, recipe, self.resume, self.lock))
+        yield from [Notice(notice)] if notice else []
         if recipe.tokenizer.kind == "bpe" and not self.folder.tokenizer.exists():
             yield Preparing("learning a vocabulary from the captions")
-        with self.accelerator.main_process_first():
-            if self.is_main:
-                self.folder.create(recipe)
-            length = recipe.model.text.context_length if recipe.model.text else 0
-            self.tokenizer = setup.make_tokenizer(recipe.tokenizer, length, self.data, self.folder.tokenizer)
+        length = recipe.model.text.context_length if recipe.model.text else 0
+        self.tokenizer = setup.make_tokenizer(recipe.tokenizer, length, self.data, self.folder.tokenizer)
         stop.check()
         config = setup.model_config(recipe, self.tokenizer.vocab_size)
         self.model = setup.build_model(recipe, config, self.device)
@@ -143,7 +167,7 @@ class Run:
         self.average = self.train_step.average
         if self.saved:
             optimizer, scaler = self.train_step.optimizer, self.accelerator.scaler
-            state.load_checkpoint(self.saved, self.model, optimizer, scaler, self.average)
+            state.load_checkpoint(self.saved, self.model, optimizer, scaler, self.average, self.device)
 
     def _open_loader(self, preprocess: Preprocess) -> PairLoader:
         return PairLoader(
@@ -158,6 +182,7 @@ class Run:
             in_memory=self.recipe.data.in_memory,
             rank=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
+            local_processes=setup.local_processes(),
             device=self.device,
             captions_per_image=self.recipe.train.captions_per_image,
             text=self.model.config.text,
@@ -168,12 +193,11 @@ class Run:
     def train(self, stop: StopRequest) -> Iterator[Event]:
         """Train to the end and write the model."""
         self.started = time.monotonic()
-        self.last_loss = last_loss(self.folder.metrics, self.step)
         yield self._started()
         yield from self._report_skips(self.data.unusable if self.is_main else [])
         metrics_file = MetricsFile(self.folder.metrics, self.step) if self.is_main else None
         try:
-            for event in chain(self._steps(stop), self._finish()):
+            for event in chain(self._steps(stop), self._finish(stop)):
                 if metrics_file and isinstance(event, StepDone | Validated):
                     metrics_file.add(event)
                 yield event
@@ -188,12 +212,14 @@ class Run:
             while self.step < self.steps:
                 with window.waiting():
                     batch = next(batches)
+                stop.check()
                 try:
                     window.add(*self.train_step(batch, self.step), images=section.batch_size)
                 except NonFiniteEmbeddingsError:
                     self._check_finite(window)
                     raise self._not_finite("the embeddings are", self.step + 1) from None
                 self.step += 1
+                stop.nothing_to_save = None
                 skipped += batch.skipped
                 last, stopping = self.step == self.steps, self._any_process(stop.requested)
                 saving = last or stopping or self.step % section.checkpoint_every == 0
@@ -230,15 +256,21 @@ class Run:
         raised = torch.tensor(float(flag), device=self.device)
         return float(self.accelerator.reduce(raised, "sum")) > 0
 
-    def _finish(self) -> Iterator[Event]:
-        metrics: dict[str, float] = {"loss": self.last_loss}
+    def _finish(self, stop: StopRequest) -> Iterator[Event]:
+        metrics = {"loss": self.last_loss} if math.isfinite(self.last_loss) else {}
+        stop.nothing_to_save = None
         with self.average.applied_to(self.model) if self.average else nullcontext():
             # The model comes first, with a card that cannot go wrong: nothing that fails from here on costs it.
             if self.is_main:
                 self._save_model(metrics, f"# {self.recipe.name}\n")
-            for event in self._scores():
-                metrics |= event.metrics if isinstance(event, Validated) else {}
-                yield event
+            if self.validator:
+                stop.hint = "the same command with --resume adds them"
+                stop.nothing_to_save = f"stopped in the final validation; {self.folder.model} is saved without scores"
+                stop.check()
+                for event in self._scores():
+                    metrics |= event.metrics if isinstance(event, Validated) else {}
+                    yield event
+                stop.nothing_to_save = None
             if self.is_main:
                 self._save_model(metrics)
         if self.is_main:
@@ -255,7 +287,10 @@ class Run:
                 f"the final validation failed: {one_line(self.unscored)}",
                 f"the model is saved without its scores in {self.folder.model}",
             ) from self.unscored
-        yield Finished(self.step, self.folder.model, metrics, len(self.skipped), self._seconds())
+        finished = Finished(self.step, self.folder.model, metrics, len(self.skipped), self._seconds())
+        if self.is_main:
+            self.folder.finish(finished)
+        yield finished
 
     # --- reports --------------------------------------------------------------------------------------------------
 
@@ -376,4 +411,4 @@ class Run:
         save_model(self.folder.model, self.model, self.tokenizer, card_text=card, dtype=dtype)
 
     def _seconds(self) -> float:
-        return self.seconds_before + time.monotonic() - self.started
+        return self.start.progress.seconds + time.monotonic() - self.started

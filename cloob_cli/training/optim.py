@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
 
 from cloob_cli.recipe import OptimizerSection
+from cloob_cli.training.muon import MuonWithAdamW, hidden_matrices
 
 # Parameters with one of these in their name do not decay by the rule "names".
 _NAMES_WITHOUT_DECAY = ("bn", "ln", "bias", "logit_scale")
 
 
 def parameter_groups(
-    model: torch.nn.Module, weight_decay: float, decay: Literal["matrices", "names"] = "matrices"
+    model: torch.nn.Module,
+    weight_decay: float,
+    decay: Literal["matrices", "names"] = "matrices",
+    without: Collection[torch.nn.Parameter] = (),
 ) -> list[dict[str, Any]]:
-    """Two AdamW groups of the trainable parameters, those that decay and those that do not.
+    """Two AdamW groups of the trainable parameters, those that decay and those that do not; none of `without`.
 
     By "matrices", parameters of two or more dimensions decay: matrices, kernels and positional embeddings. Gains,
     biases, the class token and the temperature have fewer; decaying them pulls the network's scale towards zero
     without regularizing anything. "names" is the reference program's rule: all decay whose name holds none of "bn",
     "ln", "bias" and "logit_scale"; `downsample.1.weight`, a BatchNorm's gain, then decays although no other gain does.
     """
-    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    left_out = {id(parameter) for parameter in without}
+    trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in left_out]
 
     def decays(name: str, parameter: torch.Tensor) -> bool:
         if decay == "names":
@@ -36,16 +42,24 @@ def parameter_groups(
     ]
 
 
-def build_optimizer(model: torch.nn.Module, section: OptimizerSection) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, with the fused step where torch has one for the device."""
+def build_optimizer(model: torch.nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
+    """AdamW over `parameter_groups`, with the fused step where torch has one for the device; beside Muon if asked.
+
+    Raises:
+        RecipeError: Muon is asked for and torch is too old for it, or the model has no matrix for it.
+    """
     device = next(model.parameters()).device.type
-    return torch.optim.AdamW(
-        parameter_groups(model, section.weight_decay, section.decay),
+    matrices = [p for p in hidden_matrices(model) if p.requires_grad] if section.name == "muon" else []
+    adamw = torch.optim.AdamW(
+        parameter_groups(model, section.weight_decay, section.decay, matrices),
         lr=section.learning_rate,
         betas=(section.beta1, section.beta2),
         eps=section.epsilon,
         fused=device in {"cpu", "cuda"},
     )
+    if section.name == "adamw":
+        return adamw
+    return MuonWithAdamW(matrices, adamw, weight_decay=section.weight_decay, momentum=section.momentum)
 
 
 def warmup_length(section: OptimizerSection, steps: int) -> int:

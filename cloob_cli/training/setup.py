@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
+from cloob_cli import __version__
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.device import pick_device
 from cloob_cli.core.model import CloobModel, build
@@ -24,10 +27,20 @@ from cloob_cli.errors import DataError, DeviceError, ImageError
 from cloob_cli.files import replacing
 from cloob_cli.recipe import DataSection, ModelSection, Recipe, TokenizerSection
 from cloob_cli.training.precision import Precision
+from cloob_cli.training.processes import on_main
 from cloob_cli.training.validation import HeldOut
 
 # Rank 0 validates and saves while the others wait for it; the usual ten minutes can be too short for that.
 _PATIENCE = timedelta(hours=4)
+_OWN = {"data.workers", "data.in_memory"}  # recipe keys that each process may have for itself
+
+
+def start_processes(device: torch.device) -> None:
+    """Under a launcher, join the other processes of the run; they can then talk (`processes`)."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # a second run in one process may have other settings
+    if device.type == "cuda" and device.index is not None and "LOCAL_RANK" not in os.environ:
+        torch.cuda.set_device(device)
+    PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
 
 
 def start_accelerator(device: torch.device, precision: Precision) -> Accelerator:
@@ -36,18 +49,18 @@ def start_accelerator(device: torch.device, precision: Precision) -> Accelerator
     Raises:
         DeviceError: the device does not train in this precision.
     """
-    AcceleratorState._reset_state(reset_partial_state=True)  # a second run in one process may have other settings
-    if device.type == "cuda" and device.index is not None and "LOCAL_RANK" not in os.environ:
-        torch.cuda.set_device(device)
     try:
-        return Accelerator(
-            mixed_precision="no" if precision == "fp32" else precision,
-            cpu=device.type == "cpu",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
-        )
+        return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=device.type == "cpu")
     except ValueError as problem:
         text = f"{device.type} does not train in {precision}: {problem}"
         raise DeviceError(text, 'set train.precision = "auto"') from None
+
+
+def local_processes() -> int:
+    """How many processes of this run are on this machine, as the launcher says."""
+    names = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+    told = next((os.environ[name] for name in names if os.environ.get(name, "").isdecimal()), None)
+    return int(told) if told else PartialState().num_processes
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -98,16 +111,42 @@ def _spread(indices: np.ndarray, limit: int) -> np.ndarray:
 
 
 def make_tokenizer(section: TokenizerSection, context_length: int, data: PairSplit, path: Path) -> Tokenizer:
-    """The tokenizer at `path` if the run has one already; else CLIP's, or one trained on the captions; stored there."""
-    if path.exists():
-        return Tokenizer(path, section.config(), context_length)
-    if section.kind == "clip":
-        tokenizer = clip_tokenizer(context_length)
-    else:
-        tokenizer = train_bpe(_captions(data), section.vocab_size or 0, context_length)
-    with replacing(path) as temporary:
-        tokenizer.save(temporary)
-    return tokenizer
+    """The tokenizer at `path` if the run has one already; else CLIP's, or one trained on the captions; stored there.
+
+    The main process makes it and sends it to the others.
+    """
+
+    def made() -> bytes:
+        if not path.exists():
+            if section.kind == "clip":
+                tokenizer = clip_tokenizer(context_length)
+            else:
+                tokenizer = train_bpe(_captions(data), section.vocab_size or 0, context_length)
+            with replacing(path) as temporary:
+                tokenizer.save(temporary)
+        return path.read_bytes()
+
+    return Tokenizer(on_main(made), section.config(), context_length)
+
+
+def facts(recipe: Recipe, data: PairSplit, data_record: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same in every process of a run, by names for people."""
+    keys = {f"the recipe's {key}": value for key, value in _flat(recipe.model_dump(mode="json")) if key not in _OWN}
+    return {
+        "the version of cloob": __version__,
+        **keys,
+        "the number of training pairs": len(data.indices),
+        "the number of held-out pairs": len(data.held_out) if data.held_out else 0,
+        "the data's fingerprint": hashlib.sha256(json.dumps(data_record).encode()).hexdigest()[:12],
+    }
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _captions(data: PairSplit) -> Iterator[str]:
@@ -139,7 +178,7 @@ def model_config(recipe: Recipe, vocab_size: int) -> ModelConfig:
 def build_model(recipe: Recipe, config: ModelConfig, device: torch.device) -> CloobModel:
     """A freshly initialised model, ready to be trained on `device`."""
     model = build(config, recipe.seed).to(device)
-    if config.vision.kind == "resnet":
+    if config.vision.kind == "resnet" or config.vision.stem == "conv":
         model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.logit_scale.requires_grad_(recipe.objective.learn_inv_tau)
     if recipe.train.gradient_checkpointing:

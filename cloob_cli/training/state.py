@@ -9,6 +9,8 @@
                                          state.json (step, fingerprint of the data, hashes of
                                          the other files; written last)
     RUN/model/                           the finished model
+    RUN/result.json                      step, metrics, skipped pairs and seconds; written when everything is done
+    RUN/run.lock                         held by the process that trains here
 
 Which sample comes when, the learning rate and the random numbers of a step are functions of the seed and the step
 number, so a checkpoint needs no more than the tensors and the step.
@@ -17,6 +19,7 @@ number, so a checkpoint needs no more than the tensors and the step.
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +29,17 @@ import torch
 
 from cloob_cli import __version__
 from cloob_cli.errors import TrainingError, UsageError
-from cloob_cli.files import replacing, replacing_folder, sha256_of
+from cloob_cli.files import remove_abandoned, replacing, replacing_folder, sha256_of
 from cloob_cli.recipe import Recipe
+from cloob_cli.registry.store import is_model_folder
 from cloob_cli.schema import parse
 from cloob_cli.training.average import WeightAverage
+from cloob_cli.training.events import Finished
+from cloob_cli.training.lock import LOCK_FILE
 from cloob_cli.training.precision import Precision
+from cloob_cli.training.processes import send_tensors
+
+_RESULT_KEYS = ("step", "metrics", "skipped", "seconds")
 
 # Keys that may change between a run and its continuation: they do not change what the weights become. Where the data
 # lie does not either; whether they are the same data, the checkpoint knows (data_record.py).
@@ -75,14 +84,20 @@ class RunFolder:
     def model(self) -> Path:
         return self.path / "model"
 
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
     def check(self, recipe: Recipe, resume: bool) -> None:
         """Make sure that this run may be written here, before anything is.
 
         Raises:
-            UsageError: a run exists and `resume` is false, or it was made by a recipe with other settings.
+            UsageError: a run exists and `resume` is false, or it was made by a recipe with other settings, or the
+                folder cannot be made.
         """
         if not self.recipe.exists():
-            if self.path.exists() and any(self.path.iterdir()):
+            _check_writable(self.path)
+            if self.path.exists() and any(entry.name != LOCK_FILE for entry in self.path.iterdir()):
                 raise UsageError(f"{self.path} exists and is not a run's folder", "choose another with --out")
             return
         if not resume:
@@ -103,6 +118,34 @@ class RunFolder:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         with replacing(self.recipe) as temporary:
             temporary.write_text(json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+
+    def clean(self) -> None:
+        """Remove what a killed process left half written."""
+        for folder in (self.path, self.checkpoints):
+            remove_abandoned(folder)
+
+    def finish(self, finished: Finished) -> None:
+        """Write down that the run is done: a resumption then has nothing to do."""
+        stored = {name: getattr(finished, name) for name in _RESULT_KEYS}
+        with replacing(self.result) as temporary:
+            temporary.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+
+    def finished(self) -> Finished | None:
+        """How the run ended, if it is done and its model still there."""
+        try:
+            stored = json.loads(self.result.read_text(encoding="utf-8"))
+            values = {name: stored[name] for name in _RESULT_KEYS}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return Finished(model_folder=self.model, already=True, **values) if is_model_folder(self.model) else None
+
+
+def _check_writable(path: Path) -> None:
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise UsageError(f"{path} cannot be made: {existing} is not a folder", "choose another with --out")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"{path} cannot be made: {existing} may not be written to", "choose another with --out")
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
@@ -216,15 +259,21 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     scaler: Any | None,
     average: WeightAverage | None,
+    device: torch.device,
 ) -> None:
-    """Put a whole checkpoint's tensors back."""
+    """Put a whole checkpoint's tensors back; the main process reads them and sends them to the others over `device`."""
     from safetensors.torch import load_file
 
-    model.load_state_dict(load_file(path / "model.safetensors"))
+    def read(name: str) -> Any:
+        if name.endswith(".safetensors"):
+            return load_file(path / name)
+        return torch.load(path / name, map_location="cpu", weights_only=True)
+
+    model.load_state_dict(send_tensors(lambda: read("model.safetensors"), device))
     if average is not None:
-        for name, tensor in load_file(path / "average.safetensors").items():
+        for name, tensor in send_tensors(lambda: read("average.safetensors"), device).items():
             average.tensors[name].copy_(tensor)
-    stored = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    stored = send_tensors(lambda: read("optimizer.pt"), device)
     optimizer.load_state_dict(stored["optimizer"])
     if scaler is not None and stored["scaler"]:
         scaler.load_state_dict(stored["scaler"])

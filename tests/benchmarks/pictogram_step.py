@@ -24,12 +24,19 @@ from cloob_cli.training.loop import Run
 from cloob_cli.training.state import RunFolder
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "pictograms-vit-xs.toml"
+RESNET = ["model.vision={kind='resnet', image_size=64, width=32, layers=[1, 2, 2, 1], heads=8}"]
 ROWS: dict[str, list[str]] = {
     "as the recipe": [],
+    "all of the text context": [],  # as it is without cutting token rows
     "2 captions an image": ["train.captions_per_image=2"],
     "4 captions an image": ["train.captions_per_image=4"],
     "patch dropout 0.5": ["train.patch_dropout=0.5"],
+    "convolutional stem": ['model.vision.stem="conv"'],
+    "convolutional stem, a block less": ['model.vision.stem="conv"', "model.vision.layers=5"],
+    "Muon": ['optimizer.name="muon"'],
     "images of 32 pixels": ["train.image_sizes=[[0.0, 32], [0.9, 48]]"],
+    "ResNet at 64 pixels": RESNET,
+    "ResNet, images of 32 pixels": [*RESNET, "train.image_sizes=[[0.0, 32], [0.9, 64]]"],
 }
 ROUNDS = 3
 
@@ -67,6 +74,8 @@ def _steps(folder: Path, name: str, options: argparse.Namespace, stop: object) -
     run = Run(recipe, RunFolder(folder / name.replace(" ", "-")), options.device, resume=False)
     for _ in run.prepare(stop):  # type: ignore[arg-type]
         pass
+    if name == "all of the text context":
+        run.loader._text, run.model.cuts_tokens = None, False
     for batch in run._batches():
         run.train_step(batch, run.step)
         run.step += 1

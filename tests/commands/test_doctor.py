@@ -12,6 +12,7 @@ import torch
 from command_line import cloob_here
 
 from cloob_cli import __version__, diagnosis
+from cloob_cli.registry import store
 
 
 def test_json_holds_what_a_report_needs(tmp_path: Path) -> None:
@@ -33,6 +34,26 @@ def test_the_table_says_the_same(tmp_path: Path) -> None:
     said = dict(line.split("\t", 1) for line in done.stdout.splitlines())
     assert said["torch"] == torch.__version__
     assert said["installed models"].startswith(str(tmp_path / "zoo"))
+
+
+def test_the_default_model_is_shown_and_a_wrong_one_is_told(tmp_path: Path) -> None:
+    home = str(tmp_path / "zoo")
+
+    def said(**env: str) -> tuple[dict[str, str], list[str]]:
+        found = json.loads(cloob_here("doctor", "--json", cwd=tmp_path, CLOOB_HOME=home, **env).stdout)
+        return found["default_model"], [warning for warning in found["warnings"] if "model" in warning.split()]
+
+    assert said() == ({"name": store.BUNDLED_MODEL, "chosen_by": "nobody: it is in the package"}, [])
+    model, [warning] = said(CLOOB_MODEL="cloob-vit-xs-pictogram")
+    assert model == {"name": "cloob-vit-xs-pictogram", "chosen_by": "CLOOB_MODEL"}
+    assert warning.startswith("CLOOB_MODEL names a model that is not there")
+    assert f"did you mean '{store.BUNDLED_MODEL}'?" in warning
+    assert "cloob zoo pull cloob-rn50-yfcc" in said(CLOOB_MODEL="cloob-rn50-yfcc")[1][0]
+    assert "not a model folder" in said(CLOOB_MODEL=str(tmp_path))[1][0]
+    assert said(CLOOB_MODEL="hf://org/repo")[1] == []  # nothing is downloaded to find out
+    table = cloob_here("doctor", cwd=tmp_path, CLOOB_HOME=home, CLOOB_MODEL="nonsense")
+    assert "default model\tnonsense (chosen by CLOOB_MODEL)" in table.stdout.splitlines()
+    assert "warning: CLOOB_MODEL names a model that is not there: unknown model 'nonsense'" in table.stderr
 
 
 def test_decoders_are_what_pillow_can_open(tmp_path: Path) -> None:

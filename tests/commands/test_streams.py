@@ -153,3 +153,30 @@ def test_a_reader_that_leaves_early(place: Path, tmp_path: Path, output: str | N
             assert len(list(csv.reader(stream))) == 1 + len(NAMES)
     else:
         assert process.returncode == 1, said
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
+@pytest.mark.parametrize(
+    "arguments",
+    [["classify", "-l", "labels.txt", "-o", "out.csv"], ["classify", "-l", "labels.txt", "-o", "out.parquet"],
+     ["embed", "-o", "out.npy"]],
+)  # fmt: skip
+def test_an_error_of_writing_names_the_file(place: Path, arguments: list[str]) -> None:
+    """A limit of a file's size fails as a full disk does."""
+    import resource
+
+    command, *options = arguments
+    done = subprocess.run(
+        [*COMMAND, command, "pictures", "-m", "model", *options],
+        cwd=place,
+        env=environment(PYTHONDONTWRITEBYTECODE="1"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50)),
+    )
+    assert done.returncode == 1, done.stderr
+    [error] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert error == f"error: File too large: {options[-1]}"
+    assert not list(place.glob(".*partial"))

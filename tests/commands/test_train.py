@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,7 @@ def test_a_second_signal_leaves_at_once():
         "import os, signal, time\n"
         "from cloob_cli.training.interrupt import stop_on_signals\n"
         "with stop_on_signals() as stop:\n"
+        "    stop.nothing_to_save = None  # a step has been made\n"
         "    os.kill(os.getpid(), signal.SIGINT); time.sleep(0.01); assert stop.requested; print('first', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.01); print('still here')\n"
     )
@@ -221,6 +223,68 @@ def test_two_processes_agree_where_to_stop(place):
     assert stopped[0] == stopped[1]
     newest = sorted((place / "both" / "checkpoints").iterdir())[-1]
     assert f"stopped at step {int(newest.name.removeprefix('step-'))} of 5000" in stopped[0]
+
+
+def test_resume_of_a_finished_run_says_so_and_leaves_with_0(place, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs")
+    (pairs / "00.txt").unlink()
+    first = cloob("train", place / "short.toml", "--out", "run", "--set", "data.train=pairs", "--json", cwd=tmp_path)
+    assert first.returncode == 3, first.stderr
+    again = ["train", place / "short.toml", "--out", "run", "--set", "data.train=pairs", "--resume"]
+    result = cloob(*again, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (0, f"{Path('run', 'model')}\n"), result.stderr
+    assert "was finished after step 30" in result.stderr
+    documents = [json.loads(text) for text in (first.stdout, cloob(*again, "--json", cwd=tmp_path).stdout)]
+    assert documents[0] | {"already": True} == documents[1]
+
+
+# Runs cloob in a folder of its own for each process, as on nodes that share no file system.
+ON_NODES = """
+import os, sys
+folder = f"node{os.environ['RANK']}"
+os.makedirs(folder, exist_ok=True)
+os.chdir(folder)
+from cloob_cli.main import run
+run()
+"""
+
+
+def on_two_nodes(cwd: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    (cwd / "node.py").write_text(ON_NODES)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "node.py", "train"]
+    return subprocess.run(
+        [sys.executable, *launch, *map(str, arguments), "--device", "cpu"],
+        cwd=cwd, env=environment(), capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+
+
+def test_nodes_without_a_common_folder_resume_from_the_first_ones_checkpoint(place, tmp_path):
+    """One process's checkpoint is everybody's: the run ends with the bits of one that was not stopped."""
+    recipe, changes = place / "short.toml", ["--set", "train.ema=0.9", "--set", "objective.learn_inv_tau=true"]
+    result = on_two_nodes(tmp_path, recipe, "--out", "cut", *changes)
+    assert result.returncode == 0, result.stderr
+    cut = tmp_path / "node0" / "cut"
+    shutil.copytree(cut, tmp_path / "whole")
+    (cut / "result.json").unlink()
+    shutil.rmtree(cut / "model")
+    shutil.rmtree(cut / "checkpoints" / "step-00000030")
+    result = on_two_nodes(tmp_path, recipe, "--out", "cut", *changes, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert "from step 20" in result.stderr
+    assert same_weights(tmp_path / "whole", cut)
+    assert not (tmp_path / "node1" / "cut").exists()  # the first one's folder is the run's
+
+
+def test_processes_with_another_recipe_do_not_start(place, tmp_path):
+    for node, rate in (("node0", "0.003"), ("node1", "0.002")):
+        (tmp_path / node).mkdir()
+        text = (place / "short.toml").read_text().replace("0.003", rate)
+        (tmp_path / node / "recipe.toml").write_text(text)
+    result = on_two_nodes(tmp_path, "recipe.toml", "--set", f"data.train={place / 'pairs'}")
+    assert result.returncode != 0
+    said = "error: the processes differ in the recipe's optimizer.learning_rate: 0.003 in process 0, 0.002 in process 1"
+    assert said in result.stderr
+    assert not list(tmp_path.rglob("metrics.jsonl"))
 
 
 def test_of_many_skipped_pairs_the_first_are_told(tmp_path):

@@ -295,13 +295,15 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
         started = psutil.Process(process.pid).children(recursive=True)
         assert {child.pid for child in started} > set(workers)
         process.kill()
-    deadline = time.monotonic() + 60  # it takes some milliseconds
-    while alive := [child for child in started if is_alive(child)]:
-        if time.monotonic() > deadline:
-            for child in alive:
-                child.kill()
-            pytest.fail(f"still running: {alive}")
-        time.sleep(0.05)
+        deadline = time.monotonic() + 60  # it takes a moment
+        while alive := [child for child in started if is_alive(child)]:
+            if time.monotonic() > deadline:
+                for child in alive:
+                    child.kill()
+                pytest.fail(f"still running: {alive}")
+            time.sleep(0.05)
+        assert process.stderr is not None
+        assert "leaked" not in process.stderr.read()
 
 
 def is_alive(process: psutil.Process) -> bool:

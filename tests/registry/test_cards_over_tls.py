@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 from cloob_cli import assets, load
 from cloob_cli.errors import ChecksumError, DownloadError
 from cloob_cli.registry import install, store
+from cloob_cli.registry.connection import Patience
+from cloob_cli.registry.events import Event
+from cloob_cli.registry.fetch import remote_size
 from cloob_cli.registry.inventory import install_record, inventory
 from cloob_cli.registry.origin import resolve
-from cloob_cli.registry.transfer import Patience
 from cloob_cli.registry.trust import trusted_hash
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -120,6 +122,10 @@ def test_a_redirect_to_plain_http_is_refused(card: Callable[..., None], server: 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(card: Callable[..., None], server: FileServer) -> None:
     card("mljku")
-    with pytest.raises(DownloadError, match=r"(?i)certificate"):
-        install.pull(resolve("golden"), QUICK)
+    notices: list[Event] = []
+    with pytest.raises(DownloadError, match=r"(?i)certificate is not trusted here"):
+        install.pull(resolve("golden"), QUICK, notices.append)
     assert server.served_bytes == 0
+    assert notices == [], "it was tried once"
+    with pytest.raises(DownloadError, match="certificate is not trusted here"):
+        remote_size(f"{server.url}/checkpoint.pt")

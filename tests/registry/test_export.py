@@ -262,6 +262,7 @@ def test_known_architectures_are_described_as_open_clip_describes_them(name: str
     [
         ({"vision": {"projection_bias": True}}, "bias in the image projection"),
         ({"vision": {"patch_bias": True}}, "bias in the patch embedding"),
+        ({"vision": {"stem": "conv"}}, "a stem of convolutions"),
         ({"vision": {"norm_post": False}}, "no norm after the image tower"),
         ({"vision": {"activation": "quick_gelu"}}, "two activations"),
         ({"text": {"causal": False, "padding": "queries"}}, "masks its padding"),

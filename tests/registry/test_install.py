@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from file_server import Fault, FileServer, serving
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cloob_cli import load
@@ -37,14 +38,15 @@ from cloob_cli.errors import (
 )
 from cloob_cli.registry import install, store
 from cloob_cli.registry.bundle import MANIFEST
+from cloob_cli.registry.connection import Patience
 from cloob_cli.registry.events import Event, Notice
+from cloob_cli.registry.fill import convert_to_folder
 from cloob_cli.registry.inventory import INSTALL_RECORD, install_record
 from cloob_cli.registry.locks import is_held, lock_name
 from cloob_cli.registry.origin import Origin, resolve
 from cloob_cli.registry.remove import leftovers
 from cloob_cli.registry.share import bundle_model
 from cloob_cli.registry.storage import downloads_folder, rejected_folder
-from cloob_cli.registry.transfer import Patience
 from cloob_cli.registry.trust import trust_file, trusted_hash
 from cloob_cli.registry.verify import verify_model
 
@@ -255,6 +257,25 @@ def test_a_full_disk_leaves_the_installed_model(server: FileServer) -> None:
     assert contents(folder) == before
 
 
+def test_a_disk_that_is_full_while_a_model_is_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors.torch
+
+    def on_a_full_disk(tensors: object, path: Path, metadata: object = None) -> None:
+        Path(path).write_bytes(b"x")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", on_a_full_disk)
+    with pytest.raises(DiskSpaceError, match="the disk is full") as caught:
+        install.pull(resolve(str(GOLDEN / "mljku_vit" / "checkpoint.pt"), name="vit"))
+    assert "partial" not in caught.value.message
+    with pytest.raises(DiskSpaceError, match="the disk is full"):
+        convert_to_folder(GOLDEN / "mljku_vit", tmp_path / "out")
+    assert store.installed_models() == []
+    assert no_half_models()
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_an_unsound_folder_is_not_installed(model_folder: Path, name: str) -> None:
     (model_folder / name).write_bytes((model_folder / name).read_bytes()[:100])
@@ -357,7 +378,7 @@ def tar_of(path: Path, *members: tuple[tarfile.TarInfo, bytes], manifest: object
 
 
 def manifest_of(**files: bytes) -> dict[str, object]:
-    listed = {name: {"sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    listed = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()}
     return {"cloob_bundle": 1, "name": "evil", "files": listed}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from command_line import cloob
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_run import COLOURS, tiny_recipe, write_class_folders, write_pairs
+from tiny_run import COLOURS, tiny_recipe, write_class_folders, write_pairs, write_recipe
 
 import cloob_cli
 from cloob_cli.core.zero_shot import class_embeddings
 from cloob_cli.errors import DataError, NonFiniteLossError, TrainingError, UsageError
+from cloob_cli.recipe import load_recipe
 from cloob_cli.training import loop, step
 from cloob_cli.training.events import (
     CheckpointSaved,
@@ -28,6 +31,9 @@ from cloob_cli.training.events import (
     StepDone,
     Validated,
 )
+from cloob_cli.training.lock import RunLock
+from cloob_cli.training.start import claim, find_start
+from cloob_cli.training.state import RunFolder
 from cloob_cli.training.telemetry import read_rows
 
 
@@ -354,3 +360,72 @@ def test_a_validation_that_fails_on_the_way_does_not_stop_the_run(straight, data
     assert [event.step for event in of_kind(events, Validated)] == [20, 30]
     assert ["no room" in event.text for event in of_kind(events, Notice)] == [True]
     assert_same(straight, tmp_path / "run")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_is_left_alone_by_resume(straight, data, tmp_path):
+    before = contents(straight)
+    events = run(straight, tiny_recipe(data), resume=True)
+    assert [type(event) for event in events] == [Finished]
+    assert events[0].already
+    assert events[0].metrics["loss"] == pytest.approx(read_rows(straight / "metrics.jsonl")[-1]["loss"])
+    assert contents(straight) == before
+
+
+def test_a_run_cut_off_between_its_last_step_and_its_end_is_ended_by_resume(straight, data, tmp_path):
+    shutil.copytree(straight, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "model")
+    finished = run(tmp_path / "run", tiny_recipe(data), resume=True)[-1]
+    assert not finished.already
+    assert_same(straight, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert config["metrics"]["loss"] == finished.metrics["loss"]
+    assert finished.metrics["loss"] == pytest.approx(read_rows(straight / "metrics.jsonl")[-1]["loss"])
+
+
+def test_one_run_in_a_folder_at_a_time(straight, data, tmp_path):
+    """Another process fails while the first one is at work, whether or not it is to resume, and changes nothing."""
+    recipe = write_recipe(tmp_path / "recipe.toml", data)
+    first = loop.train(load_recipe(recipe), tmp_path / "run", device="cpu")
+    assert any(isinstance(event, StepDone) for event in first)  # it is at work, and goes on below
+    before = contents(tmp_path / "run")
+    for resume in ([], ["--resume"]):
+        result = cloob("train", recipe, "--device", "cpu", "--out", tmp_path / "run", *resume, "--quiet")
+        assert result.returncode == 2
+        assert result.stderr.startswith("error: another process is training in")
+        assert len(result.stderr.splitlines()) == 2
+    assert contents(tmp_path / "run") == before
+    assert isinstance(list(first)[-1], Finished)
+    assert_same(straight, tmp_path / "run")
+    with pytest.raises(UsageError, match="already holds a run"):
+        run(tmp_path / "run", load_recipe(recipe))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_of_two_runs_that_start_in_a_new_folder_one_fails(data, tmp_path, resume):
+    folder, recipe, locks = RunFolder(tmp_path / "run"), tiny_recipe(data), [RunLock(), RunLock()]
+    for lock in locks:
+        find_start(folder, recipe, torch.device("cpu"), resume, lock)  # nothing there yet
+    claim(folder, recipe, resume, locks[0])
+    with pytest.raises(UsageError, match="another process"):
+        claim(folder, recipe, resume, locks[1])
+    locks[0].release()  # the first is done before the second has opened its data
+    with pytest.raises(UsageError, match="already holds a run"):
+        claim(folder, recipe, resume, locks[1])
+    locks[1].release()
+
+
+def test_what_a_killed_save_left_is_removed(data, tmp_path):
+    run_until(tmp_path / "run", tiny_recipe(data), 10)
+    for name in ("checkpoints/.step-00000020.cloob-0123abcd.partial", ".model.cloob-4567abcd.partial"):
+        (tmp_path / "run" / name).mkdir()
+        (tmp_path / "run" / name / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "run" / ".metrics.jsonl.cloob-89abcdef.partial").write_bytes(b"half")
+    events = loop.train(tiny_recipe(data), tmp_path / "run", device="cpu", resume=True)
+    next(events)  # before anything new is written
+    assert [path for path in (tmp_path / "run").rglob(".*")] == []
+    events.close()

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import tiny_recipe
+from tiny_run import tiny_recipe, write_pairs
 
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.errors import DeviceError, Interrupted, MissingExtraError
-from cloob_cli.training import precision, setup, telemetry
+from cloob_cli.training import data_record, precision, setup, telemetry
 from cloob_cli.training.average import WeightAverage
 from cloob_cli.training.card import model_card
 from cloob_cli.training.events import Started, StepDone, Validated
@@ -143,6 +143,22 @@ def test_differences_of_recipes():
     one = tiny_recipe("x").model_dump(mode="json")
     two = tiny_recipe("x", train__log_every=1, data__workers=3, seed=4, train__ema=0.5).model_dump(mode="json")
     assert differences(one, two) == [("seed", 0, 4), ("train.ema", 0.0, 0.5)]
+
+
+def test_processes_compare_their_data_by_its_fingerprint(tmp_path):
+    recipe = tiny_recipe(write_pairs(tmp_path / "pairs"), data__validation_share=0.25)
+
+    def facts():
+        data = setup.open_data(recipe.data, 10)
+        return setup.facts(recipe, data, data_record.record(data))
+
+    here = facts()
+    assert (here["the number of training pairs"], here["the number of held-out pairs"]) == (48, 10)
+    assert here == facts()
+    for suffix in (".png", ".txt"):
+        (tmp_path / "pairs" / f"07{suffix}").rename(tmp_path / "pairs" / f"99{suffix}")
+    there = facts()
+    assert [name for name in here if here[name] != there[name]] == ["the data's fingerprint"]
 
 
 def test_checkpoints_are_ordered_by_step_and_nothing_else_counts(tmp_path):

@@ -113,7 +113,7 @@ def batches() -> list[PairBatch]:
         pixels = torch.randint(0, 256, (PAIRS, 3, SIZE, SIZE), generator=numbers, dtype=torch.uint8)
         tokens = torch.randint(1, 90, (PAIRS, 8), generator=numbers)
         tokens[:, -1] = 99  # the end token has the highest id
-        made.append(PairBatch(pixels, tokens, torch.arange(PAIRS), torch.arange(PAIRS)))
+        made.append(PairBatch(pixels, tokens[:, None], torch.arange(PAIRS), torch.arange(PAIRS)[:, None]))
     return made
 
 
@@ -135,7 +135,7 @@ def test_five_steps_equal_the_reference_programs(tower: str, cards: int) -> None
         precision="fp32", steps=TOTAL, share=PAIRS, seed=0,
     )  # fmt: skip
     for number, batch in enumerate(batches()):
-        expected = reference.step(number, normalise(batch.pixels, model.config.preprocess), batch.tokens)
+        expected = reference.step(number, normalise(batch.pixels, model.config.preprocess), batch.tokens[:, 0])
         loss, _ = ours(batch, number)
         assert float(loss) * 2 / INV_TAU == pytest.approx(expected, abs=1e-10)
         assert ours.learning_rate(number) == pytest.approx(LEARNING_RATE * reference.factor(number), abs=1e-15)
