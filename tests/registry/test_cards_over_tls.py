@@ -13,6 +13,7 @@ import pytest
 import torch
 import trustme
 from file_server import Fault, FileServer, serving
+from margins import close
 from safetensors.torch import load_file
 
 from cloob_cli import assets, load
@@ -76,6 +77,7 @@ def card(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return write
 
 
+@pytest.mark.numeric
 @pytest.mark.usefixtures("trusting")
 @pytest.mark.parametrize("format", CHECKPOINTS)
 def test_a_card_becomes_a_model_that_computes_what_its_original_does(card: Callable[..., None], format: str) -> None:
@@ -85,7 +87,8 @@ def test_a_card_becomes_a_model_that_computes_what_its_original_does(card: Calla
     features = expected["image_features" if format == "mljku" else "image_features.gelu_tanh"]
     with torch.no_grad():
         found = load("golden", device="cpu").encode_image(expected["images"])
-    assert torch.allclose(found, torch.nn.functional.normalize(features, dim=-1), atol=1e-5)
+    features = torch.nn.functional.normalize(features, dim=-1)
+    close(found, features, "unit rows in float32 through a dozen layers", atol=1e-5)
     assert "license: mit" in (folder / "README.md").read_text()
     (entry,) = inventory()
     assert (entry.name, entry.state, entry.licence) == ("golden", "installed", "MIT")

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from file_server import Fault, FileServer, serving
+from margins import close
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -120,6 +121,7 @@ def test_equal_models_give_equal_bundles(model_folder: Path, tmp_path: Path) -> 
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
 
 
+@pytest.mark.numeric
 def test_a_checkpoint_is_converted(tmp_path: Path) -> None:
     source = GOLDEN / "mljku_vit"
     folder = install.pull(resolve(str(source / "checkpoint.pt"), name="vit"))
@@ -128,7 +130,8 @@ def test_a_checkpoint_is_converted(tmp_path: Path) -> None:
     with torch.no_grad():
         image, text = model.encode_image(expected["images"]), model.encode_text(expected["tokens"])
     for ours, features in ((image, expected["image_features"]), (text, expected["text_features"])):
-        assert torch.allclose(ours, torch.nn.functional.normalize(features, dim=-1), atol=1e-5)
+        theirs = torch.nn.functional.normalize(features, dim=-1)
+        close(ours, theirs, "unit rows in float32 through a dozen layers", atol=1e-5)
     assert "vit" in (folder / "README.md").read_text()
     assert str(source) not in (folder / "README.md").read_text() + (folder / "config.json").read_text()
 
