@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloob_cli.data.folder import scan
+from cloob_cli.data.folder import Watch, scan
 from cloob_cli.data.images import Preprocess, open_image
 from cloob_cli.errors import ImageError, InputError
 
@@ -64,8 +64,10 @@ class Collected:
     passed_over: Counter[str] = field(default_factory=Counter)
 
 
-def collect_images(sources: Sequence[Path]) -> Collected:
+def collect_images(sources: Sequence[Path], watch: Watch | None = None) -> Collected:
     """The images that paths of images and folders mean, each file once, in the order of the arguments.
+
+    `watch` is called with numbers of files that were looked at.
 
     Raises:
         InputError: none of `sources` gives an image; the error is the first one's.
@@ -76,7 +78,7 @@ def collect_images(sources: Sequence[Path]) -> Collected:
     errors: list[InputError] = []
     for source in sources:
         try:
-            below = scan(source)
+            below = scan(source, watch)
         except InputError as problem:
             errors.append(problem)
             found.items.append(Failure(path_text(source), problem.message))

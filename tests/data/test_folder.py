@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cloob_cli.data import folder as folder_module
 from cloob_cli.data import formats
 from cloob_cli.data.folder import describe_passed_over, list_images, scan
 from cloob_cli.data.formats import suffixes
@@ -165,3 +166,12 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: py
     (tmp_path / "open/c.png").unlink()
     with pytest.raises(NothingFoundError, match="1 folder\\(s\\) cannot be read"):
         scan(tmp_path)
+
+
+def test_a_long_search_can_be_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module, "_WATCHED", 10)
+    for number in range(25):
+        (tmp_path / f"{number}.png").touch()
+    counts: list[int] = []
+    scan(tmp_path, counts.append)
+    assert counts == [10, 10, 5]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
+import sys
 import threading
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from tiny_run import COLOURS, tiny_recipe, write_class_folders, write_pairs, wri
 
 import cloob_cli
 from cloob_cli.core.zero_shot import class_embeddings
-from cloob_cli.errors import DataError, NonFiniteLossError, TrainingError, UsageError
+from cloob_cli.errors import DataError, DiskSpaceError, NonFiniteLossError, TrainingError, UsageError
 from cloob_cli.recipe import load_recipe
 from cloob_cli.training import loop, step
 from cloob_cli.training.events import (
@@ -438,3 +440,38 @@ def test_what_a_killed_save_left_is_removed(data, tmp_path):
     next(events)  # before anything new is written
     assert [path for path in (tmp_path / "run").rglob(".*")] == []
     events.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("how_many", ["one", "all"])
+def test_a_killed_data_worker_is_one_message(data, tmp_path, how_many):
+    """One that is missed, and all of them with batches still to be fetched from them."""
+    recipe = tiny_recipe(data, data__in_memory=False, data__workers=2, train__steps=500, train__log_every=1)
+    events = loop.train(recipe, tmp_path / "run", device="cpu")
+    assert any(isinstance(event, StepDone) for event in events)
+    for worker in multiprocessing.active_children()[: 1 if how_many == "one" else None]:
+        worker.kill()
+        worker.join()
+    with pytest.raises(DataError, match="a process that reads images was ended from outside"):
+        list(events)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+@pytest.mark.parametrize("largest", [60_000, 150_000])  # bytes: the weights do not fit, the optimizer's state does not
+def test_a_full_disk_is_one_line_that_names_the_folder(data, tmp_path, largest):
+    import resource
+
+    recipe = tiny_recipe(data, train__log_every=1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    events = loop.train(recipe, tmp_path / "run", device="cpu")
+    assert any(isinstance(event, StepDone) for event in events)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+    try:
+        with pytest.raises(DiskSpaceError, match="no room is left on its disk") as caught:
+            list(events)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(tmp_path / "run") in caught.value.message
+    assert "--resume" in caught.value.hint
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    run(tmp_path / "run", recipe, resume=True)
