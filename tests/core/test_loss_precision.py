@@ -9,8 +9,8 @@ from margins import close, within
 from narrow_steps import narrow
 from torch.nn.functional import normalize
 
-from cloob_cli.core.loss_forms import choice
-from cloob_cli.core.loss_forms.steps import Steps
+from cloob_cli.core import loss
+from cloob_cli.core.loss.steps import Steps
 
 pytestmark = [pytest.mark.usefixtures("small_tiles"), pytest.mark.numeric]
 
@@ -154,7 +154,7 @@ def test_bfloat16_gradients_at_any_hopfield_scale(scale_hopfield):
 @pytest.mark.parametrize(("objective", "scale_hopfield"), SCALES)
 def test_operands_that_are_bfloat16_tensors(objective, scale_hopfield, monkeypatch):
     """As on CUDA, where operands are no float32 tensors with rounded numbers."""
-    monkeypatch.setattr(choice, "Steps", narrow(Steps))
+    monkeypatch.setattr(loss, "Steps", narrow(Steps))
     x, y = alike(50, 192)[0], unit_rows(50, 192, 5).float().double()
     ids = torch.arange(50) // 2
     options = {"objective": objective, "scale_hopfield": scale_hopfield, "caption_ids": ids}

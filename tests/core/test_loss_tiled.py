@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from loss_checks import OBJECTIVES, alike, loss_and_gradient, unit_rows
 from margins import EPS, close
 
-from cloob_cli.core.loss import contrastive_loss
-from cloob_cli.core.loss_forms.choice import choose_implementation
-from cloob_cli.core.loss_forms.inputs import check_inputs
-from cloob_cli.core.loss_forms.retrieval import Retrieval
-from cloob_cli.core.loss_forms.steps import Steps
+from cloob_cli.core.distributed import RowLayout
+from cloob_cli.core.loss import choose_implementation, contrastive_loss
+from cloob_cli.core.loss.inputs import check_inputs
+from cloob_cli.core.loss.retrieval import Retrieval
+from cloob_cli.core.loss.steps import Steps, TileSizes
 from cloob_cli.errors import UsageError
 
 pytestmark = [pytest.mark.usefixtures("small_tiles"), pytest.mark.numeric]
@@ -230,7 +230,7 @@ def test_scores_are_shared_between_directions():
             products.append(len(left) * right.shape[1])
             return super().product(name, left, right, scale)
 
-    steps = Counting(x.device, x.dtype, "fp32", tile=(8, 8), chunk_elements=1000)
+    steps = Counting(x.device, x.dtype, "fp32", TileSizes(tile=(8, 8), chunk_elements=1000))
     retrieval = Retrieval(check_inputs(x, y, 30.0), 8.0, steps)
     retrieval.all_but_last()
     retrieval.last()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cloob_cli.core.loss_forms.steps import Steps
+from cloob_cli.core.loss.steps import Steps
 
 
 def narrow(kind: type[Steps]) -> type[Steps]:
