@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from cloob_cli.inference.classify import Classified, ClassifiedBatch
     from cloob_cli.inference.labels import Label
     from cloob_cli.inference.reading import Failure
+    from cloob_cli.inference.tokens import LabelTokens
 
     AddRows = Callable[[Iterable[Classified]], None]
+
+_GROUPS = 5  # of labels with equal tokens that are named
 
 
 def classify(
@@ -71,6 +74,7 @@ def classify(
         from cloob_cli.inference.existing import check_output, failures_path, output_files
         from cloob_cli.inference.labels import DEFAULT_TEMPLATES, read_labels, read_templates
         from cloob_cli.inference.provenance import describe_images
+        from cloob_cli.inference.tokens import label_tokens
         from cloob_cli.registry.store import weights_sha256
 
     # Everything that can be wrong with the input is found before the model is opened.
@@ -84,6 +88,7 @@ def classify(
     top_k = min(top_k, len(classes))
 
     prompts = prompts or opened.config.templates or list(DEFAULT_TEMPLATES)
+    _report_tokens(label_tokens(opened, classes, prompts), opened.config.text.context_length)
     files = output_files(output, "classify") if output else []
     listing = failures_path(output) if output else None
     with following("classify", len(paths), "pictures", listing, files) as work:
@@ -114,6 +119,17 @@ def classify(
     work.tell_end("classified", description(opened, folder))
     if work.failures:
         raise typer.Exit(3)
+
+
+def _report_tokens(found: LabelTokens, context: int) -> None:
+    for names in found.alike[:_GROUPS]:
+        shown = ", ".join(f"'{name}'" for name in names)
+        console.warn(f"these labels become the same tokens, so that the model cannot tell them apart: {shown}")
+    if len(found.alike) > _GROUPS:
+        console.warn(f"{len(found.alike) - _GROUPS} more groups of labels become the same tokens")
+    if found.cut:
+        texts = f"{found.cut} of {found.texts} label texts"
+        console.warn(f"{texts} are longer than the model's {context} tokens and were cut")
 
 
 def _printer(as_json: bool, top_k: int, paths: Sequence[Path | Failure], classes: Sequence[Label]) -> AddRows:

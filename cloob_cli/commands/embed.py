@@ -103,6 +103,9 @@ def embed(
                 metadata=metadata,
             )
     _report(written, len(work.failures), as_json)
+    if written.cut:
+        context = opened.config.text.context_length
+        console.warn(f"{written.cut} of {written.rows} texts are longer than the model's {context} tokens and were cut")
     work.tell_end("embedded", description(opened, folder))
     if work.failures:
         raise typer.Exit(3)
