@@ -32,6 +32,7 @@ from cloob_cli.recipe import Recipe
 from cloob_cli.registry.store import save_model
 from cloob_cli.training import curriculum, data_record, processes, setup, state
 from cloob_cli.training.card import model_card
+from cloob_cli.training.disk import naming_a_full_disk
 from cloob_cli.training.events import (
     CheckpointSaved,
     Event,
@@ -197,13 +198,18 @@ class Run:
         yield from self._report_skips(self.data.unusable if self.is_main else [])
         metrics_file = MetricsFile(self.folder.metrics, self.step) if self.is_main else None
         try:
-            for event in chain(self._steps(stop), self._finish(stop)):
-                if metrics_file and isinstance(event, StepDone | Validated):
-                    metrics_file.add(event)
-                yield event
+            with naming_a_full_disk(self.folder.path, self._how_to_go_on):
+                for event in chain(self._steps(stop), self._finish(stop)):
+                    if metrics_file and isinstance(event, StepDone | Validated):
+                        metrics_file.add(event)
+                    yield event
         finally:
             if metrics_file:
                 metrics_file.close()
+
+    def _how_to_go_on(self) -> str:
+        saved = f"the newest checkpoint is {self.saved}" if self.saved else "no checkpoint was saved"
+        return f"{saved}; make room, then give the same command with --resume"
 
     def _steps(self, stop: StopRequest) -> Iterator[Event]:
         section, window = self.recipe.train, Window()

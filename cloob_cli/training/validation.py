@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -152,10 +151,9 @@ class Validator:
             return {}
         captions = [self.held_out.caption(i) for i in indices]
         texts = _embed_texts(model, self.tokenizer, captions)
-        relevance = torch.tensor([_caption_number(caption) for caption in captions], device=images.device)
         scores: dict[str, float] = {}
         for direction, queries, keys in (("image_to_text", images, texts), ("text_to_image", texts, images)):
-            recall = recall_at_k(queries, keys, relevance)
+            recall = recall_at_k(queries, keys)
             scores |= {f"retrieval/{direction}/recall_{k}": value for k, value in recall.items()}
         scores["covariance_rank/image"] = float(covariance_rank(images.cpu()))
         scores["covariance_rank/text"] = float(covariance_rank(texts.cpu()))
@@ -189,7 +187,3 @@ def _embed_texts(model: CloobModel, tokenizer: Tokenizer, texts: list[str]) -> T
     parts = [texts[start : start + _BATCH] for start in range(0, len(texts), _BATCH)]
     rows = (cut_to_longest(tokenizer(part), model.config.text) for part in parts)
     return torch.cat([model.encode_text(tokens.to(device)).float() for tokens in rows])
-
-
-def _caption_number(caption: str) -> int:
-    return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=7).digest(), "big")
