@@ -16,6 +16,7 @@ from cloob_cli.commands.options import (
     FastJpegOption,
     ForceOption,
     JsonOption,
+    MemoryBudgetOption,
     ModelOption,
     PrecisionOption,
     QuietOption,
@@ -50,6 +51,7 @@ def classify(
     batch_size: BatchSizeOption = 64,
     workers: WorkersOption = None,
     fast_jpeg: FastJpegOption = False,
+    memory_budget: MemoryBudgetOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write a .csv, .jsonl or .parquet file instead.")
     ] = None,
@@ -94,6 +96,7 @@ def classify(
             batch_size=batch_size,
             workers=workers,
             fast_jpeg=fast_jpeg,
+            memory_budget=memory_budget,
             on_picture=work.read,
             on_texts=lambda done, total: work.prepared("label texts", done, total),
         )

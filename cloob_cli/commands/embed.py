@@ -16,6 +16,7 @@ from cloob_cli.commands.options import (
     FastJpegOption,
     ForceOption,
     JsonOption,
+    MemoryBudgetOption,
     ModelOption,
     PrecisionOption,
     QuietOption,
@@ -42,6 +43,7 @@ def embed(
     batch_size: BatchSizeOption = 64,
     workers: WorkersOption = None,
     fast_jpeg: FastJpegOption = False,
+    memory_budget: MemoryBudgetOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -83,7 +85,13 @@ def embed(
         else:
             metadata = describe_images("embed", opened, *made_with, fast_jpeg=fast_jpeg, dtype=dtype)
             batches = inference.embed_pictures(
-                opened, paths, batch_size=batch_size, workers=workers, fast_jpeg=fast_jpeg, on_picture=work.read
+                opened,
+                paths,
+                batch_size=batch_size,
+                workers=workers,
+                fast_jpeg=fast_jpeg,
+                memory_budget=memory_budget,
+                on_picture=work.read,
             )
         with closing(work.follow(batches)) as rows:
             written = inference.write_embeddings(

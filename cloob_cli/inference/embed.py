@@ -44,12 +44,19 @@ def embed_pictures(
     batch_size: int = 64,
     workers: int | None = None,
     fast_jpeg: bool = False,
+    memory_budget: int | None = None,
     on_picture: OnPicture | None = None,
 ) -> Generator[EmbeddedBatch]:
     """Embed pictures in their order; unreadable ones are failures of the batch they would have stood in."""
     preprocess = Preprocess(model.config.vision.image_size, model.config.preprocess)
     batches = picture_batches(
-        paths, preprocess, batch_size=batch_size, workers=workers, fast_jpeg=fast_jpeg, on_picture=on_picture
+        paths,
+        preprocess,
+        batch_size=batch_size,
+        workers=workers,
+        fast_jpeg=fast_jpeg,
+        memory_budget=memory_budget,
+        on_picture=on_picture,
     )
     with closing(batches):
         for batch in batches:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from cloob_cli.errors import DownloadError
+from cloob_cli.errors import DownloadError, UsageError
 
 if TYPE_CHECKING:
     import httpx2
@@ -40,6 +40,21 @@ class Patience:
 
 
 _PROXY_VARIABLES = ("all_proxy", "https_proxy", "http_proxy")
+
+
+def check_address(url: str) -> None:
+    """Raise UsageError unless `url` is https (plain http only to this machine)."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # looked at only when it is asked for
+    except ValueError:
+        raise UsageError(f"{url!r} is not an address") from None
+    if not parts.hostname or parts.scheme not in {"https", "http"}:
+        raise UsageError(f"{url!r} is not an https address")
+    if parts.scheme == "http" and parts.hostname not in {"127.0.0.1", "localhost", "::1"}:
+        raise UsageError(
+            f"refusing plain http ({parts.hostname}): anybody on the way could change the file", "use https"
+        )
 
 
 def http_client(**options: Any) -> httpx2.Client:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from cloob_cli.errors import DownloadError, UsageError
+from cloob_cli.errors import DownloadError
 from cloob_cli.files import sha256_of
 from cloob_cli.registry.connection import (
     Patience,
     answer_of,
     certificate_error,
+    check_address,
     distrusted_certificate,
     http_client,
     shown_address,
@@ -93,17 +93,3 @@ def remote_size(url: str) -> int | None:
         raise DownloadError(f"{shown_address(url)}: {answer_of(response)}")
     length = response.headers.get("Content-Length", "")
     return int(length) if length.isdigit() else None
-
-
-def check_address(url: str) -> None:
-    """Raise UsageError unless `url` is https (plain http only to this machine)."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        raise UsageError(f"{url!r} is not an address") from None
-    if not parts.hostname or parts.scheme not in {"https", "http"}:
-        raise UsageError(f"{url!r} is not an https address")
-    if parts.scheme == "http" and parts.hostname not in {"127.0.0.1", "localhost", "::1"}:
-        raise UsageError(
-            f"refusing plain http ({parts.hostname}): anybody on the way could change the file", "use https"
-        )

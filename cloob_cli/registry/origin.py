@@ -13,7 +13,7 @@ from cloob_cli.registry import cards
 from cloob_cli.registry.bundle import bundle_hashes, bundle_name, is_bundle
 from cloob_cli.registry.cards import Card
 from cloob_cli.registry.claims import card_of_files, hashes_of_folder, refuse_taken_name
-from cloob_cli.registry.connection import shown_address
+from cloob_cli.registry.connection import check_address, shown_address
 from cloob_cli.registry.folder import KEPT_FILES, is_model_folder
 from cloob_cli.registry.hub import Reference, parse_reference
 
@@ -94,6 +94,7 @@ def _origin_of(target: str, name: str | None, format: str | None, sha256: str | 
     if "://" in target:
         if known := next((c for c in cards.all_cards() if c.source.url == target), None):
             return _of_card(known, name, format, sha256)
+        check_address(target)
         file_name = PurePosixPath(urlsplit(target).path).name
         chosen = _free_name(name or _stem(file_name))
         return Origin(

@@ -10,6 +10,7 @@ import json
 import os
 from typing import Any
 
+import numpy as np
 import torch
 
 RECORD = "CLOOB_MARGINS"  # environment: the file that records are added to, one JSON object a line
@@ -35,12 +36,19 @@ def close(found: Any, expected: Any, reason: str, *, atol: float = 0.0, rtol: fl
     """
     if isinstance(found, torch.Tensor) and isinstance(expected, torch.Tensor):
         assert found.dtype == expected.dtype
-    found, expected = (torch.as_tensor(values).detach().cpu().double() for values in (found, expected))
+    found, expected = _float64(found), _float64(expected)
     assert found.shape == expected.shape
-    if not found.numel():
+    finite = expected.isfinite()
+    assert torch.equal(found[~finite], expected[~finite]), "infinite elements differ, or are not numbers"
+    if not finite.any():
         return
-    error, allowed = (found - expected).abs().flatten(), (atol + rtol * expected.abs()).flatten()
-    error[(found == expected).flatten()] = 0.0  # equal infinities
-    shares = error / allowed.clamp(min=torch.finfo(torch.float64).tiny)
-    worst = int(shares.nan_to_num(nan=torch.inf).argmax())
+    error, allowed = (found - expected).abs()[finite], (atol + rtol * expected.abs())[finite]
+    used = (error / allowed.clamp(min=torch.finfo(torch.float64).tiny)).nan_to_num(nan=torch.inf)
+    worst = int(used.argmax())
     within(error[worst], allowed[worst], reason)
+
+
+def _float64(values: Any) -> torch.Tensor:
+    if isinstance(values, torch.Tensor):
+        return values.detach().cpu().double()
+    return torch.from_numpy(np.array(values, dtype=float))  # torch itself makes float32 of Python's numbers

@@ -19,6 +19,7 @@ from cloob_cli.registry import fetch
 from cloob_cli.registry.connection import Patience, retry_after
 from cloob_cli.registry.events import Event, Notice, Received, Started
 from cloob_cli.registry.hub import listing, parse_reference
+from cloob_cli.registry.origin import resolve
 from cloob_cli.registry.storage import downloads_folder, rejected_folder
 from cloob_cli.registry.transfer import Downloaded, Transfer
 
@@ -362,8 +363,18 @@ def test_a_disk_that_fills_up_on_the_way(server: FileServer, monkeypatch: pytest
     "url", ["http://example.com/x.pt", "ftp://example.com/x", "https://", "file:///etc/passwd", "https://[x"]
 )
 def test_other_addresses_are_refused_before_anything_is_sent(url: str) -> None:
-    with pytest.raises(UsageError):
-        fetch.download(url)
+    refused(url)
+
+
+@pytest.mark.parametrize("host", ["[::1", "example.com:port", "example.com:99999"])
+def test_an_address_that_is_none_is_refused(host: str) -> None:
+    refused(f"https://{host}/x.pt")
+
+
+def refused(url: str) -> None:
+    for action in (fetch.download, fetch.remote_size, lambda url: resolve(url, name="x")):
+        with pytest.raises(UsageError):
+            action(url)
 
 
 def test_credentials_in_an_address_are_not_shown(server: FileServer) -> None:
