@@ -38,7 +38,7 @@ def cloob_here(*arguments: object, cwd: Path, **env: str) -> subprocess.Complete
 
     out, err = io.StringIO(), io.StringIO()
     words = ["cloob", *map(str, arguments)]
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     handlers = {number: signal.getsignal(number) for number in numbers}
     with (
         mock.patch.object(sys, "argv", words),
