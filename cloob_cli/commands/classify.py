@@ -139,8 +139,8 @@ def _printer(as_json: bool, top_k: int, paths: Sequence[Path | Failure], classes
 
     if as_json:
         return _print_json
-    keys = [path_text(path) for path in paths if isinstance(path, Path)]
-    add = console.growing_table(columns(top_k), 3, keys, [one.name for one in classes])
+    keys = (path_text(path) for path in paths if isinstance(path, Path))
+    add = console.growing_table(columns(top_k), 3, keys, (one.name for one in classes))
     return lambda rows: add(_cells(row) for row in rows)
 
 

@@ -52,6 +52,19 @@ def test_unreadable_pictures_are_listed_and_the_others_go_on(tmp_path: Path, wor
     assert "not a picture" in reasons["misnamed.png"]
 
 
+def test_every_picture_is_told_as_soon_as_it_is_read(tmp_path: Path) -> None:
+    paths = save_pictures(tmp_path, 4)
+    paths[1].write_bytes(b"no picture")
+    told: list[Failure | None] = []
+    batches = picture_batches(paths, PREPROCESS, batch_size=2, workers=0, on_picture=told.append)
+    next(batches)  # the failure, long before its batch is full
+    assert [failure and failure.path for failure in told] == [None, str(paths[1])]
+    next(batches)
+    assert told[2:] == [None]
+    list(batches)
+    assert told[2:] == [None, None]
+
+
 def test_a_decoder_that_raises_anything_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = save_pictures(tmp_path, 3)
     broken = paths[1]
