@@ -57,7 +57,7 @@ def export(
 
     console.configure(quiet=quiet)
     _must_be_new(output)
-    export_model(store.find(name), to, output)
+    export_model(store.find_to_share(name), to, output)
     console.line(str(output))
 
 

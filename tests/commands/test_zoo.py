@@ -247,9 +247,10 @@ def test_a_training_run_s_folder_stands_for_its_model(cloob: Cloob, tiny: Path, 
     run = tmp_path / "runs" / "x"
     run.mkdir(parents=True)
     tiny.rename(run / "model")
-    assert cloob("zoo", "path", run).stdout == f"{run / 'model'}\n"
     done = cloob("zoo", "export", run, "--to", "open_clip", "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
+    assert cloob("zoo", "bundle", run, "-o", tmp_path / "x.tar").returncode == 0
+    assert cloob("zoo", "pull", tmp_path / "x.tar").stdout.endswith("/models/x\n")
 
 
 def test_path(cloob: Cloob, installed: Path) -> None:
@@ -412,7 +413,8 @@ def test_prune_removes_what_interrupted_pulls_left_and_nothing_else(cloob: Cloob
 def test_prune_removes_locks_that_nobody_holds(cloob: Cloob, home: Path, installed: Path) -> None:
     from cloob_cli.registry.locks import lock
 
-    assert list((home / "locks").iterdir())
+    (home / "locks").mkdir(exist_ok=True)
+    (home / "locks" / "0123456789abcdef.lock").touch()
     with lock("x"):
         cloob("zoo", "prune", "-y")
         assert len(list((home / "locks").iterdir())) == 1
