@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import Protocol
 
@@ -20,12 +19,11 @@ from cloob_cli.core.metrics import covariance_rank, recall_at_k, top_k_accuracy
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.zero_shot import class_embeddings
-from cloob_cli.data.classification import ClassificationSet, open_classification_set
+from cloob_cli.data.classification import ClassificationSet
 from cloob_cli.data.images import Preprocess, normalise
 from cloob_cli.data.pairs import PairSource
 from cloob_cli.data.text import Tokenizer
 from cloob_cli.errors import ImageError
-from cloob_cli.recipe import ValidationSection
 
 _BATCH = 256
 _KEEP_BYTES = 1 << 30  # crops of a set stay in memory between two validations up to this size
@@ -100,19 +98,18 @@ class Crops:
 
 
 class Validator:
-    """Everything that a run is validated on; opened once, run as often as asked.
-
-    Raises:
-        DataError: a data set that the recipe names is missing or has another layout.
-    """
+    """Everything that a run is validated on, held-out pairs and labeled sets; run as often as asked."""
 
     def __init__(
-        self, held_out: HeldOut | None, section: ValidationSection, preprocess: Preprocess, tokenizer: Tokenizer
+        self,
+        held_out: HeldOut | None,
+        sets: Sequence[ClassificationSet],
+        preprocess: Preprocess,
+        tokenizer: Tokenizer,
     ) -> None:
         self.tokenizer = tokenizer
         self.held_out = held_out if held_out is not None and len(held_out) > 1 else None
         self._pairs = Crops(self.held_out, preprocess) if self.held_out else None
-        sets = [open_classification_set(Path(folder)) for folder in section.zero_shot]
         self._sets: list[tuple[ClassificationSet, Crops]] = [(one, Crops(one, preprocess)) for one in sets]
 
     def __bool__(self) -> bool:

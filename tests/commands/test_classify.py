@@ -35,7 +35,7 @@ CLASSES = {"cat": ["cat"], "dog": ["dog", "puppy", "hound"], "sea": ["sea"], "ro
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, labels and seven pictures."""
     folder = tmp_path_factory.mktemp("classify")
-    save_tiny_model(folder / "model")
+    save_tiny_model(folder / "model", context_length=40)
     save_pictures(folder / "pictures" / "deeper", 4, suffix=".jpg")
     save_pictures(folder / "pictures", 3)
     (folder / "labels.txt").write_text(LABELS, encoding="utf-8")
@@ -149,6 +149,21 @@ def test_files_and_columns_agree(place: Path) -> None:
     assert [line[:2] for line in lines] == [[one["path"], one["label"]] for one in objects]
 
 
+def test_labels_of_equal_tokens_are_named_and_cut_texts_counted(place: Path) -> None:
+    fits = "1234567890" * 3 + "12345678"  # and its start and end
+    (place / "alike.txt").write_text(f"{fits}1\n{fits}2\nsea\nSEA\nroof\n")
+    (place / "bare.txt").write_text("{c}\n")
+    options = ["-l", "alike.txt", "--templates", "bare.txt", "-m", "model", "-q", "--json"]
+    result = cloob_here("classify", "pictures/0000.png", *options, cwd=place)
+    alike = "these labels become the same tokens, so that the model cannot tell them apart:"
+    assert result.returncode == 0
+    assert result.stderr.splitlines() == [
+        f"warning: {alike} '{fits}1', '{fits}2'",
+        f"warning: {alike} 'sea', 'SEA'",
+        "warning: 2 of 5 label texts are longer than the model's 40 tokens and were cut",
+    ]
+
+
 def test_labels_are_not_overwritten_by_the_result(place: Path) -> None:
     (place / "labels.csv").write_text("cat\ndog\n")
     result = cloob_here("classify", "pictures", "-l", "labels.csv", "-m", "model", "-o", "labels.csv", cwd=place)
@@ -257,7 +272,7 @@ def test_a_bar_on_the_terminal_takes_nothing_from_a_pipe(place: Path) -> None:
 
 def test_the_bundled_model_says_once_what_it_is_good_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assets, "bundled_weights_folder", lambda: place / "weights")
-    save_tiny_model(place / "weights" / store.BUNDLED_MODEL, name=store.BUNDLED_MODEL)
+    save_tiny_model(place / "weights" / store.BUNDLED_MODEL, context_length=40, name=store.BUNDLED_MODEL)
     arguments = ["classify", "pictures", "-l", "labels.txt", "--device", "cpu"]
 
     def said(*further: str, home: str = "home") -> list[str]:

@@ -184,6 +184,14 @@ def test_options_that_change_numbers_stand_in_the_metadata(place: Path) -> None:
     assert [metadata[name] for name in (b"precision", b"fast_jpeg", b"dtype")] == [b"bfloat16", b"true", b"float16"]
 
 
+def test_texts_that_are_cut_are_counted(place: Path) -> None:
+    (place / "long.txt").write_text("1234567890\n12345678901\nsea\n")
+    result = cloob_here("embed", "--text", "long.txt", "-o", "long.npy", "-m", "model", "-q", cwd=place)
+    assert (result.returncode, result.stderr) == (
+        0, "warning: 1 of 3 texts are longer than the model's 12 tokens and were cut\n",
+    )  # fmt: skip
+
+
 def test_files_of_others_are_overwritten_only_by_force(place: Path) -> None:
     (place / "photos.parquet").write_text("precious")
     command = ["embed", "pictures", "-o", "photos.npy", "-m", "model"]

@@ -106,6 +106,12 @@ def test_heif_counts_as_readable_with_the_extra_only(tmp_path: Path, without: Ca
     assert describe_passed_over(found.passed_over) == "passed over: 2 HEIC or HEIF (pip install 'cloob[heif]')"
 
 
+@pytest.mark.parametrize(("form", "suffix"), [("JPEG2000", ".jp2"), ("WEBP", ".webp"), ("AVIF", ".avif")])
+def test_what_pillow_opens_is_an_image(form: str, suffix: str) -> None:
+    Image.init()
+    assert (suffix in suffixes()) == (form in Image.SAVE)  # which is there where the library is
+
+
 @pytest.mark.parametrize(("feature", "suffix"), [("avif", ".avif"), ("webp", ".webp"), ("jpg_2000", ".jp2")])
 def test_a_pillow_that_lacks_a_format(tmp_path: Path, without: Callable[..., None], feature: str, suffix: str) -> None:
     touch(tmp_path, f"a{suffix}", "c.png")

@@ -102,8 +102,9 @@ def test_a_published_hash_is_held(card: Callable[..., None], server: FileServer)
     assert install_record(install.pull(resolve("golden"), QUICK))["published_hash"] is True
     shutil.rmtree(store.installed_folder("golden"))
     server.faults = [Fault(corrupt_at=1000)]
-    with pytest.raises(ChecksumError, match=digest):
+    with pytest.raises(ChecksumError, match=digest) as caught:
         install.pull(resolve("golden"), QUICK)
+    assert "another name can have it: --name NAME --sha256 " in str(caught.value.hint)
 
 
 @pytest.mark.usefixtures("trusting")

@@ -475,3 +475,16 @@ def test_a_full_disk_is_one_line_that_names_the_folder(data, tmp_path, largest):
     assert "--resume" in caught.value.hint
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
     run(tmp_path / "run", recipe, resume=True)
+
+
+def test_a_run_that_learns_nothing_says_so(data, tmp_path):
+    changes = {"optimizer__learning_rate": 1e-12, "optimizer__warmup_steps": 0, "objective__hopfield_warmup": 0.0}
+    changes |= {"objective__inv_tau": 1e-3, "objective__scale_hopfield": 1e-3}  # any embeddings give equal scores
+    stuck, learning = (run(tmp_path / f"{k}", tiny_recipe(data, **more)) for k, more in enumerate([changes, {}]))
+    assert ["nothing is learned" in event.text for event in of_kind(stuck, Notice)] == [True]
+    assert of_kind(learning, Notice) == []
+
+
+def test_validation_without_anything_to_validate_on_is_told(data, tmp_path):
+    events = run(tmp_path / "run", tiny_recipe(data, validation__every=1, train__steps=2))
+    assert ["validation.every has nothing" in event.text for event in of_kind(events, Notice)] == [True]
