@@ -81,7 +81,7 @@ def default_model() -> tuple[dict[str, str], list[str]]:
 
 
 def decoders() -> dict[str, bool]:
-    """The picture formats and decoders that depend on how Pillow was built, or on an extra."""
+    """The image formats and decoders that depend on how Pillow was built, or on an extra."""
     from PIL import features
 
     return {

@@ -13,7 +13,7 @@ from cloob_cli.errors import CloobError, UsageError
 
 app = typer.Typer(
     name="cloob",
-    help="Train CLOOB models, keep a zoo of them, and classify and embed folders of pictures.",
+    help="Train CLOOB models, keep a zoo of them, and classify and embed folders of images.",
     invoke_without_command=True,
     add_completion=True,
     pretty_exceptions_enable=False,

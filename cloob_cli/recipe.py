@@ -98,27 +98,27 @@ class DataSection(Section):
     format: Literal["auto", "parquet", "folder", "csv", "webdataset"] = Field(
         default="auto", description="auto: found out from what is there"
     )
-    image_key: str | None = Field(default=None, description="column of the picture (left out: found by name)")
+    image_key: str | None = Field(default=None, description="column of the image (left out: found by name)")
     caption_key: str | None = Field(default=None, description="column of the caption (left out: found by name)")
     separator: str | None = Field(default=None, description="of a CSV file (left out: found out)")
     validation: Annotated[str | list[str] | None, AfterValidator(_local)] = Field(
         default=None, description="a source of its own, like train"
     )
-    validation_share: float = Field(default=0.0, ge=0.0, lt=0.5, description="else: this share of train is held out")
-    in_memory: bool | Literal["auto"] = Field(default="auto", description="keep decoded pictures (uint8) in memory")
+    validation_fraction: float = Field(default=0.0, ge=0.0, lt=0.5, description="else: this share of train is held out")
+    in_memory: bool | Literal["auto"] = Field(default="auto", description="keep decoded images (uint8) in memory")
     workers: int | Literal["auto"] = Field(default="auto", description="processes that read and decode; 0: none")
 
 
 class AugmentSection(Section):
-    """Random changes of a training picture; all off gives the same crop as inference."""
+    """Random changes of a training image; all off gives the same crop as inference."""
 
     crop_scale: tuple[float, float] = Field(default=(1.0, 1.0), description="area share of a random resized crop")
     crop_ratio: tuple[float, float] = Field(default=(3 / 4, 4 / 3), description="width by height of a crop")
     shift: int = Field(default=0, ge=0, description="random shift by up to so many pixels, edges repeated")
-    flip: bool = Field(default=False, description="mirror half of the pictures; wrong where left and right matter")
+    flip: bool = Field(default=False, description="mirror half of the images; wrong where left and right matter")
     color_jitter: float = Field(default=0.0, ge=0.0, le=1.0, description="strength: brightness, contrast, saturation")
-    grayscale: float = Field(default=0.0, ge=0.0, le=1.0, description="share of pictures that lose their colour")
-    invert: float = Field(default=0.0, ge=0.0, le=1.0, description="share of pictures that are inverted")
+    grayscale: float = Field(default=0.0, ge=0.0, le=1.0, description="share of images that lose their color")
+    invert: float = Field(default=0.0, ge=0.0, le=1.0, description="share of images that are inverted")
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentSection:
@@ -144,7 +144,7 @@ class ObjectiveSection(Section):
         default=0.0,
         ge=0.0,
         le=1.0,
-        description="share of the steps on InfoLOOB before retrieval is switched on: at initialisation all embeddings "
+        description="share of the steps on InfoLOOB before retrieval is switched on: at initialization all embeddings "
         "are alike, retrieval returns nearly the same average for every query and the gradient all but vanishes",
     )
     mask_equal_captions: bool = Field(default=False, description="pairs with an equal caption are not negatives")
@@ -180,7 +180,7 @@ class OptimizerSection(Section):
     )
     cycles: int = Field(default=1, gt=0, description="of cosine_restarts")
     warmup_steps: int | None = Field(default=None, ge=0, description="steps in which the learning rate rises")
-    warmup_share: float = Field(default=0.05, ge=0, lt=1, description="of all steps, where warmup_steps is not given")
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1, description="of all steps, without warmup_steps")
     warmup_from_zero: bool = Field(
         default=False, description="the first step's rate is zero, as with torch's LambdaLR, not one warm-up step's"
     )
@@ -209,7 +209,7 @@ class TrainSection(Section):
     captions_per_image: int = Field(
         default=1,
         ge=1,
-        description="captions drawn of each picture in a step, none twice where there are enough; the loss is the mean "
+        description="captions drawn of each image in a step, none twice where there are enough; the loss is the mean "
         "of the contrastive losses of the batch's images with each draw",
     )
     image_sizes: list[tuple[float, int]] = Field(

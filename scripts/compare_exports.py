@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cloob_cli.registry.export import export_model
+from cloob_cli.export import export_model
 from cloob_cli.registry.store import find, open_model
 
 Encoder = Callable[[Image.Image], tuple[torch.Tensor, torch.Tensor]]

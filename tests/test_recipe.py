@@ -45,7 +45,7 @@ def test_cc3m_is_the_papers_setting():
     assert recipe.model.vision.layers == [3, 4, 6, 3]
 
 
-def test_the_quickstart_finds_the_example_pictures():
+def test_the_quickstart_finds_the_example_images():
     recipe = load_recipe(assets.find_recipe("folder-quickstart"))
     assert isinstance(recipe.data.train, str)
     captioned = [p for p in Path(recipe.data.train).glob("*.png") if p.with_suffix(".txt").is_file()]

@@ -1,4 +1,4 @@
-"""The pages that are made from the program say what the program says, and the README's picture of it is true."""
+"""The pages that are made from the program say what the program says, and the README's image of it is true."""
 
 from __future__ import annotations
 

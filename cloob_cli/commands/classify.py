@@ -1,4 +1,4 @@
-"""`cloob classify`: pictures in, the label that fits each best out."""
+"""`cloob classify`: images in, the label that fits each best out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cloob_cli.commands.options import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from cloob_cli.commands.pictures import Work
+    from cloob_cli.commands.inference_run import Work
     from cloob_cli.inference.classify import Classified, ClassifiedBatch
     from cloob_cli.inference.labels import Label
     from cloob_cli.inference.reading import Failure
@@ -38,7 +38,7 @@ _GROUPS = 5  # of labels with equal tokens that are named
 
 
 def classify(
-    pictures: Annotated[list[Path], typer.Argument(metavar="DIR", help="Folders (searched below) and pictures.")],
+    images: Annotated[list[Path], typer.Argument(metavar="DIR", help="Folders (searched below) and images.")],
     labels: Annotated[
         Path,
         typer.Option("--labels", "-l", help="One label a line; `label: synonym | synonym`; `#` starts a comment."),
@@ -47,7 +47,7 @@ def classify(
         Path | None,
         typer.Option(help="Prompt templates, one a line, with {c} or {}.", show_default="the model's own"),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Labels a picture, best first.")] = 1,
+    top_k: Annotated[int, typer.Option(min=1, help="Labels an image, best first.")] = 1,
     model: ModelOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
@@ -62,14 +62,14 @@ def classify(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Label pictures with your own words, without training.
+    """Label images with your own words, without training.
 
-    A row a picture: its path, the best label, its probability, which is softmax(inv_tau · cosine) over all labels,
-    and the cosine. Pictures that cannot be read are listed and skipped; the exit code is then 3.
+    A row an image: its path, the best label, its probability, which is softmax(inv_tau · cosine) over all labels,
+    and the cosine. Images that cannot be read are listed and skipped; the exit code is then 3.
     """
     console.configure(quiet=quiet)
     with signals.leaving_at_once():
-        from cloob_cli.commands.pictures import description, find_pictures, following, model_name, open_model
+        from cloob_cli.commands.inference_run import description, find_images, following, model_name, open_model
         from cloob_cli.inference import classify as inference
         from cloob_cli.inference.existing import check_output, failures_path, output_files
         from cloob_cli.inference.labels import DEFAULT_TEMPLATES, read_labels, read_templates
@@ -79,11 +79,11 @@ def classify(
 
     # Everything that can be wrong with the input is found before the model is opened.
     if output is not None:
-        inputs = [labels, *filter(None, [templates]), *pictures]
+        inputs = [labels, *filter(None, [templates]), *images]
         check_output(output, "classify", inference.OUTPUT_SUFFIXES, inputs=inputs, force=force)
     classes = read_labels(labels)
     prompts = read_templates(templates) if templates else None
-    paths = find_pictures(pictures)
+    paths = find_images(images)
     opened, folder = open_model(model, device, precision)
     top_k = min(top_k, len(classes))
 
@@ -91,7 +91,7 @@ def classify(
     _report_tokens(label_tokens(opened, classes, prompts), opened.config.text.context_length)
     files = output_files(output, "classify") if output else []
     listing = failures_path(output) if output else None
-    with following("classify", len(paths), "pictures", listing, files) as work:
+    with following("classify", len(paths), "images", listing, files) as work:
         batches = inference.classify(
             opened,
             paths,
@@ -102,7 +102,7 @@ def classify(
             workers=workers,
             fast_jpeg=fast_jpeg,
             memory_budget=memory_budget,
-            on_picture=work.read,
+            on_image=work.read,
             on_texts=lambda done, total: work.prepared("label texts", done, total),
         )
         with closing(work.follow(batches)) as rows:

@@ -124,13 +124,13 @@ def _start_text(started: Any) -> str:
     processes = f" on {started.processes} processes" if started.processes > 1 else ""
     return (
         f"{started.pairs:,} pairs{held_out}; {started.parameters:,} parameters; {started.device}, {started.precision}; "
-        f"{started.steps:,} steps of {started.batch_size:,}{processes}{resumed}; loss: {started.loss_form}"
+        f"{started.steps:,} steps of {started.batch_size:,}{processes}{resumed}; loss: {started.loss_implementation}"
     )
 
 
 def _values(event: Any) -> str:
     values = [f"loss {event.loss:.4f}", f"rate {event.learning_rate:.2e}", f"{event.images_per_second:,.0f} images/s"]
-    values += [f"waiting for data {event.data_wait_share:.0%}", f"{event.memory_gib:.1f} GiB"]
+    values += [f"waiting for data {event.data_wait_fraction:.0%}", f"{event.memory_gib:.1f} GiB"]
     return "  ".join(values)
 
 

@@ -15,7 +15,7 @@ FORMAT_VERSION = 1
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
-# CLIP's own statistics of its training pictures (openai/CLIP, clip.py), used by every released CLOOB model too.
+# CLIP's own statistics of its training images (openai/CLIP, clip.py), used by every released CLOOB model too.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -118,7 +118,7 @@ class TextConfig(Section):
 
 
 class PreprocessConfig(Section):
-    """How a picture becomes a tensor: resize of the short side, centre crop, scale to [0, 1], normalise."""
+    """How an image becomes a tensor: resize of the short side, center crop, scale to [0, 1], normalize."""
 
     mean: tuple[float, float, float] = Field(default=CLIP_MEAN, description="of the channels, taken off")
     std: tuple[float, float, float] = Field(default=CLIP_STD, description="of the channels, divided by")

@@ -1,4 +1,4 @@
-"""Pictures or texts as embeddings in files: `emb.npy` and, in the same order, `emb.parquet`."""
+"""Images or texts as embeddings in files: `emb.npy` and, in the same order, `emb.parquet`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from cloob_cli.core.model import CloobModel
 from cloob_cli.data.images import Preprocess
 from cloob_cli.errors import NothingFoundError
 from cloob_cli.files import replacing_together
-from cloob_cli.inference.encoding import encode_pictures, encode_texts
+from cloob_cli.inference.encoding import encode_images, encode_texts
 from cloob_cli.inference.existing import output_files
 from cloob_cli.inference.outputs import NpyRows, parquet_rows, write_failures
-from cloob_cli.inference.reading import Failure, OnPicture, picture_batches
+from cloob_cli.inference.reading import Failure, OnImage, image_batches
 from cloob_cli.inference.tokens import count_cut
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class EmbeddedBatch:
         return len(self.names)
 
 
-def embed_pictures(
+def embed_images(
     model: CloobModel,
     paths: Iterable[Path | Failure],
     *,
@@ -50,22 +50,22 @@ def embed_pictures(
     workers: int | None = None,
     fast_jpeg: bool = False,
     memory_budget: int | None = None,
-    on_picture: OnPicture | None = None,
+    on_image: OnImage | None = None,
 ) -> Generator[EmbeddedBatch]:
-    """Embed pictures in their order; unreadable ones are failures of the batch they would have stood in."""
+    """Embed images in their order; unreadable ones are failures of the batch they would have stood in."""
     preprocess = Preprocess(model.config.vision.image_size, model.config.preprocess)
-    batches = picture_batches(
+    batches = image_batches(
         paths,
         preprocess,
         batch_size=batch_size,
         workers=workers,
         fast_jpeg=fast_jpeg,
         memory_budget=memory_budget,
-        on_picture=on_picture,
+        on_image=on_image,
     )
     with closing(batches):
         for batch in batches:
-            embeddings = encode_pictures(model, batch.pixels) if batch.paths else None
+            embeddings = encode_images(model, batch.pixels) if batch.paths else None
             yield EmbeddedBatch(batch.paths, embeddings, batch.failures)
 
 

@@ -10,10 +10,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from cloob_cli import assets
-from cloob_cli.errors import CardError, UnknownModelError
+from cloob_cli.errors import UnknownModelError, ZooEntryError
 from cloob_cli.schema import Section, nearest, parse
 
-Format = Literal["cloob", "mljku", "crowsonkb", "japanese"]
+Format = Literal["cloob", "mljku", "crowsonkb", "rinna"]
 
 
 class Source(Section):
@@ -64,8 +64,8 @@ class Card(Section):
     embed_dim: int = Field(gt=0)
     languages: list[str] = Field(default_factory=list)
     data: str
-    licence: str | None = Field(default=None, description="of the weights; left out where nobody states one")
-    licence_note: str | None = None
+    license: str | None = Field(default=None, description="of the weights; left out where nobody states one")
+    license_note: str | None = None
     homepage: str | None = None
     paper: str | None = None
     recipe: str | None = Field(default=None, description="the shipped recipe that trains it")
@@ -84,7 +84,7 @@ def card(name: str) -> Card:
 
     Raises:
         UnknownModelError: there is none.
-        CardError: it has wrong fields.
+        ZooEntryError: it has wrong fields.
     """
     path = assets.zoo_folder() / f"{name}.toml"
     if name not in card_names():
@@ -100,15 +100,15 @@ def read_card(path: Path) -> Card:
     """Read and check one card.
 
     Raises:
-        CardError: it is no TOML, has wrong fields, or is named otherwise than its file.
+        ZooEntryError: it is no TOML, has wrong fields, or is named otherwise than its file.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
-        raise CardError(f"{path}: {problem}") from None
-    read = parse(Card, data, str(path), CardError)
+        raise ZooEntryError(f"{path}: {problem}") from None
+    read = parse(Card, data, str(path), ZooEntryError)
     if read.name != path.stem:
-        raise CardError(f"{path}: the card is named '{read.name}', its file '{path.stem}'")
+        raise ZooEntryError(f"{path}: the card is named '{read.name}', its file '{path.stem}'")
     return read
 
 
@@ -116,6 +116,6 @@ def all_cards() -> list[Card]:
     """All cards, sorted by name.
 
     Raises:
-        CardError: one of them has wrong fields.
+        ZooEntryError: one of them has wrong fields.
     """
     return [read_card(path) for path in sorted(assets.zoo_folder().glob("*.toml"))]

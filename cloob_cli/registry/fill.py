@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cloob_cli.checkpoint.card import model_card
 from cloob_cli.errors import ModelFolderError
 from cloob_cli.registry import store
 from cloob_cli.registry.bundle import extract_bundle, is_bundle
@@ -13,13 +14,12 @@ from cloob_cli.registry.cards import Card
 from cloob_cli.registry.claims import refuse_taken_name
 from cloob_cli.registry.events import Notice, Report
 from cloob_cli.registry.inventory import read_json_object
-from cloob_cli.registry.model_card import model_card
 from cloob_cli.registry.obtain import Obtained
 from cloob_cli.registry.origin import Origin
 from cloob_cli.registry.storage import in_plain_names
 
 if TYPE_CHECKING:
-    from cloob_cli.registry.convert import Converted
+    from cloob_cli.convert import Converted
 
 
 def fill_folder(folder: Path, source: Obtained, origin: Origin, config: Path | None, report: Report) -> None:
@@ -59,7 +59,7 @@ def convert_to_folder(
         UnsafeCheckpointError, ConversionError: it is refused, or does not have the layout of its format.
         RegistryError: the folder has the name of a card.
     """
-    from cloob_cli.registry.convert import convert_checkpoint
+    from cloob_cli.convert import convert_checkpoint
 
     refuse_taken_name(folder.name, remedy="name another folder")
     converted = convert_checkpoint(checkpoint, format, config, name=folder.name)
@@ -70,7 +70,7 @@ def convert_to_folder(
 
 def _prove(folder: Path) -> None:
     """Open the model as anybody would; hold it against the fingerprint that it brought, or store its first one."""
-    from cloob_cli.registry.fingerprint import check_fingerprint, write_fingerprint
+    from cloob_cli.checkpoint.fingerprint import check_fingerprint, write_fingerprint
 
     if (folder / store.FINGERPRINT_FILE).is_file():
         check_fingerprint(folder)
@@ -102,7 +102,7 @@ def _fill_from_weights(folder: Path, weights: Path) -> None:
 
 
 def _convert(folder: Path, source: Obtained, origin: Origin, config: Path | None, report: Report) -> None:
-    from cloob_cli.registry.convert import convert_checkpoint
+    from cloob_cli.convert import convert_checkpoint
 
     said = origin.card.source if origin.card else None
     described: Path | dict[str, Any] | None = config or (said.config if said else None)

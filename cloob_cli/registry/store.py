@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloob_cli import assets
-from cloob_cli.errors import UnknownModelError
-from cloob_cli.registry.folder import (
+from cloob_cli.checkpoint.folder import (
     CONFIG_FILE,
     CONFIG_KEY,
     FINGERPRINT_FILE,
@@ -25,6 +24,7 @@ from cloob_cli.registry.folder import (
     weights_sha256,
     write_config,
 )
+from cloob_cli.errors import UnknownModelError
 from cloob_cli.schema import nearest
 
 if TYPE_CHECKING:

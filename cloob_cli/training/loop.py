@@ -156,9 +156,9 @@ class Run:
         preprocess = Preprocess(config.vision.image_size, config.preprocess)
         self.validator = Validator(self.data.held_out, sets, preprocess, self.tokenizer)
         if recipe.validation.every and not self.validator:
-            keys = "data.validation, data.validation_share or validation.zero_shot"
+            keys = "data.validation, data.validation_fraction or validation.zero_shot"
             yield Notice(f"validation.every has nothing to validate on: set {keys}")
-        yield Preparing("reading pictures")
+        yield Preparing("reading images")
         self.loader = self._open_loader(preprocess)
         stop.check()
         self.steps = recipe.train.steps or max(1, round((recipe.train.epochs or 0) * self.loader.batches_per_epoch))
@@ -329,7 +329,7 @@ class Run:
             validation_pairs=len(self.data.held_out) if self.data.held_out else 0,
             batch_size=batch_size,
             micro_batch_size=self.train_step.micro_batch_size,
-            loss_form=f"{form.name}, {form.reason}",
+            loss_implementation=f"{form.name}, {form.reason}",
         )
 
     def _step_done(self, window: Window) -> StepDone:
@@ -342,7 +342,7 @@ class Run:
             loss=self.last_loss,
             learning_rate=self.train_step.learning_rate(self.step - 1),
             images_per_second=per_second,
-            data_wait_share=window.waited / window.seconds(),
+            data_wait_fraction=window.waited / window.seconds(),
             seconds_left=(self.steps - self.step) * self.recipe.train.batch_size / per_second,
             memory_gib=memory_gib(self.device),
             gradient_norm=fmean([norm for norm in window.norms() if math.isfinite(norm)] or [0.0]),

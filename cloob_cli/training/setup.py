@@ -97,9 +97,9 @@ def open_data(section: DataSection, retrieval_pairs: int) -> PairSplit:
         held_out = _spread(np.arange(len(other)), retrieval_pairs)
         return PairSplit(source, np.arange(len(source)), HeldOut(other, held_out))
     # The same pairs are held out whatever the recipe's seed, so that runs can be compared.
-    indices, held_out = hold_out(len(source), section.validation_share)
-    if section.validation_share and len(held_out) < 2:
-        raise DataError(f"data.validation_share holds out {len(held_out)} of {len(source)} pairs, which is too few")
+    indices, held_out = hold_out(len(source), section.validation_fraction)
+    if section.validation_fraction and len(held_out) < 2:
+        raise DataError(f"data.validation_fraction holds out {len(held_out)} of {len(source)} pairs, which is too few")
     return PairSplit(source, indices, HeldOut(source, _spread(held_out, retrieval_pairs)) if len(held_out) else None)
 
 
@@ -176,7 +176,7 @@ def model_config(recipe: Recipe, vocab_size: int) -> ModelConfig:
 
 
 def build_model(recipe: Recipe, config: ModelConfig, device: torch.device) -> CloobModel:
-    """A freshly initialised model, ready to be trained on `device`."""
+    """A freshly initialized model, ready to be trained on `device`."""
     model = build(config, recipe.seed).to(device)
     if config.vision.kind == "resnet" or config.vision.stem == "conv":
         model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -33,7 +33,7 @@ from cloob_cli.files import remove_abandoned, replacing, replacing_folder, sha25
 from cloob_cli.recipe import Recipe
 from cloob_cli.registry.store import is_model_folder
 from cloob_cli.schema import parse
-from cloob_cli.training.average import WeightAverage
+from cloob_cli.training.ema import EMA
 from cloob_cli.training.events import Finished
 from cloob_cli.training.lock import LOCK_FILE
 from cloob_cli.training.precision import Precision
@@ -183,7 +183,7 @@ def save_checkpoint(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: Any | None,
-    average: WeightAverage | None,
+    average: EMA | None,
     keep: int,
 ) -> Path:
     """Write the checkpoint of a finished step under `folder`, then remove all but the newest `keep`."""
@@ -259,7 +259,7 @@ def load_checkpoint(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: Any | None,
-    average: WeightAverage | None,
+    average: EMA | None,
     device: torch.device,
 ) -> None:
     """Put a whole checkpoint's tensors back; the main process reads them and sends them to the others over `device`."""

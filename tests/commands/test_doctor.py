@@ -1,4 +1,4 @@
-"""`cloob doctor`, and the one judgement that it makes: a GPU that this torch cannot use."""
+"""`cloob doctor`, and the one judgment that it makes: a GPU that this torch cannot use."""
 
 from __future__ import annotations
 

@@ -226,7 +226,7 @@ def test_two_processes_train_like_one(place):
     """The same batches are shared out: losses agree to rounding, step by step."""
     changes = ["--set", "train.log_every=1", "--set", "train.steps=12", "--set", "objective.mask_equal_captions=true"]
     changes += ["--set", "objective.learn_inv_tau=true", "--set", "train.micro_batch_size=3"]
-    changes += ["--set", "data.validation_share=0.1", "--set", "validation.every=6"]
+    changes += ["--set", "data.validation_fraction=0.1", "--set", "validation.every=6"]
     one = cloob("train", "short.toml", "--out", "one", *changes, cwd=place)
     assert one.returncode == 0, one.stderr
     two = subprocess.run(

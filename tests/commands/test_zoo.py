@@ -16,11 +16,11 @@ from command_line import cloob_here
 from tiny_model import save_tiny_model
 
 from cloob_cli import assets, console
+from cloob_cli.checkpoint.card import model_card
 from cloob_cli.core.config import ARCHITECTURES, ModelConfig
 from cloob_cli.core.model import CloobModel
-from cloob_cli.errors import CardError
+from cloob_cli.errors import ZooEntryError
 from cloob_cli.registry import cards, store
-from cloob_cli.registry.model_card import model_card
 
 Cloob = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -109,7 +109,7 @@ def test_a_bundled_model_is_the_one_that_its_card_describes(card: cards.Card, cl
 
 
 WRONG_CARDS = {
-    "an unknown key": ('licens = "MIT"', "did you mean 'licence'"),
+    "an unknown key": ('licens = "MIT"', "did you mean 'license'"),
     "two places": ('[source]\nformat = "mljku"\nurl = "https://a/b"\nrepository = "a/b"', "exactly one"),
     "no place": ('[source]\nformat = "mljku"', "exactly one"),
     "plain http": ('[source]\nformat = "mljku"\nurl = "http://a/b"', "source.url"),
@@ -124,7 +124,7 @@ def test_a_card_with_wrong_fields_is_one_line(tmp_path: Path, text: str, words: 
     source = "" if "[source]" in text else '[source]\nformat = "cloob"\nbundled = true\n'
     first, rest = ("", text) if text.startswith("[") else (text + "\n", "")
     (tmp_path / "x.toml").write_text(good + first + source + rest)
-    with pytest.raises(CardError) as caught:
+    with pytest.raises(ZooEntryError) as caught:
         cards.read_card(tmp_path / "x.toml")
     said = f"{caught.value.message} {caught.value.hint}"
     assert words in said
@@ -134,7 +134,7 @@ def test_a_card_with_wrong_fields_is_one_line(tmp_path: Path, text: str, words: 
 @pytest.mark.parametrize("data", [b"name = ", b"\xff\xfe", b'name = "y"'])
 def test_a_file_that_is_no_card(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.toml").write_bytes(data)
-    with pytest.raises(CardError):
+    with pytest.raises(ZooEntryError):
         cards.read_card(tmp_path / "x.toml")
 
 
@@ -145,7 +145,7 @@ def test_list_in_a_pipe_is_plain_columns(cloob: Cloob, installed: Path) -> None:
     done = cloob("zoo", "list")
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     assert done.returncode == 0
-    assert lines[0] == ["name", "state", "default", "size", "pixels", "data", "score", "licence"]
+    assert lines[0] == ["name", "state", "default", "size", "pixels", "data", "score", "license"]
     assert {len(line) for line in lines} == {8}
     by_name = {line[0]: line for line in lines[1:]}
     assert set(by_name) == RELEASED | {"mine"}

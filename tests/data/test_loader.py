@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from pair_files import FatalSource, captions_of, picture, write_folder, write_parquet, write_tar
+from pair_files import FatalSource, captions_of, image, write_folder, write_parquet, write_tar
 
 from cloob_cli.data import loader as loader_module
 from cloob_cli.data.images import Preprocess
@@ -44,7 +44,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> PairSource:
-    path = write_parquet(tmp_path_factory.mktemp("pairs") / "t.parquet", range(COUNT), pair13=b"no picture")
+    path = write_parquet(tmp_path_factory.mktemp("pairs") / "t.parquet", range(COUNT), pair13=b"no image")
     return open_pairs(DataSection(train=str(path)))
 
 
@@ -73,7 +73,7 @@ def test_a_batch(source: PairSource, tokenizer: Tokenizer) -> None:
         assert batch.pixels.shape == (len(wanted), 3, 16, 16)
         assert batch.pixels.dtype == torch.uint8
         for row, index in enumerate(wanted):
-            crop = torch.from_numpy(preprocess.crop(picture(index))).permute(2, 0, 1)
+            crop = torch.from_numpy(preprocess.crop(image(index))).permute(2, 0, 1)
             assert torch.equal(batch.pixels[row], crop)
             assert batch.tokens[row, 0].tolist() in tokenizer(captions_of(index)).tolist()
 
@@ -83,7 +83,7 @@ def test_the_unreadable_pair_is_left_out_and_named(source: PairSource, tokenizer
         skipped = [
             entry for batch in loader(source, tokenizer, in_memory=in_memory).batches(1) for entry in batch.skipped
         ]
-        assert skipped == [(source.name(13), "not a picture in a known format")]
+        assert skipped == [(source.name(13), "not an image in a known format")]
 
 
 def test_equal_captions_have_equal_ids(source: PairSource, tokenizer: Tokenizer) -> None:
@@ -181,10 +181,10 @@ def test_only_the_given_pairs(source: PairSource, tokenizer: Tokenizer) -> None:
         assert sorted(torch.cat([batch.indices for batch in made.batches(0)]).tolist()) == sorted(wanted)
 
 
-def test_pictures_of_different_sizes(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_images_of_different_sizes(tokenizer: Tokenizer, tmp_path: Path) -> None:
     folder = write_folder(tmp_path, range(12))
-    picture(3, (90, 30)).save(folder / "003.png")
-    picture(0, (16, 50)).save(folder / "000.png")
+    image(3, (90, 30)).save(folder / "003.png")
+    image(0, (16, 50)).save(folder / "000.png")
     source = open_pairs(DataSection(train=str(folder)))
     for augment in (PLAIN, MUCH):
         kept, anew = (loader(source, tokenizer, augment, batch_size=12, in_memory=m) for m in (True, False))

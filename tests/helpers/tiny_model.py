@@ -1,4 +1,4 @@
-"""Model folders so small that they are made in a second, and folders of pictures, good and hostile."""
+"""Model folders so small that they are made in a second, and folders of images, good and hostile."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def save_tiny_model(folder: Path, vision: dict[str, object] = VIT, context_lengt
     return folder
 
 
-def save_pictures(folder: Path, count: int, size: tuple[int, int] = (48, 40), suffix: str = ".png") -> list[Path]:
-    """Random pictures 0000.png, 0001.png, ...: each is told from the others by its contents."""
+def save_images(folder: Path, count: int, size: tuple[int, int] = (48, 40), suffix: str = ".png") -> list[Path]:
+    """Random images 0000.png, 0001.png, ...: each is told from the others by its contents."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number in range(count):
@@ -42,13 +42,13 @@ def save_pictures(folder: Path, count: int, size: tuple[int, int] = (48, 40), su
     return paths
 
 
-def save_hostile_pictures(folder: Path) -> list[str]:
-    """Files that are named like pictures and cannot be read; returns their names."""
+def save_hostile_images(folder: Path) -> list[str]:
+    """Files that are named like images and cannot be read; returns their names."""
     folder.mkdir(parents=True, exist_ok=True)
-    good = save_pictures(folder / "good", 1, suffix=".jpg")[0].read_bytes()
+    good = save_images(folder / "good", 1, suffix=".jpg")[0].read_bytes()
     (folder / "truncated.jpg").write_bytes(good[: len(good) // 2])
     (folder / "empty.png").touch()
-    (folder / "misnamed.png").write_text("this is no picture\n")
+    (folder / "misnamed.png").write_text("this is no image\n")
     (folder / "bomb.png").write_bytes(_png_of_zeros(60_000, 60_000))
     (folder / "comma, and\nline break.jpg").write_bytes(b"\xff\xd8\xff")
     names = ["truncated.jpg", "empty.png", "misnamed.png", "bomb.png", "comma, and\nline break.jpg"]

@@ -17,7 +17,7 @@ from command_line import cloob
 from margins import EPS, close, within
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_run import COLOURS, tiny_recipe, write_class_folders, write_pairs, write_recipe
+from tiny_run import COLORS, tiny_recipe, write_class_folders, write_pairs, write_recipe
 
 import cloob_cli
 from cloob_cli.core.zero_shot import class_embeddings
@@ -92,31 +92,31 @@ def test_a_run_learns_and_leaves_a_model_that_opens(data, tmp_path):
     steps = of_kind(events, StepDone)
     assert [event.step for event in steps] == list(range(5, 151, 5))
     assert steps[-1].loss < steps[0].loss - 1
-    assert all(0 <= event.data_wait_share <= 1 and event.images_per_second > 0 for event in steps)
+    assert all(0 <= event.data_wait_fraction <= 1 and event.images_per_second > 0 for event in steps)
     assert [event.step for event in of_kind(events, Validated)] == [60, 120, 150]
     finished = events[-1]
     assert isinstance(finished, Finished)
-    # Rounding makes each machine's model another one. Chance misses 0.84 of the pairs, and 0.875 of 32 pictures with a
+    # Rounding makes each machine's model another one. Chance misses 0.84 of the pairs, and 0.875 of 32 images with a
     # deviation of 0.06.
     within(1 - finished.metrics["retrieval/image_to_text/recall_10"], 0.5, "between a model that learns and chance")
     within(1 - finished.metrics["zero_shot/classes/top1"], 0.6, "between a model that learns and chance")
 
     model = cloob_cli.load(tmp_path / "run" / "model", device="cpu")
-    names = class_embeddings(model.encode_text, model.tokenize, [[c] for c in COLOURS], ["{c}", "a picture of {c}"])
+    names = class_embeddings(model.encode_text, model.tokenize, [[c] for c in COLORS], ["{c}", "a picture of {c}"])
     pixels = torch.stack(
-        [model.preprocess(Image.open(path)) for colour in COLOURS for path in sorted((classes / colour).iterdir())]
+        [model.preprocess(Image.open(path)) for color in COLORS for path in sorted((classes / color).iterdir())]
     )
     right = (model.encode_image(pixels) @ names.T).argmax(1) == torch.arange(8).repeat_interleave(4)
     top1 = finished.metrics["zero_shot/classes/top1"]
-    close(float(right.double().mean()), top1, "a share of 32 pictures; no two classes are equally near", atol=1e-6)
+    close(float(right.double().mean()), top1, "a share of 32 images; no two classes are equally near", atol=1e-6)
 
 
 def test_what_a_run_folder_holds(straight, data):
     rows = read_rows(straight / "metrics.jsonl")
     assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
     assert {"loss", "learning_rate", "images_per_second", "gradient_norm", "inv_tau"} <= rows[0].keys()
-    with Image.open(straight / "loss.png") as picture:
-        picture.load()
+    with Image.open(straight / "loss.png") as image:
+        image.load()
     assert sorted(path.name for path in (straight / "checkpoints").iterdir()) == ["step-00000020", "step-00000030"]
     config = json.loads((straight / "model" / "config.json").read_text())
     assert config["recipe"]["train"]["steps"] == 30
@@ -278,7 +278,7 @@ def test_checkpointed_activations_give_the_same_loss(straight, data, tmp_path):
 
 def test_unreadable_pairs_are_skipped_once_and_listed(tmp_path):
     pairs = write_pairs(tmp_path / "pairs")
-    (pairs / "07.png").write_bytes(b"no picture")
+    (pairs / "07.png").write_bytes(b"no image")
     (pairs / "12.png").write_bytes((pairs / "12.png").read_bytes()[:40])
     events = run(tmp_path / "run", tiny_recipe(pairs, train__steps=12))
     assert sorted(Path(event.name).name for event in of_kind(events, PairSkipped)) == ["07.png", "12.png"]

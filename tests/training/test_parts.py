@@ -20,8 +20,8 @@ from tiny_run import tiny_recipe, write_pairs
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.errors import DeviceError, Interrupted, MissingExtraError
 from cloob_cli.training import data_record, precision, setup, telemetry
-from cloob_cli.training.average import WeightAverage
 from cloob_cli.training.card import model_card
+from cloob_cli.training.ema import EMA
 from cloob_cli.training.events import Started, StepDone, Validated
 from cloob_cli.training.interrupt import StopRequest, stop_on_signals
 from cloob_cli.training.setup import choose_device, model_config, recipe_record
@@ -37,7 +37,7 @@ def step_done(step: int, **changes: float) -> StepDone:
 @pytest.mark.numeric
 def test_the_average_follows_its_formula():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    average = WeightAverage(model, decay=0.5)
+    average = EMA(model, decay=0.5)
     expected = model[0].weight.detach().clone()
     for step in range(12):
         with torch.no_grad():

@@ -16,9 +16,9 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
+from cloob_cli.convert.torch_file import plain_tensor
 from cloob_cli.core.config import Activation, ModelConfig
 from cloob_cli.errors import ConversionError, MissingConfigurationError
-from cloob_cli.registry.convert.torch_file import plain_tensor
 from cloob_cli.schema import Section, parse
 
 MOST_TOKENS = 78  # the reference tokenizer's 77 and the [CLS] before them
@@ -69,7 +69,7 @@ class UpstreamConfig(Section):
     text_config: TextTower
 
 
-def recognises(checkpoint: Any) -> bool:
+def recognizes(checkpoint: Any) -> bool:
     """Whether a file's contents look like this model's."""
     return isinstance(checkpoint, Mapping) and any(str(name).startswith("vision_model.") for name in checkpoint)
 
@@ -252,5 +252,5 @@ def _description(upstream: UpstreamConfig) -> dict[str, Any]:
         "tokenizer": {"kind": "roberta", "pad_id": text.pad_token_id, "truncation": "mljku"},
         "inv_tau": upstream.init_inv_tau,
         "scale_hopfield": upstream.scale_hopfield,
-        "source": {"format": "japanese"},
+        "source": {"format": "rinna"},
     }

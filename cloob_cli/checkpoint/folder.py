@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cloob_cli.checkpoint.fingerprint import FINGERPRINT_FILE
+from cloob_cli.checkpoint.tensor_file import write_tensors
 from cloob_cli.errors import ModelFolderError
 from cloob_cli.files import replacing_folder, sha256_of
-from cloob_cli.registry.fingerprint import FINGERPRINT_FILE
-from cloob_cli.registry.tensor_file import write_tensors
 from cloob_cli.schema import parse
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def save_model(
 
     The folder is opened once and its fingerprint stored in it, for `cloob zoo verify --deep`.
     """
-    from cloob_cli.registry.fingerprint import write_fingerprint
+    from cloob_cli.checkpoint.fingerprint import write_fingerprint
 
     with replacing_folder(Path(folder)) as temporary:
         tensors = {

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def model_card(name: str, config: ModelConfig, card: Card | None) -> str:
     """Markdown with the front matter that the Hugging Face Hub reads."""
     front = ["---", "library_name: cloob", "pipeline_tag: zero-shot-image-classification", "tags: [cloob, clip]"]
-    if card and card.licence:
-        front.append(f"license: {card.licence.lower()}")
+    if card and card.license:
+        front.append(f"license: {card.license.lower()}")
     if card and card.languages:
         front.append(f"language: [{', '.join(card.languages)}]")
     parts = ["\n".join([*front, "---"]), f"# {name}"]
@@ -48,8 +48,8 @@ def _known(config: ModelConfig, card: Card | None) -> list[tuple[str, str]]:
     known = [("converted from", source.get("origin")), ("sha256 of the original", source.get("sha256"))]
     if card:
         known += [
-            ("licence", card.licence),
-            ("note", card.licence_note),
+            ("license", card.license),
+            ("note", card.license_note),
             ("home", card.homepage),
             ("paper", card.paper),
         ]

@@ -1,8 +1,8 @@
-"""A model's fingerprint: what it makes of fixed pictures and texts, stored with it and recomputed on request.
+"""A model's fingerprint: what it makes of fixed images and texts, stored with it and recomputed on request.
 
 Hashes show that files are the same; the fingerprint shows that they still mean the same, with this version of
-cloob, torch, Pillow and tokenizers. Pictures and texts are made by code. Every stage is compared on its own, so that
-the error names the one that is wrong: what preprocessing makes of the pictures, what the tokenizer makes of the texts,
+cloob, torch, Pillow and tokenizers. Images and texts are made by code. Every stage is compared on its own, so that
+the error names the one that is wrong: what preprocessing makes of the images, what the tokenizer makes of the texts,
 and what the towers make of a fixed pattern of pixels and of those ids.
 """
 
@@ -31,8 +31,8 @@ TEXTS = [
 ]
 _SIZES = ((160, 120), (97, 131), (64, 64))  # width, height: wide, tall and square
 
-# Resamplers of other processors may round some pixels otherwise, by one greylevel of 255 (0.015 after normalisation);
-# another filter or another normalisation moves most of them.
+# Resamplers of other processors may round some pixels otherwise, by one graylevel of 255 (0.015 after normalization);
+# another filter or another normalization moves most of them.
 _PIXEL_TOLERANCE, _MEAN_PIXEL_TOLERANCE = 0.03, 0.002
 
 # Largest difference of a coordinate of two unit embeddings. Processors differ by some 1e-7 in float32; erf and tanh
@@ -45,7 +45,7 @@ def compute_fingerprint(model: CloobModel) -> dict[str, Tensor]:
     """What a loaded model makes of the fixed inputs.
 
     Returns:
-        `tokens` int64 [T, context]; `pixels` float32, some pixels of every preprocessed picture;
+        `tokens` int64 [T, context]; `pixels` float32, some pixels of every preprocessed image;
         `image_embeddings` [2, D] and `text_embeddings` [T, D], float32 of unit norm. All on the CPU.
     """
     import torch
@@ -53,7 +53,7 @@ def compute_fingerprint(model: CloobModel) -> dict[str, Tensor]:
     if model.preprocess is None or model.tokenize is None:
         raise VerificationError("a fingerprint needs a model with its preprocessing and tokenizer")
     device = model.logit_scale.device
-    pixels = torch.stack([model.preprocess(picture) for picture in fixed_pictures()])
+    pixels = torch.stack([model.preprocess(image) for image in fixed_images()])
     tokens = _tokens(model.tokenize)
     with torch.inference_mode():
         images = model.encode_image(_fixed_pixels(pixels.shape[-1]).to(device))
@@ -76,9 +76,9 @@ def write_fingerprint(folder: Path) -> None:
     """
     import torch
 
+    from cloob_cli.checkpoint.tensor_file import write_tensors
     from cloob_cli.files import replacing
     from cloob_cli.registry.store import open_model
-    from cloob_cli.registry.tensor_file import write_tensors
 
     found = compute_fingerprint(open_model(folder, "cpu", torch.float32))
     with replacing(Path(folder) / FINGERPRINT_FILE) as temporary:
@@ -89,7 +89,7 @@ def check_fingerprint(folder: Path, device: str = "cpu", dtype: torch.dtype | No
     """Compare what the model in `folder` computes with its stored fingerprint; gives a line that says how near it is.
 
     Args:
-        device, dtype: where and in what it is computed; None: float32. Only float32 can tell apart neighbouring
+        device, dtype: where and in what it is computed; None: float32. Only float32 can tell apart neighboring
             activations, like GELU's erf and tanh forms.
 
     Raises:
@@ -123,23 +123,23 @@ def check_fingerprint(folder: Path, device: str = "cpu", dtype: torch.dtype | No
     return f"embeddings as stored, to {worst:.1g}"
 
 
-def fixed_pictures() -> list[Image]:
-    """The pictures of every fingerprint: colour ramps with fine stripes, from whole-number arithmetic alone."""
+def fixed_images() -> list[Image]:
+    """The images of every fingerprint: color ramps with fine stripes, from whole-number arithmetic alone."""
     import numpy as np
     from PIL import Image
 
-    pictures = []
+    images = []
     for number, (width, height) in enumerate(_SIZES):
         y, x = np.mgrid[0:height, 0:width]
         red = 255 * x // (width - 1)
         green = 255 * y // (height - 1)
         blue = 255 * ((x // (2 + number) + y // 3) % 2)
-        pictures.append(Image.fromarray(np.stack([red, green, blue], axis=-1).astype(np.uint8)))
-    return pictures
+        images.append(Image.fromarray(np.stack([red, green, blue], axis=-1).astype(np.uint8)))
+    return images
 
 
 def _fixed_pixels(size: int) -> Tensor:
-    """float32 [2, 3, size, size]: normalised pixels that no picture library had a hand in."""
+    """float32 [2, 3, size, size]: normalized pixels that no image library had a hand in."""
     import torch
 
     numbers = torch.arange(2 * 3 * size * size, dtype=torch.int64)

@@ -16,9 +16,9 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
+from cloob_cli.convert.shapes import count_layers, grid_of, heads_of
 from cloob_cli.core.config import CLIP_MEAN, CLIP_STD, ModelConfig
 from cloob_cli.errors import ConversionError
-from cloob_cli.registry.convert.shapes import count_layers, grid_of, heads_of
 from cloob_cli.schema import Section, parse
 
 IMAGE, TEXT = "vi_t_image_encoder", "text_encoder"

@@ -1,4 +1,4 @@
-"""CLIP's initialisation (openai/CLIP `clip/model.py`, `CLIP.initialize_parameters`).
+"""CLIP's initialization (openai/CLIP `clip/model.py`, `CLIP.initialize_parameters`).
 
 What the original sets by hand is set here; what it leaves to torch's defaults keeps them (convolutions, the vision
 transformer's linear layers, norms).
@@ -20,33 +20,33 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def initialise(model: CloobModel) -> None:
-    """Draw every weight of `model` from torch's current random state; layers that torch initialises are kept."""
+def initialize(model: CloobModel) -> None:
+    """Draw every weight of `model` from torch's current random state; layers that torch initializes are kept."""
     for module in model.modules():
         if isinstance(module, SelfAttention):  # as torch.nn.MultiheadAttention does
             nn.init.xavier_uniform_(module.in_proj_weight)
             nn.init.zeros_(module.in_proj_bias)
             nn.init.zeros_(module.out_proj.bias)
     if isinstance(model.visual, VisionTransformer):
-        _initialise_vision_transformer(model.visual)
+        _initialize_vision_transformer(model.visual)
     else:
-        _initialise_resnet(model.visual)
+        _initialize_resnet(model.visual)
     width = model.config.text.width
     nn.init.normal_(model.token_embedding.weight, std=0.02)
     nn.init.normal_(model.positional_embedding, std=0.01)
-    _initialise_text_transformer(model.transformer, width)
-    _initialise_projection(model.text_projection, width)
+    _initialize_text_transformer(model.transformer, width)
+    _initialize_projection(model.text_projection, width)
     model.logit_scale.fill_(math.log(model.config.inv_tau))
 
 
-def _initialise_vision_transformer(tower: VisionTransformer) -> None:
+def _initialize_vision_transformer(tower: VisionTransformer) -> None:
     width = tower.class_embedding.shape[0]
     nn.init.normal_(tower.class_embedding, std=width**-0.5)
     nn.init.normal_(tower.positional_embedding, std=width**-0.5)
-    _initialise_projection(tower.proj, width)
+    _initialize_projection(tower.proj, width)
 
 
-def _initialise_resnet(tower: ModifiedResNet) -> None:
+def _initialize_resnet(tower: ModifiedResNet) -> None:
     pool = tower.attnpool
     channels = pool.positional_embedding.shape[1]
     nn.init.normal_(pool.positional_embedding, std=channels**-0.5)
@@ -57,7 +57,7 @@ def _initialise_resnet(tower: ModifiedResNet) -> None:
             nn.init.zeros_(module.bn3.weight)  # every block starts as its shortcut
 
 
-def _initialise_text_transformer(transformer: Transformer, width: int) -> None:
+def _initialize_text_transformer(transformer: Transformer, width: int) -> None:
     # Residual branches are scaled down with depth, as in GPT-2.
     residual_std = width**-0.5 * (2 * len(transformer.blocks)) ** -0.5
     for block in transformer.blocks:
@@ -67,7 +67,7 @@ def _initialise_text_transformer(transformer: Transformer, width: int) -> None:
         nn.init.normal_(block.mlp.c_proj.weight, std=residual_std)
 
 
-def _initialise_projection(projection: nn.Parameter | nn.Linear, width: int) -> None:
+def _initialize_projection(projection: nn.Parameter | nn.Linear, width: int) -> None:
     if isinstance(projection, nn.Linear):
         nn.init.normal_(projection.weight, std=width**-0.5)
         nn.init.zeros_(projection.bias)
