@@ -3,6 +3,7 @@
 It is small, so that a Ctrl-C while everything else is imported is answered properly.
 """
 
+import sys
 from typing import NoReturn
 
 from cloob_cli import signals
@@ -15,8 +16,10 @@ def run() -> NoReturn:
 
     try:
         main.run()
+    except KeyboardInterrupt:  # a further one, while the first was being answered
+        sys.exit(signals.EXIT_CODE)
     finally:
-        signals.leave_at_once()  # a further Ctrl-C, while the interpreter ends
+        signals.leave_at_once()  # while the interpreter ends
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from cloob_cli import __version__, console, signals
 from cloob_cli.commands import classify, doctor, embed, examples, train, zoo
 from cloob_cli.errors import CloobError, UsageError
 
-_INTERRUPTED = 130
-
 app = typer.Typer(
     name="cloob",
     help="Train CLOOB models, keep a zoo of them, and classify and embed folders of pictures.",
@@ -59,10 +57,12 @@ def _exit_code() -> int:
     """Run the command line; every expected error becomes a line and a hint."""
     try:
         code = app(standalone_mode=False) or 0  # None, or what a `typer.Exit` held
-        if code == _INTERRUPTED:  # what Typer makes of KeyboardInterrupt
+        signals.leave_at_once()  # the work is over: what follows must not be torn by a further Ctrl-C
+        if code == signals.EXIT_CODE:  # what Typer makes of KeyboardInterrupt
             console.show_error(CloobError("interrupted"))
         return code
     except Exception as problem:
+        signals.leave_at_once()
         error = _expected(problem)
         if error is None or console.debugging():
             raise

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from cloob_cli import assets
 from cloob_cli.core.config import ARCHITECTURES, PreprocessConfig, TextConfig, TokenizerConfig, VisionConfig
 from cloob_cli.errors import RecipeError
 from cloob_cli.schema import Section, nearest, parse
@@ -77,17 +79,31 @@ class TokenizerSection(Section):
         return TokenizerConfig(kind=self.kind)
 
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # s3://bucket/..., https://...
+
+
+def _local(value: str | list[str] | None) -> str | list[str] | None:
+    for path in [value] if isinstance(value, str) else value or []:
+        if not path.strip():
+            raise ValueError("the path is empty; leave the key out instead")
+        if _ADDRESS.match(path):
+            raise ValueError(f"{path} is an address; data are read from this machine's folders: copy or mount it")
+    return value
+
+
 class DataSection(Section):
     """Where the pairs are. `train` is a folder, a file or a pattern like `data/{00000..00099}.tar`, or a list."""
 
-    train: str | list[str] = Field(description="the training pairs")
+    train: Annotated[str | list[str], AfterValidator(_local)] = Field(description="the training pairs")
     format: Literal["auto", "parquet", "folder", "csv", "webdataset"] = Field(
         default="auto", description="auto: found out from what is there"
     )
     image_key: str | None = Field(default=None, description="column of the picture (left out: found by name)")
     caption_key: str | None = Field(default=None, description="column of the caption (left out: found by name)")
     separator: str | None = Field(default=None, description="of a CSV file (left out: found out)")
-    validation: str | list[str] | None = Field(default=None, description="a source of its own, like train")
+    validation: Annotated[str | list[str] | None, AfterValidator(_local)] = Field(
+        default=None, description="a source of its own, like train"
+    )
     validation_share: float = Field(default=0.0, ge=0.0, lt=0.5, description="else: this share of train is held out")
     in_memory: bool | Literal["auto"] = Field(default="auto", description="keep decoded pictures (uint8) in memory")
     workers: int | Literal["auto"] = Field(default="auto", description="processes that read and decode; 0: none")
@@ -224,6 +240,8 @@ class TrainSection(Section):
     def _length(self) -> TrainSection:
         if self.epochs is None and self.steps is None:
             raise ValueError("give train.steps or train.epochs")
+        if isinstance(self.micro_batch_size, int) and self.micro_batch_size > self.batch_size:
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} is above batch_size {self.batch_size}")
         return self
 
     @model_validator(mode="after")
@@ -237,7 +255,9 @@ class TrainSection(Section):
 class ValidationSection(Section):
     every: int | None = Field(default=None, gt=0, description="steps between validations; left out: only at the end")
     retrieval_pairs: int = Field(default=5000, gt=1, description="at most so many held-out pairs")
-    zero_shot: list[str] = Field(default_factory=list, description="folders of classification data sets")
+    zero_shot: Annotated[list[str], AfterValidator(_local)] = Field(
+        default_factory=list, description="folders of classification data sets"
+    )
 
 
 class Recipe(Section):
@@ -288,7 +308,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
-        raise RecipeError(f"no recipe at {path}", "the shipped ones lie in recipes/") from None
+        raise RecipeError(f"no recipe at {path}", _recipes_like(path)) from None
     except (ValueError, OSError) as problem:  # both parsers' errors are ValueErrors
         raise RecipeError(f"{path} is not a readable recipe: {problem}") from None
     if not isinstance(data, dict):
@@ -300,13 +320,20 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     return parse(Recipe, data, str(path), RecipeError)
 
 
+def _recipes_like(path: Path) -> str:
+    """A hint: the shipped recipe that was meant, or which there are."""
+    shipped = assets.shipped_recipes()
+    near = nearest(path.stem, shipped)
+    return f"did you mean {near!r}?" if near else f"the shipped ones are {', '.join(shipped)}"
+
+
 _PATH_KEYS = (("data", "train"), ("data", "validation"), ("validation", "zero_shot"))
 
 
 def _resolve_paths(data: dict[str, Any], base: Path) -> None:
     def resolve(value: Any) -> Any:
         if isinstance(value, str) and value:
-            return os.path.abspath(base / Path(value).expanduser())
+            return value if _ADDRESS.match(value) else os.path.abspath(base / Path(value).expanduser())
         return [resolve(item) for item in value] if isinstance(value, list) else value
 
     for section, key in _PATH_KEYS:
@@ -328,4 +355,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         target = target.setdefault(section, {})
         if not isinstance(target, dict):
             raise RecipeError(f"--set {override}: '{section}' is not a section")
-    target[last] = value
+    if text.strip():
+        target[last] = value
+    else:
+        target.pop(last, None)  # `--set section.key=` takes a key out: its default holds

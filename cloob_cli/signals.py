@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-_EXIT_CODE = 130
+EXIT_CODE = 130  # of a process that Ctrl-C ended
 # SIGTERM is a cluster's "time is up", SIGHUP a terminal that closes (Windows has none).
 _TO_END = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -77,7 +77,7 @@ def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
     os.write(2, b"interrupted\n")
-    os._exit(_EXIT_CODE)
+    os._exit(EXIT_CODE)
 
 
 def _unwind(number: int, frame: FrameType | None) -> NoReturn:

@@ -73,6 +73,7 @@ def main(name: str, program: str) -> None:
         export_model(source, program, Path(temporary) / "out")
         theirs = {"open_clip": in_open_clip, "transformers": in_transformers}[program](Path(temporary) / "out")
     ours = open_model(source, "cpu", torch.float32)
+    assert ours.preprocess is not None
     for kind, sizes in SIZES.items():
         pixels = embeddings = 0.0
         for image in images(sizes):

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 import cloob_cli
+from cloob_cli.data.classification import open_classification_set
 from cloob_cli.data.images import Preprocess
-from cloob_cli.recipe import ValidationSection
 from cloob_cli.training.validation import Validator
 
 
@@ -25,8 +26,8 @@ def main() -> None:
     arguments = parser.parse_args()
     model = cloob_cli.load(arguments.model, device=arguments.device)
     preprocess = Preprocess(model.config.vision.image_size, model.config.preprocess)
-    section = ValidationSection(zero_shot=arguments.datasets)
-    scores = Validator(None, section, preprocess, model.tokenize).run(model)
+    sets = [open_classification_set(Path(folder)) for folder in arguments.datasets]
+    scores = Validator(None, sets, preprocess, model.tokenize).run(model)
     print(json.dumps({name: round(value, 4) for name, value in scores.items()}, indent=2))
 
 

@@ -155,3 +155,12 @@ def test_reading_a_recipe_needs_no_torch(tmp_path):
         f"load_recipe(Path({str(path)!r})); assert 'torch' not in sys.modules and 'rich' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_recipe_that_there_is_not_names_those_that_there_are(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(tmp_path / "nosuch")
+    assert "cc3m-rn50" in str(raised.value.hint)
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(tmp_path / "cc3m-rn5")
+    assert raised.value.hint == "did you mean 'cc3m-rn50'?"

@@ -16,6 +16,7 @@ from cloob_cli.commands.options import (
     FastJpegOption,
     ForceOption,
     JsonOption,
+    MemoryBudgetOption,
     ModelOption,
     PrecisionOption,
     QuietOption,
@@ -29,8 +30,11 @@ if TYPE_CHECKING:
     from cloob_cli.inference.classify import Classified, ClassifiedBatch
     from cloob_cli.inference.labels import Label
     from cloob_cli.inference.reading import Failure
+    from cloob_cli.inference.tokens import LabelTokens
 
     AddRows = Callable[[Iterable[Classified]], None]
+
+_GROUPS = 5  # of labels with equal tokens that are named
 
 
 def classify(
@@ -50,6 +54,7 @@ def classify(
     batch_size: BatchSizeOption = 64,
     workers: WorkersOption = None,
     fast_jpeg: FastJpegOption = False,
+    memory_budget: MemoryBudgetOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write a .csv, .jsonl or .parquet file instead.")
     ] = None,
@@ -69,6 +74,7 @@ def classify(
         from cloob_cli.inference.existing import check_output, failures_path, output_files
         from cloob_cli.inference.labels import DEFAULT_TEMPLATES, read_labels, read_templates
         from cloob_cli.inference.provenance import describe_images
+        from cloob_cli.inference.tokens import label_tokens
         from cloob_cli.registry.store import weights_sha256
 
     # Everything that can be wrong with the input is found before the model is opened.
@@ -82,6 +88,7 @@ def classify(
     top_k = min(top_k, len(classes))
 
     prompts = prompts or opened.config.templates or list(DEFAULT_TEMPLATES)
+    _report_tokens(label_tokens(opened, classes, prompts), opened.config.text.context_length)
     files = output_files(output, "classify") if output else []
     listing = failures_path(output) if output else None
     with following("classify", len(paths), "pictures", listing, files) as work:
@@ -94,6 +101,7 @@ def classify(
             batch_size=batch_size,
             workers=workers,
             fast_jpeg=fast_jpeg,
+            memory_budget=memory_budget,
             on_picture=work.read,
             on_texts=lambda done, total: work.prepared("label texts", done, total),
         )
@@ -113,6 +121,17 @@ def classify(
         raise typer.Exit(3)
 
 
+def _report_tokens(found: LabelTokens, context: int) -> None:
+    for names in found.alike[:_GROUPS]:
+        shown = ", ".join(f"'{name}'" for name in names)
+        console.warn(f"these labels become the same tokens, so that the model cannot tell them apart: {shown}")
+    if len(found.alike) > _GROUPS:
+        console.warn(f"{len(found.alike) - _GROUPS} more groups of labels become the same tokens")
+    if found.cut:
+        texts = f"{found.cut} of {found.texts} label texts"
+        console.warn(f"{texts} are longer than the model's {context} tokens and were cut")
+
+
 def _printer(as_json: bool, top_k: int, paths: Sequence[Path | Failure], classes: Sequence[Label]) -> AddRows:
     """What shows rows on stdout."""
     from cloob_cli.inference.classify import columns
@@ -120,8 +139,8 @@ def _printer(as_json: bool, top_k: int, paths: Sequence[Path | Failure], classes
 
     if as_json:
         return _print_json
-    keys = [path_text(path) for path in paths if isinstance(path, Path)]
-    add = console.growing_table(columns(top_k), 3, keys, [one.name for one in classes])
+    keys = (path_text(path) for path in paths if isinstance(path, Path))
+    add = console.growing_table(columns(top_k), 3, keys, (one.name for one in classes))
     return lambda rows: add(_cells(row) for row in rows)
 
 

@@ -16,6 +16,7 @@ from cloob_cli.commands.options import (
     FastJpegOption,
     ForceOption,
     JsonOption,
+    MemoryBudgetOption,
     ModelOption,
     PrecisionOption,
     QuietOption,
@@ -42,6 +43,7 @@ def embed(
     batch_size: BatchSizeOption = 64,
     workers: WorkersOption = None,
     fast_jpeg: FastJpegOption = False,
+    memory_budget: MemoryBudgetOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -83,7 +85,13 @@ def embed(
         else:
             metadata = describe_images("embed", opened, *made_with, fast_jpeg=fast_jpeg, dtype=dtype)
             batches = inference.embed_pictures(
-                opened, paths, batch_size=batch_size, workers=workers, fast_jpeg=fast_jpeg, on_picture=work.read
+                opened,
+                paths,
+                batch_size=batch_size,
+                workers=workers,
+                fast_jpeg=fast_jpeg,
+                memory_budget=memory_budget,
+                on_picture=work.read,
             )
         with closing(work.follow(batches)) as rows:
             written = inference.write_embeddings(
@@ -95,6 +103,9 @@ def embed(
                 metadata=metadata,
             )
     _report(written, len(work.failures), as_json)
+    if written.cut:
+        context = opened.config.text.context_length
+        console.warn(f"{written.cut} of {written.rows} texts are longer than the model's {context} tokens and were cut")
     work.tell_end("embedded", description(opened, folder))
     if work.failures:
         raise typer.Exit(3)

@@ -8,6 +8,13 @@ import typer
 
 from cloob_cli.commands import completion
 
+
+def _bytes(text: str) -> int:
+    from cloob_cli.data.budget import parse_bytes
+
+    return parse_bytes(text)
+
+
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -38,6 +45,16 @@ WorkersOption = Annotated[
 FastJpegOption = Annotated[
     bool,
     typer.Option("--fast-jpeg", help="Decode large JPEGs at reduced size: 2 to 5 times faster, not equal to the bit."),
+]
+MemoryBudgetOption = Annotated[
+    int | None,
+    typer.Option(
+        parser=_bytes,
+        metavar="SIZE",
+        help="Memory that decoding may take at a time, like 1GB; larger images wait, too large ones are skipped.",
+        envvar="CLOOB_MEMORY_BUDGET",
+        show_default="a quarter of the machine's",
+    ),
 ]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Overwrite files that this command did not write. Never an input.")

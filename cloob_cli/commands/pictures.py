@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cloob_cli.core.model import CloobModel
     from cloob_cli.inference.reading import Failure
 
+_PATIENCE = 0.5  # seconds before the search for images shows a bar
 _LISTED = 10  # skipped pictures that stderr names where a file lists them all
 
 
@@ -86,7 +87,8 @@ def find_pictures(sources: Sequence[Path]) -> list[Path | Failure]:
     from cloob_cli.data.folder import describe_passed_over
     from cloob_cli.inference.reading import collect_images
 
-    found = collect_images(sources)
+    with console.progress("looking for images", unit="files", delay=_PATIENCE) as bar:
+        found = collect_images(sources, bar.advance)
     if found.passed_over:
         console.warn(describe_passed_over(found.passed_over))
     return found.items

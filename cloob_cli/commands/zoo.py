@@ -32,11 +32,16 @@ def _zoo(context: typer.Context) -> None:
 
 
 @app.command("list")
-def list_models(json: JsonOption = False) -> None:
+def list_models(
+    installed: Annotated[
+        bool, typer.Option("--installed", help="Only those on this machine, bundled or installed.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
     """All models: installed or not, size, resolution, training data, score, licence."""
     from cloob_cli.registry.inventory import inventory
 
-    entries = inventory()
+    entries = [entry for entry in inventory() if entry.path or not installed]
     if json:
         console.json_document([entry.as_json() for entry in entries])
         return
@@ -74,7 +79,7 @@ def show(name: NameArgument, json: JsonOption = False) -> None:
     if json:
         console.json_document(facts)
     else:
-        console.table(["field", "value"], list(_lines(facts)))
+        console.table(["field", "value"], list(_lines(_essentials(facts) if "vision" in facts else facts)))
 
 
 @app.command("path")
@@ -127,6 +132,30 @@ def _facts(name: str) -> dict[str, Any]:
     facts |= {"state": state, "path": str(folder), "size_bytes": folder_size(folder)}
     record = install_record(folder)
     return facts | ({"installed": record} if record else {})
+
+
+def _essentials(facts: dict[str, Any]) -> dict[str, Any]:
+    """What a person asks first of a model that has no card; `--json` tells all."""
+    vision, text = facts["vision"], facts["text"]
+    shown = {
+        "name": facts["name"] or None,
+        "state": facts["state"],
+        "path": facts["path"],
+        "size": console.bytes_text(facts["size_bytes"]),
+        "images": f"{vision['kind']}, width {vision['width']}, {vision['image_size']} x {vision['image_size']} pixels",
+        "texts": f"width {text['width']}, {text['context_length']} tokens of {text['vocab_size']:,}",
+        "embedding": f"{facts['embed_dim']} dimensions",
+        "inv_tau": f"{facts['inv_tau']:.4g}",
+        "scale_hopfield": facts.get("scale_hopfield"),
+        "recipe": (facts.get("recipe") or {}).get("name"),
+        "source": ", ".join(str(facts["source"][key]) for key in ("format", "origin") if key in facts["source"])
+        or None,
+        "metrics": {key: f"{value:.4g}" for key, value in facts["metrics"].items() if isinstance(value, float)},
+        "installed": {
+            key: value for key, value in facts.get("installed", {}).items() if key in ("origin", "installed")
+        },
+    }
+    return {key: value for key, value in shown.items() if value is not None}
 
 
 def _lines(facts: Any, prefix: str = "") -> list[tuple[str, str]]:

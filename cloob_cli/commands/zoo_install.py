@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -58,6 +59,7 @@ def pull(
     dry_run: DryRunOption = False,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine already.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is installed.")] = False,
+    json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Fetch a model, convert it to safetensors where it is something else, verify and install it."""
@@ -69,6 +71,9 @@ def pull(
     options = install.Options(force=force, offline=offline, config=config)
     if dry_run:
         plan = install.plan(origin, options)
+        if json:
+            console.json_document(dataclasses.asdict(plan) | {"folder": str(plan.folder)})
+            return
         size = "none, it is on this disk" if plan.download_bytes == 0 else console.bytes_text(plan.download_bytes)
         console.table(
             ["field", "value"],
@@ -87,7 +92,12 @@ def pull(
             folder = install.pull(origin, options, report)
     except KeyboardInterrupt:
         raise Interrupted("the pull was interrupted", _what_is_kept(origin)) from None
-    console.line(str(folder))
+    if json:
+        from cloob_cli.registry.inventory import install_record
+
+        console.json_document({"name": folder.name, "path": str(folder)} | install_record(folder))
+    else:
+        console.line(str(folder))
 
 
 def add(
@@ -129,14 +139,17 @@ def verify(
 
 
 def remove(
-    name: Annotated[str, typer.Argument(help="An installed model.", autocompletion=completion.installed_models)],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME...", help="Installed models.", autocompletion=completion.installed_models),
+    ],
     dry_run: DryRunOption = False,
     yes: YesOption = False,
 ) -> None:
-    """Remove an installed model."""
+    """Remove installed models."""
     from cloob_cli.registry import remove as removal
 
-    _carry_out([removal.model_removal(name)], dry_run, yes)
+    _carry_out([removal.model_removal(name) for name in dict.fromkeys(names)], dry_run, yes)
 
 
 def prune(dry_run: DryRunOption = False, yes: YesOption = False) -> None:
@@ -155,6 +168,8 @@ def _carry_out(removals: list[Removal], dry_run: bool, yes: bool) -> None:
     freed = console.bytes_text(sum(each.bytes for each in removals))
     if not removals or dry_run:
         console.talk(f"{freed} would be freed" if removals else "nothing to remove")
+        if not dry_run:
+            carry_out([])
         return
     if not yes:
         if not console.can_ask():

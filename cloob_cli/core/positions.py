@@ -26,7 +26,9 @@ def fitted_positions(embedding: Tensor, height: int, width: int) -> Tensor:
     grid = math.isqrt(len(embedding) - 1)
     if (height, width) == (grid, grid):
         return embedding
-    matrix = _interpolation(grid, height, width).to(embedding.device, embedding.dtype)
+    # torch.compile looks through a cache, and warns that it does.
+    make = _interpolation.__wrapped__ if torch.compiler.is_compiling() else _interpolation
+    matrix = make(grid, height, width).to(embedding.device, embedding.dtype)
     with torch.autocast(embedding.device.type, enabled=False):
         return torch.cat([embedding[:1], matrix @ embedding[1:]])
 

@@ -6,12 +6,16 @@ import errno
 import os
 import stat
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cloob_cli.data.formats import passed_over, suffixes
 from cloob_cli.errors import InputError, NothingFoundError
 
+Watch = Callable[[int], None]
+
+_WATCHED = 500  # files between two calls of a `watch`
 _DANGLING, _SPECIAL = "links that lead nowhere", "pipes, sockets or devices"
 
 
@@ -42,8 +46,8 @@ def list_images(folder: Path | str) -> list[Path]:
     return scan(folder).images
 
 
-def scan(folder: Path | str) -> Scan:
-    """The same with everything that was passed over.
+def scan(folder: Path | str, watch: Watch | None = None) -> Scan:
+    """The same with everything that was passed over; `watch` is called with numbers of files that were looked at.
 
     Raises:
         InputError: no such folder, or it cannot be read.
@@ -54,7 +58,7 @@ def scan(folder: Path | str) -> Scan:
         return Scan([folder])
     if not folder.is_dir():
         raise _nothing_at(folder)
-    found = _scan(folder)
+    found = _scan(folder, watch or (lambda count: None))
     if not found.images:
         raise _no_images(folder, found)
     return found
@@ -93,7 +97,7 @@ def _no_images(folder: Path, found: Scan) -> NothingFoundError:
     return NothingFoundError(f"no images in {folder}: {'; '.join(seen) or 'it is empty'}", hint)
 
 
-def _scan(folder: Path) -> Scan:
+def _scan(folder: Path, watch: Watch) -> Scan:
     found = Scan()
 
     def refuse(problem: OSError) -> None:
@@ -111,9 +115,11 @@ def _scan(folder: Path) -> Scan:
             continue
         visited.add(identity)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            if not name.startswith("."):
-                _sort_in(Path(parent, name), found)
+        for start in range(0, len(names), _WATCHED):
+            for name in names[start : start + _WATCHED]:
+                if not name.startswith("."):
+                    _sort_in(Path(parent, name), found)
+            watch(len(names[start : start + _WATCHED]))
     found.images.sort()
     found.unreadable.sort()
     return found

@@ -59,7 +59,8 @@ def passed_over() -> dict[str, tuple[str, str]]:
 def _has(feature: str) -> bool:
     from PIL import features
 
-    return feature in features.modules and bool(features.check(feature))
+    known = feature in features.modules or feature in features.codecs  # of others Pillow warns
+    return known and bool(features.check(feature))
 
 
 def _has_heif() -> bool:

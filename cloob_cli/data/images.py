@@ -10,23 +10,26 @@ import functools
 import io
 import os
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from cloob_cli.core.config import PreprocessConfig
 from cloob_cli.data import libtiff
+from cloob_cli.data.budget import MemoryBudget, OverBudgetError
+from cloob_cli.data.decoding_cost import AVIF_LEAST, check_icon, decoding_bytes
+from cloob_cli.data.upright import BAND_PIXELS, EXTREME_RATIO, Upright
 from cloob_cli.errors import ImageError
 
 # Twice Pillow's default: room for a 108-megapixel phone, while a bomb would take gigabytes.
 MAX_PIXELS = 2 * 89_478_485
 
-# Beyond this ratio of the sides a whole resized picture could take gigabytes of which the crop keeps a sliver.
-_EXTREME_RATIO = 16
-
+_SUPPORT = 3  # pixels beyond its place that a resized pixel depends on, at most (Lanczos)
 
 _FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "JPEG2000", "MPO", "PPM", "TGA", "ICO", "ICNS",
@@ -49,13 +52,57 @@ def open_image(source: Path | str | bytes, size_hint: int | None = None) -> Imag
     Raises:
         ImageError: no picture, empty, truncated, unreadable or too large; the message is one line without the name.
     """
+    with _opened(source, size_hint) as (image, _):
+        return Upright(image).whole()
+
+
+def read_crop(
+    source: Path | str | bytes, preprocess: Preprocess, budget: MemoryBudget, size_hint: int | None = None
+) -> np.ndarray:
+    """What `preprocess.crop` makes of one image: uint8 [H, W, 3], in less memory than `open_image` and `crop` take.
+
+    Args:
+        source: a file's path, or its bytes.
+        budget: what decoding this and other images may take together; a large one waits for its part.
+        size_hint: as `open_image` takes it.
+
+    Raises:
+        ImageError: as `open_image`, or decoding it would take more than the whole budget.
+    """
+    with _opened(source, size_hint) as (image, needed):
+        amount = needed(preprocess.image_size)
+        if image.format == "AVIF":
+            amount = max(amount, min(AVIF_LEAST, budget.total))
+        try:
+            with budget.reserve(amount):
+                try:
+                    return preprocess.crop(image)
+                finally:
+                    image.close()  # before others are given the memory
+        except OverBudgetError:
+            raise ImageError(
+                f"too large: decoding {image.width} x {image.height} pixels may take {amount / 1e9:.1f} GB, the memory "
+                f"budget is {budget.total / 1e9:.1f} GB (--memory-budget)"
+            ) from None
+
+
+@contextmanager
+def _opened(source: Path | str | bytes, size_hint: int | None) -> Iterator[tuple[Image.Image, Callable[[int], int]]]:
+    """An image that is not decoded yet, and a function: a model's input size -> bytes that decoding may take."""
     libtiff.silence()
     with warnings.catch_warnings():
         # Pillow warns of odd metadata and large pictures; a folder of pictures is not the place to repeat that.
         warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
         try:
             with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
-                return _decode(Image.open(stream, formats=_formats_of(stream)), size_hint)
+                image = Image.open(stream, formats=_formats_of(stream))
+                stored = width, height = image.size
+                if width * height > MAX_PIXELS:
+                    limit = f"at most {MAX_PIXELS // 1_000_000} million are read"
+                    raise ImageError(f"too large: {width} x {height} pixels ({limit})")
+                if size_hint is not None and image.format in {"JPEG", "MPO"}:
+                    image.draft(None, (size_hint, size_hint))
+                yield image, lambda size: decoding_bytes(image, stored, stream, size)
         except ImageError:
             raise
         except Exception as problem:  # Pillow's decoders raise nearly every class there is on hostile files
@@ -66,6 +113,8 @@ def _formats_of(stream: BinaryIO) -> tuple[str, ...]:
     """The format that the first bytes belong to, else all: Pillow tries one after the other, slowly."""
     head = stream.read(12)
     stream.seek(0)
+    if head.startswith((b"\0\0\1\0", b"icns")):
+        check_icon(stream)
     if head[:4] == b"RIFF" and head[8:] == b"WEBP":
         return ("WEBP",)
     return next(((name,) for name, magic in _MAGIC.items() if head.startswith(magic)), _known_formats())
@@ -82,48 +131,6 @@ def _known_formats() -> tuple[str, ...]:
     else:
         pillow_heif.register_heif_opener()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def _decode(image: Image.Image, size_hint: int | None) -> Image.Image:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"too large: {width} x {height} pixels (at most {MAX_PIXELS // 1_000_000} million are read)")
-    if size_hint is not None and image.format in {"JPEG", "MPO"}:
-        image.draft(None, (size_hint, size_hint))
-    return _upright_rgb(image)
-
-
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    """What every file is turned into, whoever opened it: decoded, EXIF rotation applied, 8-bit RGB on white."""
-    image.load()
-    return _to_rgb(_upright(image))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # broken metadata is no reason to lose the picture
-        return image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _to_8_bit(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, "white")
-        paper.alpha_composite(image)
-        image = paper
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Greyscale of more than 8 bits, which Pillow's own conversion would clip at 255."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    largest = float(values.max())
-    full = 65535.0 if image.mode != "F" else 1.0 if largest <= 1.0 else 255.0
-    full = max(full, largest)
-    return Image.fromarray(np.clip(np.rint(values * (255.0 / full)), 0, 255).astype(np.uint8))
 
 
 def _reason(source: Path | str | bytes, problem: Exception) -> str:
@@ -163,29 +170,61 @@ class Preprocess:
             ImageError: its file is truncated or damaged.
         """
         try:
-            upright = _upright_rgb(image)
+            pixels = self.crop(image)
         except (OSError, SyntaxError, ValueError) as problem:  # what Pillow's decoders raise, later than `open`
             raise ImageError(_reason(b"", problem)) from None
-        return normalise(torch.from_numpy(self.crop(upright)), self.config)
+        return normalise(torch.from_numpy(pixels), self.config)
 
     def crop(self, image: Image.Image) -> np.ndarray:
-        """An RGB picture of any size -> uint8 [image_size, image_size, 3]."""
-        size, filter = self.image_size, Image.Resampling[self.config.interpolation.upper()]
-        image = _to_rgb(image)
+        """An image as `__call__` takes it -> uint8 [image_size, image_size, 3]."""
+        size = self.image_size
+        upright = Upright(image)
+        width, height = upright.size
         if self.config.resize == "squash":
-            return np.array(image.resize((size, size), filter))
-        width, height = image.size
+            return np.array(self._resized(upright, (size, size)))
         short, long = min(width, height), max(width, height)
         resized_long = int(size * long / short)
         resized = (size, resized_long) if width <= height else (resized_long, size)
         left, top = (round((side - size) / 2.0) for side in resized)  # half to even, as torchvision rounds
-        if long > _EXTREME_RATIO * short:
-            scale_x, scale_y = width / resized[0], height / resized[1]
-            box = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
-            return np.array(image.resize((size, size), filter, box=box))
-        if image.size != resized:
-            image = image.resize(resized, filter)
-        return np.array(image.crop((left, top, left + size, top + size)))
+        if long > EXTREME_RATIO * short:
+            return np.array(self._middle(upright, resized, (left, top)))
+        image = self._resized(upright, resized, columns=(left, left + size))
+        return np.array(image.crop((0, top, size, top + size)))
+
+    def _resized(self, upright: Upright, size: tuple[int, int], columns: tuple[int, int] | None = None) -> Image.Image:
+        """The whole image at another size, of that only some columns.
+
+        Of an image that is not tall Pillow resizes the rows first and then the columns, rounding in between, so bands
+        of rows may be resized one after the other, and columns that are not wanted left out, without changing a bit.
+        (Of tall ones Pillow 13 resizes the columns first, earlier versions the rows.)
+        """
+        first, end = columns or (0, size[0])
+        width, height = upright.size
+        if upright.is_plain or height > width or width * height <= BAND_PIXELS:
+            return upright.whole().resize(size, self._filter).crop((first, 0, end, size[1]))
+        narrow = Image.new("RGB", (end - first, height))
+        for top, bottom in upright.bands():
+            band = upright.part((0, top, width, bottom)).resize((size[0], bottom - top), self._filter)
+            narrow.paste(band.crop((first, 0, end, bottom - top)), (0, top))
+        return narrow.resize((end - first, size[1]), self._filter)
+
+    def _middle(self, upright: Upright, resized: tuple[int, int], corner: tuple[int, int]) -> Image.Image:
+        """The crop at `corner` of the resized image, made from the part of the image that it depends on."""
+        side = self.image_size
+        box, region = [], []
+        for full, small, start in zip(upright.size, resized, corner, strict=True):
+            scale = full / small
+            margin = _SUPPORT * max(scale, 1.0) + 1
+            box.append((start * scale, (start + side) * scale))
+            region.append((max(0, int(start * scale - margin)), min(full, int((start + side) * scale + margin) + 1)))
+        (left, right), (top, bottom) = region
+        inner = [place - origin for axis, (origin, _) in zip(box, region, strict=True) for place in axis]
+        part = upright.part((left, top, right, bottom))
+        return part.resize((side, side), self._filter, box=(inner[0], inner[2], inner[1], inner[3]))
+
+    @property
+    def _filter(self) -> Image.Resampling:
+        return Image.Resampling[self.config.interpolation.upper()]
 
 
 def normalise(pixels: torch.Tensor, config: PreprocessConfig) -> torch.Tensor:

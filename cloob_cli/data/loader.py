@@ -27,7 +27,7 @@ from cloob_cli.data.text import Tokenizer
 from cloob_cli.errors import DataError
 from cloob_cli.recipe import AugmentSection
 
-__all__ = ["PairBatch", "PairLoader"]
+__all__ = ["PairBatch", "PairLoader", "check_enough"]
 
 _BY_CHANCE = 8  # unreadable pairs that may be all of a process's small share of a batch
 
@@ -69,10 +69,7 @@ class PairLoader:
         text: TextConfig | None = None,
     ) -> None:
         self._pairs = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
-        if len(self._pairs) < batch_size:
-            raise DataError(
-                f"{len(self._pairs)} training pairs are fewer than one batch of {batch_size}", "lower train.batch_size"
-            )
+        check_enough(len(self._pairs), batch_size)
         self._source, self._seed, self._batch_size, self._text = source, seed, batch_size, text
         self._share = slice(batch_size * rank // processes, batch_size * (rank + 1) // processes)
         local = local_processes or processes
@@ -129,6 +126,12 @@ class PairLoader:
             blocks, in_window = self._source.blocks
             windows = block_windows(blocks[self._pairs], in_window, self._seed, epoch)
         return self._pairs[epoch_order(len(self._pairs), self._seed, epoch, windows)]
+
+
+def check_enough(pairs: int, batch_size: int) -> None:
+    """Raise DataError where there are fewer pairs than a batch."""
+    if pairs < batch_size:
+        raise DataError(f"{pairs} training pairs are fewer than one batch of {batch_size}", "lower train.batch_size")
 
 
 def _worker_count(local_processes: int) -> int:

@@ -113,15 +113,8 @@ class PairStream:
         with _as_many_workers_as_asked():
             parts = iter(self._loader)
         for pairs, _ in wanted:
-            try:
+            with _telling_of_lost_workers():
                 batch = _joined([next(parts) for _ in _parts(pairs)])
-            except RuntimeError as problem:
-                if "DataLoader worker" not in str(problem):
-                    raise
-                raise DataError(
-                    "a process that reads pictures was ended from outside, most likely for want of memory",
-                    "lower data.workers",
-                ) from None
             yield batch
 
 
@@ -190,6 +183,23 @@ def _as_many_workers_as_asked() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         yield
+
+
+@contextmanager
+def _telling_of_lost_workers() -> Iterator[None]:
+    """A worker that was killed shows in several ways: torch finds it gone, or the pipe to it breaks while a batch of
+    its is fetched. All of them are one error here. (What went wrong inside a living worker begins with "Caught".)
+    """
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as problem:
+        text = str(problem)
+        known = text.startswith("DataLoader worker (pid") or "unable to open shared memory" in text
+        if text.startswith("Caught ") or (isinstance(problem, RuntimeError) and not known):
+            raise
+        raise DataError(
+            "a process that reads images was ended from outside, most likely for want of memory", "lower data.workers"
+        ) from None
 
 
 def _unchanged(batch: Any) -> Any:

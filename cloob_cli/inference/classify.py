@@ -82,6 +82,7 @@ def classify(
     batch_size: int = 64,
     workers: int | None = None,
     fast_jpeg: bool = False,
+    memory_budget: int | None = None,
     on_picture: OnPicture | None = None,
     on_texts: OnTexts | None = None,
 ) -> Generator[ClassifiedBatch]:
@@ -95,7 +96,13 @@ def classify(
     classes = _encode_labels(model, labels, templates, batch_size, on_texts)
     preprocess = Preprocess(model.config.vision.image_size, model.config.preprocess)
     batches = picture_batches(
-        paths, preprocess, batch_size=batch_size, workers=workers, fast_jpeg=fast_jpeg, on_picture=on_picture
+        paths,
+        preprocess,
+        batch_size=batch_size,
+        workers=workers,
+        fast_jpeg=fast_jpeg,
+        memory_budget=memory_budget,
+        on_picture=on_picture,
     )
     with closing(batches):
         for batch in batches:

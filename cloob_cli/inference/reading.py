@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloob_cli.data.folder import scan
-from cloob_cli.data.images import Preprocess, open_image
+from cloob_cli.data.budget import MemoryBudget, default_budget
+from cloob_cli.data.folder import Watch, scan
+from cloob_cli.data.images import Preprocess, read_crop
 from cloob_cli.errors import ImageError, InputError
 
 _BEFORE_ESCAPE = re.compile(r"(\\+)(?=[\udc80-\udcff]|x[89a-f][0-9a-f])")
@@ -64,8 +65,10 @@ class Collected:
     passed_over: Counter[str] = field(default_factory=Counter)
 
 
-def collect_images(sources: Sequence[Path]) -> Collected:
+def collect_images(sources: Sequence[Path], watch: Watch | None = None) -> Collected:
     """The images that paths of images and folders mean, each file once, in the order of the arguments.
+
+    `watch` is called with numbers of files that were looked at.
 
     Raises:
         InputError: none of `sources` gives an image; the error is the first one's.
@@ -76,7 +79,7 @@ def collect_images(sources: Sequence[Path]) -> Collected:
     errors: list[InputError] = []
     for source in sources:
         try:
-            below = scan(source)
+            below = scan(source, watch)
         except InputError as problem:
             errors.append(problem)
             found.items.append(Failure(path_text(source), problem.message))
@@ -122,6 +125,7 @@ def picture_batches(
     batch_size: int,
     workers: int | None = None,
     fast_jpeg: bool = False,
+    memory_budget: int | None = None,
     on_picture: OnPicture | None = None,
 ) -> Generator[PictureBatch]:
     """Decode, resize and crop pictures; at most two batches are held at any time.
@@ -129,6 +133,8 @@ def picture_batches(
     Args:
         paths: the images; a failure among them is passed on in its place.
         workers: threads; 0 decodes in the caller's thread; None picks by the number of cores.
+        memory_budget: bytes that decoding may take at a time; large images wait for their part, and those that need
+            more are failures. None picks by the machine's memory.
         fast_jpeg: decode a JPEG at 1/2, 1/4 or 1/8 of its size where both sides stay at least twice the model's.
 
     Yields:
@@ -137,9 +143,10 @@ def picture_batches(
     """
     count = default_workers() if workers is None else workers
     size_hint = 2 * preprocess.image_size if fast_jpeg else None
+    budget = MemoryBudget(default_budget() if memory_budget is None else memory_budget)
 
     def read(path: Path | Failure) -> tuple[str, np.ndarray] | Failure:
-        return path if isinstance(path, Failure) else _read(path, preprocess, size_hint)
+        return path if isinstance(path, Failure) else _read(path, preprocess, budget, size_hint)
 
     size = preprocess.image_size
     nothing = torch.empty(0, size, size, 3, dtype=torch.uint8)
@@ -179,12 +186,14 @@ def _map_in_order(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read(path: Path, preprocess: Preprocess, size_hint: int | None) -> tuple[str, np.ndarray] | Failure:
+def _read(
+    path: Path, preprocess: Preprocess, budget: MemoryBudget, size_hint: int | None
+) -> tuple[str, np.ndarray] | Failure:
     try:
         # Opening a pipe would wait for somebody to write into it.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ImageError("not a regular file")
-        return path_text(path), preprocess.crop(open_image(path, size_hint))
+        return path_text(path), read_crop(path, preprocess, budget, size_hint)
     except ImageError as problem:
         reason = problem.message
     except OSError as problem:

@@ -6,14 +6,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from cloob_cli.errors import DownloadError, UsageError
+from cloob_cli.errors import DownloadError
 from cloob_cli.files import sha256_of
+from cloob_cli.registry.connection import (
+    Patience,
+    answer_of,
+    certificate_error,
+    check_address,
+    distrusted_certificate,
+    http_client,
+    shown_address,
+)
 from cloob_cli.registry.events import Notice, Report, unreported
 from cloob_cli.registry.locks import lock
 from cloob_cli.registry.storage import free_space
-from cloob_cli.registry.transfer import Downloaded, Patience, Transfer, answer_of, paths_of, shown_address
+from cloob_cli.registry.transfer import Downloaded, Transfer, paths_of
 
 
 @contextmanager
@@ -75,24 +83,13 @@ def remote_size(url: str) -> int | None:
 
     check_address(url)
     try:
-        response = httpx2.head(url, follow_redirects=True, headers={"Accept-Encoding": "identity"}, timeout=15)
+        with http_client(timeout=15) as client:
+            response = client.head(url)
     except (httpx2.HTTPError, httpx2.InvalidURL) as problem:
+        if distrust := distrusted_certificate(problem):
+            raise certificate_error(url, distrust) from None
         raise DownloadError(f"{shown_address(url)}: {problem}", "try again later") from None
     if response.is_error:
         raise DownloadError(f"{shown_address(url)}: {answer_of(response)}")
     length = response.headers.get("Content-Length", "")
     return int(length) if length.isdigit() else None
-
-
-def check_address(url: str) -> None:
-    """Raise UsageError unless `url` is https (plain http only to this machine)."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        raise UsageError(f"{url!r} is not an address") from None
-    if not parts.hostname or parts.scheme not in {"https", "http"}:
-        raise UsageError(f"{url!r} is not an https address")
-    if parts.scheme == "http" and parts.hostname not in {"127.0.0.1", "localhost", "::1"}:
-        raise UsageError(
-            f"refusing plain http ({parts.hostname}): anybody on the way could change the file", "use https"
-        )

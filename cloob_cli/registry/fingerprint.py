@@ -75,14 +75,14 @@ def write_fingerprint(folder: Path) -> None:
         ModelFolderError: it cannot be opened.
     """
     import torch
-    from safetensors.torch import save_file
 
     from cloob_cli.files import replacing
     from cloob_cli.registry.store import open_model
+    from cloob_cli.registry.tensor_file import write_tensors
 
     found = compute_fingerprint(open_model(folder, "cpu", torch.float32))
     with replacing(Path(folder) / FINGERPRINT_FILE) as temporary:
-        save_file(found, temporary)
+        write_tensors(found, temporary)
 
 
 def check_fingerprint(folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cloob_cli.errors import ModelFolderError
 from cloob_cli.files import replacing_folder, sha256_of
 from cloob_cli.registry.fingerprint import FINGERPRINT_FILE
+from cloob_cli.registry.tensor_file import write_tensors
 from cloob_cli.schema import parse
 
 if TYPE_CHECKING:
@@ -57,8 +58,6 @@ def save_model(
 
     The folder is opened once and its fingerprint stored in it, for `cloob zoo verify --deep`.
     """
-    from safetensors.torch import save_file
-
     from cloob_cli.registry.fingerprint import write_fingerprint
 
     with replacing_folder(Path(folder)) as temporary:
@@ -67,7 +66,7 @@ def save_model(
             for name, tensor in model.state_dict().items()
         }
         metadata = {"format": "pt", CONFIG_KEY: model.config.model_dump_json(exclude_none=True)}
-        save_file(tensors, temporary / WEIGHTS_FILE, metadata=metadata)
+        write_tensors(tensors, temporary / WEIGHTS_FILE, metadata)
         write_config(temporary, model.config)
         tokenizer.save(temporary / TOKENIZER_FILE)
         (temporary / README_FILE).write_text(card_text, encoding="utf-8")

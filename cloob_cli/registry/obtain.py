@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 from cloob_cli.errors import ChecksumError, DownloadError
 from cloob_cli.files import sha256_of
 from cloob_cli.registry import fetch, hub, store
+from cloob_cli.registry.connection import Patience
 from cloob_cli.registry.convert import locate
 from cloob_cli.registry.events import Report
 from cloob_cli.registry.hub import Reference
 from cloob_cli.registry.inventory import folder_size
 from cloob_cli.registry.origin import Origin
 from cloob_cli.registry.storage import check_space, free_space
-from cloob_cli.registry.transfer import Patience
 from cloob_cli.registry.trust import trusted_hash
 
 # The converted copy stands beside the download until it is sound.

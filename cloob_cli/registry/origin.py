@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+from cloob_cli import assets
 from cloob_cli.errors import InputError, UsageError
 from cloob_cli.registry import cards
 from cloob_cli.registry.bundle import bundle_hashes, bundle_name, is_bundle
 from cloob_cli.registry.cards import Card
 from cloob_cli.registry.claims import card_of_files, hashes_of_folder, refuse_taken_name
+from cloob_cli.registry.connection import check_address, shown_address
 from cloob_cli.registry.folder import KEPT_FILES, is_model_folder
 from cloob_cli.registry.hub import Reference, parse_reference
-from cloob_cli.registry.transfer import shown_address
 
 # What a file's name says of its layout; a bundle is recognised by its contents.
 _FORMATS_BY_SUFFIX = {".pt": "mljku", ".pth": "mljku", ".pkl": "crowsonkb", ".safetensors": "cloob"}
@@ -93,6 +94,7 @@ def _origin_of(target: str, name: str | None, format: str | None, sha256: str | 
     if "://" in target:
         if known := next((c for c in cards.all_cards() if c.source.url == target), None):
             return _of_card(known, name, format, sha256)
+        check_address(target)
         file_name = PurePosixPath(urlsplit(target).path).name
         chosen = _free_name(name or _stem(file_name))
         return Origin(
@@ -111,6 +113,8 @@ def _of_card(card: Card, name: str | None, format: str | None, sha256: str | Non
         raise UsageError(
             f"the published sha256 of {card.name} is {source.sha256}", "another file needs another name: --name NAME"
         )
+    if source.bundled and chosen != card.name:  # the package's own keeps its name; this is to be a copy
+        return local(assets.bundled_weights_folder() / card.name, chosen, format, sha256)
     return Origin(
         name=chosen,
         bundled=source.bundled,

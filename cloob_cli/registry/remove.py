@@ -11,7 +11,7 @@ from pathlib import Path
 from cloob_cli.errors import RegistryError, UnknownModelError
 from cloob_cli.registry import cards, store
 from cloob_cli.registry.inventory import folder_size
-from cloob_cli.registry.locks import is_held, lock, lock_name
+from cloob_cli.registry.locks import is_held, lock, lock_name, remove_unheld
 from cloob_cli.registry.storage import downloads_folder, rejected_folder
 from cloob_cli.schema import nearest
 
@@ -62,6 +62,7 @@ def carry_out(removals: list[Removal]) -> None:
             shutil.rmtree(removal.path)
         else:
             removal.path.unlink(missing_ok=True)
+    remove_unheld()
 
 
 def _downloads() -> Iterator[Removal]:

@@ -109,7 +109,8 @@ def find(name: str | Path | None = None) -> Path:
     """The model folder that `name` means.
 
     Args:
-        name: a zoo name (installed or bundled), a path, `hf://ORG/REPO[@REVISION]`, or None for the default model.
+        name: a zoo name (installed or bundled), a path (also a training run's), `hf://ORG/REPO[@REVISION]`, or None for
+            the default model.
             A zoo name comes before a folder of the same name in the working directory (write `./NAME` for that), also
             where the model is not installed, and what is shipped comes before what is installed.
 
@@ -133,7 +134,8 @@ def find(name: str | Path | None = None) -> Path:
                 raise _unknown(name)
     path = Path(os.path.expanduser(name))  # which leaves a ~name alone that nobody has
     if path.is_dir():
-        return path
+        inner = path / "model"  # where a training run keeps its model folder
+        return inner if is_model_folder(inner) and not is_model_folder(path) else path
     if path.is_file():
         raise UnknownModelError(f"{path} is a file, not a model folder", "name its folder, or `cloob zoo add` it")
     raise _unknown(str(name))

@@ -18,8 +18,9 @@ from accelerate.utils import gather_object
 
 from cloob_cli.core.device import PRECISIONS
 from cloob_cli.core.loss_forms.choice import choose_implementation
+from cloob_cli.data.classification import open_classification_set
 from cloob_cli.data.images import Preprocess
-from cloob_cli.data.loader import PairBatch, PairLoader
+from cloob_cli.data.loader import PairBatch, PairLoader, check_enough
 from cloob_cli.errors import (
     Interrupted,
     MissingExtraError,
@@ -32,6 +33,8 @@ from cloob_cli.recipe import Recipe
 from cloob_cli.registry.store import save_model
 from cloob_cli.training import curriculum, data_record, processes, setup, state
 from cloob_cli.training.card import model_card
+from cloob_cli.training.collapse import CollapseWatch
+from cloob_cli.training.disk import naming_a_full_disk
 from cloob_cli.training.events import (
     CheckpointSaved,
     Event,
@@ -45,6 +48,7 @@ from cloob_cli.training.events import (
 )
 from cloob_cli.training.interrupt import StopRequest, stop_on_signals
 from cloob_cli.training.lock import RunLock
+from cloob_cli.training.optim import warmup_length
 from cloob_cli.training.start import claim, find_start
 from cloob_cli.training.state import Progress, RunFolder
 from cloob_cli.training.step import TrainingStep
@@ -133,6 +137,8 @@ class Run:
         yield from map(Notice, self.start.notices)
         yield Preparing("opening the data")
         self.data = setup.open_data(recipe.data, recipe.validation.retrieval_pairs)
+        check_enough(len(self.data.indices), recipe.train.batch_size)
+        sets = [open_classification_set(Path(name)) for name in recipe.validation.zero_shot]
         self.data_record = data_record.record(self.data)
         if self.saved:
             yield from map(Notice, data_record.compare(self.start.progress.data, self.data_record, self.step))
@@ -148,7 +154,10 @@ class Run:
         config = setup.model_config(recipe, self.tokenizer.vocab_size)
         self.model = setup.build_model(recipe, config, self.device)
         preprocess = Preprocess(config.vision.image_size, config.preprocess)
-        self.validator = Validator(self.data.held_out, recipe.validation, preprocess, self.tokenizer)
+        self.validator = Validator(self.data.held_out, sets, preprocess, self.tokenizer)
+        if recipe.validation.every and not self.validator:
+            keys = "data.validation, data.validation_share or validation.zero_shot"
+            yield Notice(f"validation.every has nothing to validate on: set {keys}")
         yield Preparing("reading pictures")
         self.loader = self._open_loader(preprocess)
         stop.check()
@@ -165,6 +174,8 @@ class Run:
             seed=recipe.seed,
         )
         self.average = self.train_step.average
+        warm_ups = warmup_length(recipe.optimizer, self.steps), round(recipe.objective.hopfield_warmup * self.steps)
+        self.collapse = CollapseWatch(recipe.objective, recipe.train.batch_size, max(warm_ups))
         if self.saved:
             optimizer, scaler = self.train_step.optimizer, self.accelerator.scaler
             state.load_checkpoint(self.saved, self.model, optimizer, scaler, self.average, self.device)
@@ -197,13 +208,18 @@ class Run:
         yield from self._report_skips(self.data.unusable if self.is_main else [])
         metrics_file = MetricsFile(self.folder.metrics, self.step) if self.is_main else None
         try:
-            for event in chain(self._steps(stop), self._finish(stop)):
-                if metrics_file and isinstance(event, StepDone | Validated):
-                    metrics_file.add(event)
-                yield event
+            with naming_a_full_disk(self.folder.path, self._how_to_go_on):
+                for event in chain(self._steps(stop), self._finish(stop)):
+                    if metrics_file and isinstance(event, StepDone | Validated):
+                        metrics_file.add(event)
+                    yield event
         finally:
             if metrics_file:
                 metrics_file.close()
+
+    def _how_to_go_on(self) -> str:
+        saved = f"the newest checkpoint is {self.saved}" if self.saved else "no checkpoint was saved"
+        return f"{saved}; make room, then give the same command with --resume"
 
     def _steps(self, stop: StopRequest) -> Iterator[Event]:
         section, window = self.recipe.train, Window()
@@ -225,6 +241,8 @@ class Run:
                 saving = last or stopping or self.step % section.checkpoint_every == 0
                 if saving or self.step % section.log_every == 0:
                     yield self._step_done(window)
+                    collapsed = self.collapse.add(self.step, window.losses())
+                    yield from [Notice(collapsed)] if collapsed else []
                     yield from self._report_skips(skipped)
                     window, skipped = Window(), []
                 with window.paused():
@@ -273,6 +291,8 @@ class Run:
                 stop.nothing_to_save = None
             if self.is_main:
                 self._save_model(metrics)
+        collapsed = self.collapse.at_the_end()
+        yield from [Notice(collapsed)] if collapsed else []
         if self.is_main:
             try:
                 draw_loss_curve(self.folder.metrics, self.folder.loss_curve)

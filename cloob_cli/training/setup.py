@@ -202,17 +202,3 @@ def recipe_record(recipe: Recipe) -> dict[str, Any]:
         if key in record[section]:
             record[section][key] = short(record[section][key])
     return record
-
-
-def survey(recipe: Recipe) -> dict[str, int]:
-    """What a run would start with, without starting it: pairs, held-out pairs, steps an epoch, parameters."""
-    data = open_data(recipe.data, recipe.validation.retrieval_pairs)
-    vocab_size = recipe.tokenizer.vocab_size or clip_tokenizer().vocab_size
-    with torch.device("meta"):
-        model = CloobModel(model_config(recipe, vocab_size))
-    return {
-        "training pairs": len(data.indices),
-        "held-out pairs": len(data.held_out) if data.held_out else 0,
-        "steps an epoch": len(data.indices) // recipe.train.batch_size,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-    }

@@ -96,7 +96,7 @@ class RunFolder:
                 folder cannot be made.
         """
         if not self.recipe.exists():
-            _check_writable(self.path)
+            check_writable(self.path)
             if self.path.exists() and any(entry.name != LOCK_FILE for entry in self.path.iterdir()):
                 raise UsageError(f"{self.path} exists and is not a run's folder", "choose another with --out")
             return
@@ -140,7 +140,8 @@ class RunFolder:
         return Finished(model_folder=self.model, already=True, **values) if is_model_folder(self.model) else None
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
+    """Make sure that the folder `path` can be made or written to. Raises UsageError."""
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not existing.is_dir():
         raise UsageError(f"{path} cannot be made: {existing} is not a folder", "choose another with --out")

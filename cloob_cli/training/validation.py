@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import Protocol
 
@@ -21,12 +19,11 @@ from cloob_cli.core.metrics import covariance_rank, recall_at_k, top_k_accuracy
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.zero_shot import class_embeddings
-from cloob_cli.data.classification import ClassificationSet, open_classification_set
+from cloob_cli.data.classification import ClassificationSet
 from cloob_cli.data.images import Preprocess, normalise
 from cloob_cli.data.pairs import PairSource
 from cloob_cli.data.text import Tokenizer
 from cloob_cli.errors import ImageError
-from cloob_cli.recipe import ValidationSection
 
 _BATCH = 256
 _KEEP_BYTES = 1 << 30  # crops of a set stay in memory between two validations up to this size
@@ -101,19 +98,18 @@ class Crops:
 
 
 class Validator:
-    """Everything that a run is validated on; opened once, run as often as asked.
-
-    Raises:
-        DataError: a data set that the recipe names is missing or has another layout.
-    """
+    """Everything that a run is validated on, held-out pairs and labeled sets; run as often as asked."""
 
     def __init__(
-        self, held_out: HeldOut | None, section: ValidationSection, preprocess: Preprocess, tokenizer: Tokenizer
+        self,
+        held_out: HeldOut | None,
+        sets: Sequence[ClassificationSet],
+        preprocess: Preprocess,
+        tokenizer: Tokenizer,
     ) -> None:
         self.tokenizer = tokenizer
         self.held_out = held_out if held_out is not None and len(held_out) > 1 else None
         self._pairs = Crops(self.held_out, preprocess) if self.held_out else None
-        sets = [open_classification_set(Path(folder)) for folder in section.zero_shot]
         self._sets: list[tuple[ClassificationSet, Crops]] = [(one, Crops(one, preprocess)) for one in sets]
 
     def __bool__(self) -> bool:
@@ -152,10 +148,9 @@ class Validator:
             return {}
         captions = [self.held_out.caption(i) for i in indices]
         texts = _embed_texts(model, self.tokenizer, captions)
-        relevance = torch.tensor([_caption_number(caption) for caption in captions], device=images.device)
         scores: dict[str, float] = {}
         for direction, queries, keys in (("image_to_text", images, texts), ("text_to_image", texts, images)):
-            recall = recall_at_k(queries, keys, relevance)
+            recall = recall_at_k(queries, keys)
             scores |= {f"retrieval/{direction}/recall_{k}": value for k, value in recall.items()}
         scores["covariance_rank/image"] = float(covariance_rank(images.cpu()))
         scores["covariance_rank/text"] = float(covariance_rank(texts.cpu()))
@@ -189,7 +184,3 @@ def _embed_texts(model: CloobModel, tokenizer: Tokenizer, texts: list[str]) -> T
     parts = [texts[start : start + _BATCH] for start in range(0, len(texts), _BATCH)]
     rows = (cut_to_longest(tokenizer(part), model.config.text) for part in parts)
     return torch.cat([model.encode_text(tokens.to(device)).float() for tokens in rows])
-
-
-def _caption_number(caption: str) -> int:
-    return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=7).digest(), "big")

@@ -36,5 +36,6 @@ def accept(command, words: list[str]) -> None:  # type: ignore[no-untyped-def]
     """Check the words as the command line would, without running anything."""
     context = command.make_context("cloob", list(words))
     while hasattr(command, "commands"):
-        name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        first = "_protected_args" if hasattr(context, "_protected_args") else "protected_args"  # click 8.1
+        name, command, rest = command.resolve_command(context, [*getattr(context, first), *context.args])
         context = command.make_context(name, rest, parent=context)

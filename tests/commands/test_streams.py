@@ -14,6 +14,8 @@ from command_line import COMMAND, cloob, environment
 from PIL import Image
 from tiny_model import save_tiny_model
 
+from cloob_cli import __version__
+
 NAMES = ["日本語.jpg", "naïve café.jpg", ":cat:.jpg", "[red]x[\\red].jpg", "🐈.jpg"]
 LABELS = ["Käfer", "海", "sea"]
 
@@ -119,6 +121,8 @@ def test_a_result_that_cannot_be_written_is_an_error(buffered: str) -> None:
 
 
 def test_help_and_errors_of_usage() -> None:
+    version = cloob("--version")
+    assert (version.returncode, version.stdout, version.stderr) == (0, f"cloob {__version__}\n", "")
     for arguments in ([], ["zoo"]):
         bare = cloob(*arguments)
         assert (bare.returncode, bare.stderr) == (0, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -129,3 +130,38 @@ sys.meta_path.insert(0, Finder())
         command, cwd=place, env=environment(PYTHONPATH=found), capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_a_long_search_shows_life(tmp_path: Path) -> None:
+    for number in range(2000):
+        (tmp_path / f"{number}.png").touch()
+    patience = "import cloob_cli.commands.pictures as p; p._PATIENCE = 0.0; from cloob_cli.__main__ import run; run()"
+    terminal = Terminal("embed", tmp_path, "-o", tmp_path / "x.npy", "-m", "nothing", cwd=tmp_path, code=patience)
+    assert terminal.finish() == 2
+    assert re.search(r"looking for images.*2,?000", terminal.shown)
+
+
+def test_a_second_ctrl_c_while_the_first_is_answered_makes_no_traceback(tmp_path: Path) -> None:
+    """The error is shown by Rich, whose import sends the second signal."""
+    code = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from cloob_cli import __main__, main
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "rich.console":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+def interrupted(**_):
+    os.kill(os.getpid(), signal.SIGINT)
+import cloob_cli.diagnosis
+cloob_cli.diagnosis.diagnose = interrupted
+__main__.run()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "doctor"], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert "interrupted" in done.stderr

@@ -203,6 +203,11 @@ def test_a_model_s_own_card_has_a_column_for_the_clip_beside_it() -> None:
     assert "CLIP" not in model_card("x", config, cards.card("cloob-vit-xs-pictograms")).partition("| data |")[2]
 
 
+def test_list_only_what_is_on_this_machine(cloob: Cloob, installed: Path) -> None:
+    models = json.loads(cloob("zoo", "list", "--installed", "--json").stdout)
+    assert {entry["name"] for entry in models} == {"cloob-vit-xs-pictograms", "mine"}
+
+
 def test_list_as_json(cloob: Cloob, installed: Path) -> None:
     models = {entry["name"]: entry for entry in json.loads(cloob("zoo", "list", "--json").stdout)}
     assert models["mine"]["path"] == str(installed)
@@ -229,6 +234,22 @@ def test_show_an_installed_model_and_a_folder(cloob: Cloob, installed: Path, tin
     assert shown["state"] == "installed"
     folder = json.loads(cloob("zoo", "show", tiny, "--json").stdout)
     assert (folder["path"], folder["state"]) == (str(tiny), "a folder")
+
+
+def test_show_is_short_for_a_model_without_a_card(cloob: Cloob, installed: Path) -> None:
+    shown = dict(line.split("\t") for line in cloob("zoo", "show", "mine").stdout.splitlines())
+    assert len(shown) <= 20
+    assert shown["path"] == str(installed)
+    assert shown["images"] == "vit, width 32, 32 x 32 pixels"
+
+
+def test_a_training_run_s_folder_stands_for_its_model(cloob: Cloob, tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "x"
+    run.mkdir(parents=True)
+    tiny.rename(run / "model")
+    assert cloob("zoo", "path", run).stdout == f"{run / 'model'}\n"
+    done = cloob("zoo", "export", run, "--to", "open_clip", "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
 
 
 def test_path(cloob: Cloob, installed: Path) -> None:
@@ -351,6 +372,14 @@ def test_rm_asks_says_and_removes(cloob: Cloob, installed: Path) -> None:
     assert list(installed.parent.iterdir()) == []
 
 
+def test_rm_several_or_none(cloob: Cloob, installed: Path, tiny: Path) -> None:
+    assert cloob("zoo", "add", tiny, "--name", "other").returncode == 0
+    assert cloob("zoo", "rm", "mine", "nosuch", "-y").returncode == 2
+    assert installed.is_dir()
+    assert cloob("zoo", "rm", "mine", "other", "mine", "-y").returncode == 0
+    assert list(installed.parent.iterdir()) == []
+
+
 def test_the_bundled_model_cannot_be_removed(cloob: Cloob, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
     monkeypatch.setattr(store, "bundled_folder", lambda name: tiny)
     done = cloob("zoo", "rm", "cloob-vit-xs-pictograms", "-y")
@@ -380,6 +409,42 @@ def test_prune_removes_what_interrupted_pulls_left_and_nothing_else(cloob: Cloob
     assert "nothing to remove" in cloob("zoo", "prune", "-y").stderr
 
 
+def test_prune_removes_locks_that_nobody_holds(cloob: Cloob, home: Path, installed: Path) -> None:
+    from cloob_cli.registry.locks import lock
+
+    assert list((home / "locks").iterdir())
+    with lock("x"):
+        cloob("zoo", "prune", "-y")
+        assert len(list((home / "locks").iterdir())) == 1
+    cloob("zoo", "prune", "-y")
+    assert list((home / "locks").iterdir()) == []
+
+
+def test_whoever_waits_for_a_lock_that_is_pruned_gets_another(home: Path) -> None:
+    import threading
+
+    from cloob_cli.registry.locks import lock, remove_unheld
+
+    inside, most, guard = 0, 0, threading.Lock()
+
+    def hold() -> None:
+        nonlocal inside, most
+        for _ in range(20):
+            with lock("shared"):
+                with guard:
+                    inside += 1
+                    most = max(most, inside)
+                with guard:
+                    inside -= 1
+
+    threads = [threading.Thread(target=hold) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        remove_unheld()
+    assert most == 1
+
+
 def test_prune_leaves_a_download_in_progress_alone(cloob: Cloob, home: Path) -> None:
     from cloob_cli.registry.locks import lock, lock_name
 
@@ -401,6 +466,22 @@ def test_pull_prints_the_path_last(cloob: Cloob, tiny: Path, home: Path) -> None
     assert done.stdout.splitlines()[-1] == str(home / "models" / "tiny")
     quiet = cloob("zoo", "pull", tiny, "-q")
     assert (quiet.stdout, quiet.stderr) == (f"{home / 'models' / 'tiny'}\n", "")
+
+
+def test_pull_as_json(cloob: Cloob, tiny: Path, home: Path) -> None:
+    planned = json.loads(cloob("zoo", "pull", tiny, "--dry-run", "--json").stdout)
+    assert (planned["name"], planned["folder"]) == ("tiny", str(home / "models" / "tiny"))
+    pulled = json.loads(cloob("zoo", "pull", tiny, "--json").stdout)
+    assert (pulled["name"], pulled["path"], pulled["origin"]) == ("tiny", str(home / "models" / "tiny"), str(tiny))
+    assert pulled["files"].keys() >= {"config.json", "model.safetensors"}
+
+
+def test_pull_the_bundled_model_under_another_name(cloob: Cloob, home: Path) -> None:
+    done = cloob("zoo", "pull", "cloob-vit-xs-pictograms", "--name", "foo")
+    assert done.stdout == f"{home / 'models' / 'foo'}\n", done.stderr
+    assert cloob("zoo", "verify", "foo").returncode == 0
+    kept = cloob("zoo", "pull", "cloob-vit-xs-pictograms")
+    assert kept.stdout == f"{store.bundled_folder('cloob-vit-xs-pictograms')}\n"
 
 
 def test_pull_dry_run_of_a_card(cloob: Cloob, home: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from margins import within
 from pair_files import write_parquet
 
 from cloob_cli.data.augment import DRAWS, draw
@@ -41,20 +42,22 @@ def test_none_is_drawn_twice_before_all_were_drawn_once(count: int) -> None:
             assert set(piece) <= set(range(captions))
 
 
+@pytest.mark.numeric
 def test_every_order_of_captions_comes_about_equally_often() -> None:
     samples = np.arange(6000)
     drawn = pick(numbers(samples, 3), np.full(len(samples), 3))
     _, often = np.unique(drawn, axis=0, return_counts=True)
     # 1,000 expected of each of the six orders; the standard deviation is 29, so 150 is five of them.
     assert len(often) == 6
-    assert np.abs(often - 1000).max() < 150
+    within(np.abs(often - 1000).max(), 150, "five deviations")
 
 
+@pytest.mark.numeric
 def test_the_draws_of_one_place_do_not_follow_from_those_of_another() -> None:
     first, second = numbers(np.arange(4000), 2).T
-    assert abs(np.corrcoef(first, second)[0, 1]) < 0.08  # the standard deviation is 0.016
+    within(abs(np.corrcoef(first, second)[0, 1]), 0.08, "five deviations of 0.016")
     again = numbers(np.arange(4000), 2, epoch=4)[:, 1]
-    assert abs(np.corrcoef(second, again)[0, 1]) < 0.08
+    within(abs(np.corrcoef(second, again)[0, 1]), 0.08, "five deviations of 0.016")
 
 
 def test_a_batch_holds_several_captions_of_each_picture(tmp_path: Path) -> None:

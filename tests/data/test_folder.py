@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cloob_cli.data import folder as folder_module
 from cloob_cli.data import formats
 from cloob_cli.data.folder import describe_passed_over, list_images, scan
 from cloob_cli.data.formats import suffixes
@@ -105,6 +106,12 @@ def test_heif_counts_as_readable_with_the_extra_only(tmp_path: Path, without: Ca
     assert describe_passed_over(found.passed_over) == "passed over: 2 HEIC or HEIF (pip install 'cloob[heif]')"
 
 
+@pytest.mark.parametrize(("form", "suffix"), [("JPEG2000", ".jp2"), ("WEBP", ".webp"), ("AVIF", ".avif")])
+def test_what_pillow_opens_is_an_image(form: str, suffix: str) -> None:
+    Image.init()
+    assert (suffix in suffixes()) == (form in Image.SAVE)  # which is there where the library is
+
+
 @pytest.mark.parametrize(("feature", "suffix"), [("avif", ".avif"), ("webp", ".webp"), ("jpg_2000", ".jp2")])
 def test_a_pillow_that_lacks_a_format(tmp_path: Path, without: Callable[..., None], feature: str, suffix: str) -> None:
     touch(tmp_path, f"a{suffix}", "c.png")
@@ -165,3 +172,12 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: py
     (tmp_path / "open/c.png").unlink()
     with pytest.raises(NothingFoundError, match="1 folder\\(s\\) cannot be read"):
         scan(tmp_path)
+
+
+def test_a_long_search_can_be_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module, "_WATCHED", 10)
+    for number in range(25):
+        (tmp_path / f"{number}.png").touch()
+    counts: list[int] = []
+    scan(tmp_path, counts.append)
+    assert counts == [10, 10, 5]

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -65,8 +66,9 @@ DIFFERENT = {
     "16-bit": (encoded(Image.fromarray(np.asarray(GRAY).astype(np.uint16) * 257)), 100, 255),
     "float": (encoded(GRAY.convert("F"), "TIFF"), 1, 1),
     "CMYK with black": (encoded(with_black(), "TIFF"), 1, 40),
-    "YCbCr": (encoded(SMOOTH.convert("YCbCr"), "TIFF"), 1, 10),
 }
+if int(PIL.__version__.split(".")[0]) >= 13:  # before, Pillow could not read its own uncompressed YCbCr files
+    DIFFERENT["YCbCr"] = (encoded(SMOOTH.convert("YCbCr"), "TIFF"), 1, 10)
 ALL = EQUAL | {name: data for name, (data, _, _) in DIFFERENT.items()}
 
 

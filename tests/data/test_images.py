@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from margins import close
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -46,6 +47,7 @@ def test_crop_equals_the_reference_to_the_bit(case: dict) -> None:
     np.testing.assert_array_equal(crop, CROPS[case["file"]])
 
 
+@pytest.mark.numeric
 def test_normalised_pixels_equal_the_reference_arithmetic() -> None:
     case = INDEX["images"][1]
     pixels = Preprocess(case["size"])(open_image(GOLDEN / case["file"]))
@@ -53,7 +55,7 @@ def test_normalised_pixels_equal_the_reference_arithmetic() -> None:
     expected = ((scaled - INDEX["mean"]) / INDEX["std"]).transpose(2, 0, 1)
     assert pixels.shape == (3, 224, 224)
     assert pixels.dtype == torch.float32
-    np.testing.assert_allclose(pixels.numpy(), expected, atol=1e-6)
+    close(pixels.double(), expected, "numbers of up to 2.6 in float32, rounded a few times", atol=1e-6)
 
 
 def test_normalise_takes_both_layouts() -> None:
@@ -166,7 +168,7 @@ def test_16_bit_grey_is_scaled_not_clipped() -> None:
 def test_float_values_are_scaled(brightest: float) -> None:
     values = np.array([[0, brightest / 2, brightest, np.nan]], dtype=np.float32)
     opened = np.asarray(open_image(as_bytes(Image.fromarray(values), "TIFF")))
-    np.testing.assert_allclose(opened[0, :, 0], [0, 128, 255, 0], atol=1)
+    assert np.abs(opened[0, :, 0].astype(int) - [0, 128, 255, 0]).max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import psutil
@@ -17,6 +18,7 @@ import pytest
 import torch
 from pair_files import FatalSource, captions_of, picture, write_folder, write_parquet, write_tar
 
+from cloob_cli.data import loader as loader_module
 from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import PairBatch, PairLoader
 from cloob_cli.data.order import epoch_order
@@ -320,3 +322,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def test_automatic_workers_share_the_cores_of_their_own_machine(
+    source: PairSource, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)), raising=False)
+    monkeypatch.setattr(loader_module, "PairStream", lambda reader, workers: asked.append(workers) or mock.Mock())
+    for local in (8, None):
+        loader(source, tokenizer, in_memory=False, workers="auto", processes=16, local_processes=local)
+    assert asked == [3, 1]

@@ -143,8 +143,10 @@ def test_webdataset(tmp_path: Path, captions_in: str) -> None:
 def test_webdataset_with_another_field(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", range(3), captions_in="alt")
     assert opened(tmp_path, caption_key="alt").captions(2) == captions_of(2)[:1]
-    with pytest.raises(DataError, match="no caption"):
+    with pytest.raises(DataError, match="have no key 'caption'") as caught:
         opened(tmp_path)
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("keys found: alt")
 
 
 def test_webdataset_cut_off_in_the_middle_keeps_what_is_whole(tmp_path: Path) -> None:

@@ -17,9 +17,12 @@ _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Terminal:
-    """A process whose stdout and stderr are a terminal, `stdout=PIPE` apart; `shown` is what came out, as it came."""
+    """A process whose stdin, stdout and stderr are a terminal; `shown` is what came out, as it came.
 
-    def __init__(self, *arguments: object, cwd: Path, columns: int = 80, **env: str) -> None:
+    `code` is run instead of the module, for a test that has to change something first.
+    """
+
+    def __init__(self, *arguments: object, cwd: Path, columns: int = 80, code: str | None = None, **env: str) -> None:
         import fcntl
         import pty
         import struct
@@ -29,7 +32,8 @@ class Terminal:
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         settings = environment(TERM="xterm", **env)
         settings.pop("COLUMNS", None)
-        command = [*COMMAND, *map(str, arguments)]
+        program = COMMAND if code is None else [sys.executable, "-c", code]
+        command = [*program, *map(str, arguments)]
         self.process = subprocess.Popen(
             command, cwd=cwd, env=settings, stdin=terminal, stdout=terminal, stderr=terminal, preexec_fn=hear_ctrl_c
         )

@@ -20,10 +20,10 @@ VIT = {"kind": "vit", "image_size": 32, "patch_size": 16, "width": 32, "layers":
 RESNET = {"kind": "resnet", "image_size": 64, "width": 8, "layers": [1, 2, 1, 1], "heads": 4}
 
 
-def save_tiny_model(folder: Path, vision: dict[str, object] = VIT, **changes: object) -> Path:
+def save_tiny_model(folder: Path, vision: dict[str, object] = VIT, context_length: int = 12, **changes: object) -> Path:
     """Write a model folder with random weights; returns it."""
-    tokenizer = train_bpe(CAPTIONS, 540, context_length=12)
-    text = {"vocab_size": tokenizer.vocab_size, "context_length": 12, "width": 32, "layers": 1, "heads": 2}
+    tokenizer = train_bpe(CAPTIONS, 540, context_length)
+    text = {"vocab_size": tokenizer.vocab_size, "context_length": context_length, "width": 32, "layers": 1, "heads": 2}
     data = {"name": "tiny", "embed_dim": 16, "vision": vision, "text": text, "tokenizer": {"kind": "bpe"}}
     model = build(ModelConfig.model_validate(data | {"inv_tau": 30.0} | changes), seed=0).eval()
     store.save_model(folder, model, tokenizer, card_text="# tiny\n")

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,17 +52,30 @@ def test_unreadable_pictures_are_listed_and_the_others_go_on(tmp_path: Path, wor
     assert "not a picture" in reasons["misnamed.png"]
 
 
+def test_every_picture_is_told_as_soon_as_it_is_read(tmp_path: Path) -> None:
+    paths = save_pictures(tmp_path, 4)
+    paths[1].write_bytes(b"no picture")
+    told: list[Failure | None] = []
+    batches = picture_batches(paths, PREPROCESS, batch_size=2, workers=0, on_picture=told.append)
+    next(batches)  # the failure, long before its batch is full
+    assert [failure and failure.path for failure in told] == [None, str(paths[1])]
+    next(batches)
+    assert told[2:] == [None]
+    list(batches)
+    assert told[2:] == [None, None]
+
+
 def test_a_decoder_that_raises_anything_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = save_pictures(tmp_path, 3)
     broken = paths[1]
-    original = reading.open_image
+    original = reading.read_crop
 
-    def open_image(path: Path, size_hint: int | None) -> Image.Image:
+    def read_crop(path: Path, *further: Any) -> np.ndarray:
         if path == broken:
             raise RecursionError("too deep")
-        return original(path, size_hint)
+        return original(path, *further)
 
-    monkeypatch.setattr(reading, "open_image", open_image)
+    monkeypatch.setattr(reading, "read_crop", read_crop)
     failed, batch = picture_batches(paths, PREPROCESS, batch_size=8, workers=2)
     assert [failure.reason for failure in failed.failures] == ["RecursionError: too deep"]
     assert len(batch.paths) == 2

@@ -15,11 +15,11 @@ from file_server import FileServer, serving
 from cloob_cli import assets
 from cloob_cli.errors import ChecksumError, RegistryError, UsageError
 from cloob_cli.registry import install, store
+from cloob_cli.registry.connection import Patience
 from cloob_cli.registry.inventory import install_record
 from cloob_cli.registry.origin import resolve
 from cloob_cli.registry.share import bundle_model
 from cloob_cli.registry.storage import rejected_folder
-from cloob_cli.registry.transfer import Patience
 from cloob_cli.registry.trust import trust_file, trusted_hash
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,26 @@ def test_names_that_leave_a_folder(name: str) -> None:
 @pytest.mark.parametrize("name", ["config.json", "a/b.txt", "a..b", ".gitattributes"])
 def test_names_that_stay(name: str) -> None:
     check_inside(name, "the list")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends itself SIGINT")
+def test_a_pull_is_interrupted_at_once_and_says_what_is_kept(hub: Hub, tmp_path: Path) -> None:
+    """The server sends nothing more, and the client would wait ten minutes for it."""
+    hub.stalled = threading.Event()
+    given = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "600"}
+    command = [sys.executable, "-m", "cloob_cli", "zoo", "pull", "hf://org/tiny"]
+    process = subprocess.Popen(command, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert hub.stalled.wait(120)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    assert "the files that came whole are kept, the one that was on its way is not" in said
+    cache = Path(os.environ["HF_HOME"])
+    assert list(cache.rglob("config.json")), "came whole"
+    assert not list(cache.rglob("*.incomplete"))
 
 
 def test_a_hub_that_is_down(hub: Hub, cloob: Cloob) -> None:

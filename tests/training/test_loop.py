@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
+import sys
 import threading
 from pathlib import Path
 
@@ -12,13 +14,14 @@ import pyarrow.parquet
 import pytest
 import torch
 from command_line import cloob
+from margins import EPS, close, within
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_run import COLOURS, tiny_recipe, write_class_folders, write_pairs, write_recipe
 
 import cloob_cli
 from cloob_cli.core.zero_shot import class_embeddings
-from cloob_cli.errors import DataError, NonFiniteLossError, TrainingError, UsageError
+from cloob_cli.errors import DataError, DiskSpaceError, NonFiniteLossError, TrainingError, UsageError
 from cloob_cli.recipe import load_recipe
 from cloob_cli.training import loop, step
 from cloob_cli.training.events import (
@@ -77,6 +80,7 @@ def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.numeric
 def test_a_run_learns_and_leaves_a_model_that_opens(data, tmp_path):
     classes = write_class_folders(tmp_path / "classes")
     changes = {"validation__zero_shot": [str(classes)], "validation__every": 60, "data__validation": str(data)}
@@ -92,8 +96,10 @@ def test_a_run_learns_and_leaves_a_model_that_opens(data, tmp_path):
     assert [event.step for event in of_kind(events, Validated)] == [60, 120, 150]
     finished = events[-1]
     assert isinstance(finished, Finished)
-    assert finished.metrics["retrieval/image_to_text/recall_10"] > 0.5  # by chance 0.16
-    assert finished.metrics["zero_shot/classes/top1"] > 0.5  # by chance 0.125
+    # Rounding makes each machine's model another one. Chance misses 0.84 of the pairs, and 0.875 of 32 pictures with a
+    # deviation of 0.06.
+    within(1 - finished.metrics["retrieval/image_to_text/recall_10"], 0.5, "between a model that learns and chance")
+    within(1 - finished.metrics["zero_shot/classes/top1"], 0.6, "between a model that learns and chance")
 
     model = cloob_cli.load(tmp_path / "run" / "model", device="cpu")
     names = class_embeddings(model.encode_text, model.tokenize, [[c] for c in COLOURS], ["{c}", "a picture of {c}"])
@@ -101,7 +107,8 @@ def test_a_run_learns_and_leaves_a_model_that_opens(data, tmp_path):
         [model.preprocess(Image.open(path)) for colour in COLOURS for path in sorted((classes / colour).iterdir())]
     )
     right = (model.encode_image(pixels) @ names.T).argmax(1) == torch.arange(8).repeat_interleave(4)
-    assert float(right.float().mean()) == pytest.approx(finished.metrics["zero_shot/classes/top1"], abs=1e-6)
+    top1 = finished.metrics["zero_shot/classes/top1"]
+    close(float(right.double().mean()), top1, "a share of 32 pictures; no two classes are equally near", atol=1e-6)
 
 
 def test_what_a_run_folder_holds(straight, data):
@@ -113,7 +120,7 @@ def test_what_a_run_folder_holds(straight, data):
     assert sorted(path.name for path in (straight / "checkpoints").iterdir()) == ["step-00000020", "step-00000030"]
     config = json.loads((straight / "model" / "config.json").read_text())
     assert config["recipe"]["train"]["steps"] == 30
-    assert config["metrics"]["loss"] == pytest.approx(rows[-1]["loss"])
+    assert config["metrics"]["loss"] == rows[-1]["loss"]
     # The trainer's own folders are nobody's business.
     assert str(data.parent) not in (straight / "model" / "config.json").read_text()
     assert str(data.parent) not in (straight / "model" / "README.md").read_text()
@@ -209,6 +216,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
     assert not (tmp_path / "run" / "model").exists()
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("objective", ["cloob", "infoloob", "clip"])
 def test_micro_batches_train_like_the_whole_batch(data, tmp_path, objective):
     changes = {"objective__name": objective, "objective__learn_inv_tau": True, "train__steps": 6}
@@ -217,8 +225,8 @@ def test_micro_batches_train_like_the_whole_batch(data, tmp_path, objective):
     slices = run(tmp_path / "slices", tiny_recipe(data, train__micro_batch_size=5, **changes))
     assert of_kind(slices, Started)[0].micro_batch_size == 5
     losses = [[event.loss for event in of_kind(events, StepDone)] for events in (whole, slices)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert of_kind(whole, StepDone)[-1].inv_tau != pytest.approx(10.0, abs=1e-6)
+    close(losses[0], losses[1], "gradients equal to 1e-5; five steps of Adam enlarge that", rtol=1e-4)
+    assert abs(of_kind(whole, StepDone)[-1].inv_tau - 10.0) > 1e-3
 
 
 def test_retrieval_is_switched_on_after_its_warm_up(data, tmp_path, monkeypatch):
@@ -234,16 +242,18 @@ def test_retrieval_is_switched_on_after_its_warm_up(data, tmp_path, monkeypatch)
     assert asked == ["infoloob"] * 3 + ["cloob"] * 7
 
 
+@pytest.mark.numeric
 def test_a_learnt_temperature_stays_below_its_bound(data, tmp_path):
     changes = {"objective__learn_inv_tau": True, "objective__inv_tau": 9.0, "objective__inv_tau_max": 9.1}
     events = run(tmp_path / "run", tiny_recipe(data, optimizer__learning_rate=0.02, **changes))
     temperatures = [event.inv_tau for event in of_kind(events, StepDone)]
-    assert max(temperatures) <= 9.1 * (1 + 1e-6)
+    within(max(temperatures) / 9.1 - 1, 8 * EPS, "the bound as a logarithm in float32, and its exponential")
     assert len(set(temperatures)) > 1
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
-    assert config["inv_tau"] == pytest.approx(temperatures[-1], rel=1e-6)
+    close(config["inv_tau"], temperatures[-1], "one exponential in float32", rtol=4 * EPS)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("changes", [
     {"train__precision": "bf16"},
     {"train__gradient_checkpointing": True},
@@ -256,13 +266,14 @@ def test_options_run_and_their_model_opens(data, tmp_path, changes):
     events = run(tmp_path / "run", tiny_recipe(data, train__steps=3, **changes))
     assert isinstance(events[-1], Finished)
     model = cloob_cli.load(tmp_path / "run" / "model", device="cpu")
-    assert model.encode_text(model.tokenize(["red left"])).norm() == pytest.approx(1.0, abs=1e-4)
+    close(float(model.encode_text(model.tokenize(["red left"])).norm()), 1.0, "a unit row in float32", atol=8 * EPS)
 
 
+@pytest.mark.numeric
 def test_checkpointed_activations_give_the_same_loss(straight, data, tmp_path):
     run(tmp_path / "run", tiny_recipe(data, train__gradient_checkpointing=True))
     before, after = (read_rows(folder / "metrics.jsonl")[-1]["loss"] for folder in (straight, tmp_path / "run"))
-    assert after == pytest.approx(before, rel=1e-3)
+    close(after, before, "rounding, enlarged by thirty steps of Adam", rtol=1e-3)
 
 
 def test_unreadable_pairs_are_skipped_once_and_listed(tmp_path):
@@ -341,7 +352,7 @@ def test_what_fails_after_the_last_step_does_not_cost_the_model(straight, data, 
     assert_same(straight, tmp_path / "run")
     cloob_cli.load(tmp_path / "run" / "model", device="cpu")
     finished = run(tmp_path / "run", recipe, resume=True)[-1]
-    assert finished.metrics["loss"] == pytest.approx(read_rows(straight / "metrics.jsonl")[-1]["loss"])
+    assert finished.metrics["loss"] == read_rows(straight / "metrics.jsonl")[-1]["loss"]
     assert "retrieval/image_to_text/recall_1" in finished.metrics
 
 
@@ -371,7 +382,7 @@ def test_a_finished_run_is_left_alone_by_resume(straight, data, tmp_path):
     events = run(straight, tiny_recipe(data), resume=True)
     assert [type(event) for event in events] == [Finished]
     assert events[0].already
-    assert events[0].metrics["loss"] == pytest.approx(read_rows(straight / "metrics.jsonl")[-1]["loss"])
+    assert events[0].metrics["loss"] == read_rows(straight / "metrics.jsonl")[-1]["loss"]
     assert contents(straight) == before
 
 
@@ -384,7 +395,7 @@ def test_a_run_cut_off_between_its_last_step_and_its_end_is_ended_by_resume(stra
     assert_same(straight, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert config["metrics"]["loss"] == finished.metrics["loss"]
-    assert finished.metrics["loss"] == pytest.approx(read_rows(straight / "metrics.jsonl")[-1]["loss"])
+    assert finished.metrics["loss"] == read_rows(straight / "metrics.jsonl")[-1]["loss"]
 
 
 def test_one_run_in_a_folder_at_a_time(straight, data, tmp_path):
@@ -429,3 +440,51 @@ def test_what_a_killed_save_left_is_removed(data, tmp_path):
     next(events)  # before anything new is written
     assert [path for path in (tmp_path / "run").rglob(".*")] == []
     events.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("how_many", ["one", "all"])
+def test_a_killed_data_worker_is_one_message(data, tmp_path, how_many):
+    """One that is missed, and all of them with batches still to be fetched from them."""
+    recipe = tiny_recipe(data, data__in_memory=False, data__workers=2, train__steps=500, train__log_every=1)
+    events = loop.train(recipe, tmp_path / "run", device="cpu")
+    assert any(isinstance(event, StepDone) for event in events)
+    for worker in multiprocessing.active_children()[: 1 if how_many == "one" else None]:
+        worker.kill()
+        worker.join()
+    with pytest.raises(DataError, match="a process that reads images was ended from outside"):
+        list(events)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+@pytest.mark.parametrize("largest", [60_000, 150_000])  # bytes: the weights do not fit, the optimizer's state does not
+def test_a_full_disk_is_one_line_that_names_the_folder(data, tmp_path, largest):
+    import resource
+
+    recipe = tiny_recipe(data, train__log_every=1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    events = loop.train(recipe, tmp_path / "run", device="cpu")
+    assert any(isinstance(event, StepDone) for event in events)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+    try:
+        with pytest.raises(DiskSpaceError, match="no room is left on its disk") as caught:
+            list(events)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(tmp_path / "run") in caught.value.message
+    assert "--resume" in caught.value.hint
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    run(tmp_path / "run", recipe, resume=True)
+
+
+def test_a_run_that_learns_nothing_says_so(data, tmp_path):
+    changes = {"optimizer__learning_rate": 1e-12, "optimizer__warmup_steps": 0, "objective__hopfield_warmup": 0.0}
+    changes |= {"objective__inv_tau": 1e-3, "objective__scale_hopfield": 1e-3}  # any embeddings give equal scores
+    stuck, learning = (run(tmp_path / f"{k}", tiny_recipe(data, **more)) for k, more in enumerate([changes, {}]))
+    assert ["nothing is learned" in event.text for event in of_kind(stuck, Notice)] == [True]
+    assert of_kind(learning, Notice) == []
+
+
+def test_validation_without_anything_to_validate_on_is_told(data, tmp_path):
+    events = run(tmp_path / "run", tiny_recipe(data, validation__every=1, train__steps=2))
+    assert ["validation.every has nothing" in event.text for event in of_kind(events, Notice)] == [True]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from margins import close
 from PIL import Image
 
 import cloob_cli
@@ -116,6 +117,7 @@ def test_ids_are_sentencepiece_s(repository: Path) -> None:
         assert tokenizer(text)[0].tolist() == reference_ids(pieces, text), text
 
 
+@pytest.mark.numeric
 def test_embeddings_are_transformers_s(repository: Path, tmp_path: Path) -> None:
     converted = convert_checkpoint(repository, name="japanese")
     assert converted.format == "japanese"
@@ -134,8 +136,9 @@ def test_embeddings_are_transformers_s(repository: Path, tmp_path: Path) -> None
                 position_ids=torch.arange(ids.shape[1])[None],
             ).last_hidden_state[:, 0]
         )
-    torch.testing.assert_close(model.encode_image(pixels), unit_norm(images), rtol=0, atol=1e-5)
-    torch.testing.assert_close(model.encode_text(model.tokenize(TEXTS)), unit_norm(texts), rtol=0, atol=1e-5)
+    reason = "unit rows in float32 through a dozen layers"
+    close(model.encode_image(pixels), unit_norm(images), reason, atol=1e-5)
+    close(model.encode_text(model.tokenize(TEXTS)), unit_norm(texts), reason, atol=1e-5)
     assert model.config.inv_tau == 30.0
     assert model.config.scale_hopfield == 15.0
 
