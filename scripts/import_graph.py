@@ -25,7 +25,7 @@ def import_graph(package: Path) -> dict[str, set[str]]:
 
     Returns:
         {module: modules}, dotted names such as `cloob_cli.core.model`; a package's own name stands for its __init__.
-        Importing a submodule loads its packages' __init__ too; these edges are left out where they lead to an empty one.
+        Importing a submodule loads the __init__ of its packages too; those edges are left out.
     """
     files = {_module_name(package, path): path for path in sorted(package.rglob("*.py"))}
     return {name: _imported(path, files) - {name} for name, path in files.items()}
@@ -97,7 +97,9 @@ def page(text: str) -> str:
     """docs/architecture.md with its two made parts as they are now."""
     graph = import_graph(PACKAGE)
     for language, content in (("mermaid", diagram(graph)), ("text", tree(PACKAGE))):
-        text = re.sub(rf"```{language}\n.*?```", lambda _, c=content, w=language: f"```{w}\n{c}\n```", text, flags=re.DOTALL)
+        text = re.sub(
+            rf"```{language}\n.*?```", lambda _, c=content, w=language: f"```{w}\n{c}\n```", text, flags=re.DOTALL
+        )
     return text
 
 

@@ -18,11 +18,15 @@ BASE = {"errors", "schema", "files", "assets", "__version__"}
 ALLOWED = {
     "core": BASE | {"core"},
     "data": BASE | {"core", "data", "recipe"},
-    "registry": BASE | {"core", "data", "registry"},
-    "training": BASE | {"core", "data", "training", "recipe", "registry.store", "registry.fingerprint"},
-    "inference": BASE | {"core", "data", "inference", "recipe", "registry.store"},
+    "checkpoint": BASE | {"core", "data", "checkpoint", "registry.store"},
+    "convert": BASE | {"core", "data", "checkpoint", "convert"},
+    "export": BASE | {"core", "data", "checkpoint", "export", "registry.store"},
+    "registry": BASE | {"core", "data", "checkpoint", "convert", "registry"},
+    "training": BASE | {"core", "data", "checkpoint", "training", "recipe", "registry.store"},
+    "inference": BASE | {"core", "data", "checkpoint", "inference", "recipe", "registry.store"},
     "commands": BASE
-    | {"console", "signals", "recipe", "commands", "training", "inference", "registry", "core", "data", "diagnosis"},
+    | {"console", "signals", "recipe", "commands", "training", "inference", "registry", "core", "data", "diagnosis"}
+    | {"convert", "export", "checkpoint"},
     "console": {"console", "errors"},
 }
 # Modules that quick commands load: nothing heavy at their top level.

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloob_cli.checkpoint.card import model_card
 from cloob_cli.errors import ModelFolderError
 from cloob_cli.registry import store
 from cloob_cli.registry.bundle import extract_bundle, is_bundle
@@ -14,6 +13,7 @@ from cloob_cli.registry.cards import Card
 from cloob_cli.registry.claims import refuse_taken_name
 from cloob_cli.registry.events import Notice, Report
 from cloob_cli.registry.inventory import read_json_object
+from cloob_cli.registry.model_card import model_card
 from cloob_cli.registry.obtain import Obtained
 from cloob_cli.registry.origin import Origin
 from cloob_cli.registry.storage import in_plain_names

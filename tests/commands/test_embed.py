@@ -276,9 +276,10 @@ def check_memory(place: Path, folder: Path, count: int) -> int:
 @pytest.mark.skipif(sys.platform == "win32", reason="resource usage of a child")
 def test_memory_does_not_grow_with_the_folder(place: Path, tmp_path: Path) -> None:
     few = check_memory(place, tmp_path / "few", 200)
-    many = check_memory(place, tmp_path / "many", 2000)
-    # The 1,800 further images are 22 MB as cropped pixels and 88 MB as normalized ones.
-    assert many - few < 15e6
+    many = check_memory(place, tmp_path / "many", 3000)
+    # The 2,800 further images are 34 MB as cropped pixels and 138 MB as normalized ones; what the allocator keeps
+    # differed by up to 18 MB between two runs.
+    assert many - few < 27e6
 
 
 @pytest.mark.slow

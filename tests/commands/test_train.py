@@ -111,6 +111,7 @@ def test_a_terminal_that_closes_asks_to_save_unless_nohup_says_otherwise():
         "import os, signal\n"
         "from cloob_cli.training.interrupt import stop_on_signals\n"
         "with stop_on_signals() as stop:\n"
+        "    stop.nothing_to_save = None  # as after the first step\n"
         "    os.kill(os.getpid(), signal.SIGHUP); print(stop.requested)\n"
     )
     for prefix, requested in (([], "True\n"), (["nohup"], "False\n")):

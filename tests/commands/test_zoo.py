@@ -16,11 +16,11 @@ from command_line import cloob_here
 from tiny_model import save_tiny_model
 
 from cloob_cli import assets, console
-from cloob_cli.checkpoint.card import model_card
 from cloob_cli.core.config import ARCHITECTURES, ModelConfig
 from cloob_cli.core.model import CloobModel
 from cloob_cli.errors import ZooEntryError
 from cloob_cli.registry import cards, store
+from cloob_cli.registry.model_card import model_card
 
 Cloob = Callable[..., "subprocess.CompletedProcess[str]"]
 

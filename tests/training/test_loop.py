@@ -288,8 +288,8 @@ def test_unreadable_pairs_are_skipped_once_and_listed(tmp_path):
     assert all(row["reason"] for row in listed)
 
 
-def test_a_share_of_the_pairs_is_held_out_and_never_trained_on(data, tmp_path):
-    recipe = tiny_recipe(data, data__validation_share=0.25, train__steps=2)
+def test_a_fraction_of_the_pairs_is_held_out_and_never_trained_on(data, tmp_path):
+    recipe = tiny_recipe(data, data__validation_fraction=0.25, train__steps=2)
     events = run(tmp_path / "run", recipe)
     started = of_kind(events, Started)[0]
     assert (started.pairs, started.validation_pairs) == (48, 16)
@@ -302,7 +302,7 @@ def test_too_few_pairs_and_missing_validation_data_fail_at_once(data, tmp_path):
     with pytest.raises(DataError, match="no data set"):
         run(tmp_path / "b", tiny_recipe(data, validation__zero_shot=[str(tmp_path / "nowhere")]))
     with pytest.raises(DataError, match="too few"):
-        run(tmp_path / "c", tiny_recipe(data, data__validation_share=0.01))
+        run(tmp_path / "c", tiny_recipe(data, data__validation_fraction=0.01))
 
 
 def test_training_works_outside_the_main_thread(straight, data, tmp_path):
@@ -325,7 +325,7 @@ def test_held_out_pairs_without_a_caption_are_skips(tmp_path, form):
         table = pyarrow.table({"image": [path.read_bytes() for path in images], "caption": captions})
         pairs = tmp_path / "pairs.parquet"
         pyarrow.parquet.write_table(table, pairs)
-    recipe = tiny_recipe(pairs, data__validation_share=0.4, validation__every=4, train__steps=8)
+    recipe = tiny_recipe(pairs, data__validation_fraction=0.4, validation__every=4, train__steps=8)
     events = run(tmp_path / "run", recipe)
     assert len(of_kind(events, Validated)) == 2
     assert {event.reason for event in of_kind(events, PairSkipped)} == {"no caption"}

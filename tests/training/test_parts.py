@@ -154,7 +154,7 @@ def test_differences_of_recipes():
 
 
 def test_processes_compare_their_data_by_its_fingerprint(tmp_path):
-    recipe = tiny_recipe(write_pairs(tmp_path / "pairs"), data__validation_share=0.25)
+    recipe = tiny_recipe(write_pairs(tmp_path / "pairs"), data__validation_fraction=0.25)
 
     def facts():
         data = setup.open_data(recipe.data, 10)
