@@ -24,6 +24,7 @@ from cloob_cli.data.loader import PairBatch, PairLoader
 from cloob_cli.data.order import epoch_order
 from cloob_cli.data.pairs import PairSource, open_pairs
 from cloob_cli.data.sources.parquet import ParquetSource
+from cloob_cli.data.streaming import PairStream
 from cloob_cli.data.text import Tokenizer, train_bpe
 from cloob_cli.errors import DataError
 from cloob_cli.recipe import AugmentSection, DataSection
@@ -333,3 +334,31 @@ def test_automatic_workers_share_the_cores_of_their_own_machine(
     for local in (8, None):
         loader(source, tokenizer, in_memory=False, workers="auto", processes=16, local_processes=local)
     assert asked == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("problem", "lost"),
+    [
+        (RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly"), True),
+        (ConnectionResetError(104, "Connection reset by peer"), True),
+        (FileNotFoundError(2, "No such file or directory"), True),  # the socket through which a batch is fetched
+        (EOFError(), True),
+        (RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback"), False),
+        (FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0.\nOriginal Traceback"), False),
+        (RuntimeError("something else"), False),
+    ],
+)
+def test_however_a_lost_worker_shows_it_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, problem: Exception, lost: bool
+) -> None:
+    """What a living worker raises is not taken for a lost one."""
+
+    def parts() -> Iterator[PairBatch]:
+        raise problem
+        yield
+
+    streamed = PairStream(mock.Mock(), 0)
+    monkeypatch.setattr(streamed, "_loader", parts())
+    with pytest.raises(DataError if lost else type(problem)) as caught:
+        list(streamed.batches(0, [(np.arange(4), 16)]))
+    assert ("ended from outside" in str(caught.value)) == lost
