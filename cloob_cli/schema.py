@@ -57,6 +57,8 @@ def _explain(section: type[Section], problem: ValidationError) -> tuple[str, str
     # An unknown key first: a misspelt key often causes a second complaint (the right one is missing).
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     location = _location(section, first["loc"])
+    if first["type"] in {"extra_forbidden", "missing"}:  # its last part is a key, whatever it looks like
+        location = [*_location(section, first["loc"][:-1]), str(first["loc"][-1])]
     key = ".".join(location)
     # A value of several allowed kinds has a complaint from each of them: they are one.
     alike = [e for e in errors if _location(section, e["loc"]) == location]
