@@ -10,7 +10,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from cloob_cli import __version__
+from cloob_cli.version import __version__
 
 _PACKAGES = (
     "torch",
@@ -81,7 +81,7 @@ def default_model() -> tuple[dict[str, str], list[str]]:
 
 
 def decoders() -> dict[str, bool]:
-    """The picture formats and decoders that depend on how Pillow was built, or on an extra."""
+    """The image formats and decoders that depend on how Pillow was built, or on an extra."""
     from PIL import features
 
     return {

@@ -10,11 +10,11 @@ turns them into text and exit codes; everything else raises them.
     |   +-- RecipeError               a recipe that cannot be read or holds a wrong key or value
     |   +-- DataError                 a data source that is missing, empty or has other keys
     |   +-- LabelError                a label or template file that cannot be used
-    |   +-- ImageError                one picture that cannot be read (folders list it and go on)
+    |   +-- ImageError                one image that cannot be read (folders list it and go on)
     |   +-- ModelFolderError          a model folder with a missing, truncated or foreign file
     |   +-- UnknownModelError         a name that no card, folder or installed model has
-    |   +-- CardError                 a zoo card with wrong fields
-    |   +-- NothingFoundError         a folder without a single usable picture
+    |   +-- ZooEntryError                 a zoo card with wrong fields
+    |   +-- NothingFoundError         a folder without a single usable image
     |   +-- LossInputError            embeddings that a loss is not defined for (batch 1, shapes)
     |   |   +-- NonFiniteEmbeddingsError   embeddings that are not finite numbers, on whichever process
     +-- MissingExtraError         1   an optional package is not installed
@@ -83,7 +83,7 @@ class UnknownModelError(InputError):
     pass
 
 
-class CardError(InputError):
+class ZooEntryError(InputError):
     pass
 
 

@@ -7,13 +7,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cloob_cli import __version__, console, signals
+from cloob_cli import console, signals
 from cloob_cli.commands import classify, doctor, embed, examples, train, zoo
 from cloob_cli.errors import CloobError, UsageError
+from cloob_cli.version import __version__
 
 app = typer.Typer(
     name="cloob",
-    help="Train CLOOB models, keep a zoo of them, and classify and embed folders of pictures.",
+    help="Train CLOOB models, keep a zoo of them, and classify and embed folders of images.",
     invoke_without_command=True,
     add_completion=True,
     pretty_exceptions_enable=False,

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cloob_cli.registry.export import export_model
+from cloob_cli.export import export_model
 from cloob_cli.registry.store import find, open_model
 
 Encoder = Callable[[Image.Image], tuple[torch.Tensor, torch.Tensor]]
@@ -73,6 +73,7 @@ def main(name: str, program: str) -> None:
         export_model(source, program, Path(temporary) / "out")
         theirs = {"open_clip": in_open_clip, "transformers": in_transformers}[program](Path(temporary) / "out")
     ours = open_model(source, "cpu", torch.float32)
+    assert ours.preprocess is not None
     for kind, sizes in SIZES.items():
         pixels = embeddings = 0.0
         for image in images(sizes):

@@ -21,16 +21,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_off_a_terminal_progress_is_a_line_every_30_seconds(
     clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with console.progress("classify", 1000, "pictures") as bar:
+    with console.progress("classify", 1000, "images") as bar:
         for second in range(100):
             clock.time = 1000.0 + second
             bar.advance(5)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [
-        "classify: 155 of 1,000 pictures, 5.17 a second, 2:44 left",
-        "classify: 305 of 1,000 pictures, 5.08 a second, 2:17 left",
-        "classify: 455 of 1,000 pictures, 5.06 a second, 1:48 left",
+        "classify: 155 of 1,000 images, 5.17 a second, 2:44 left",
+        "classify: 305 of 1,000 images, 5.08 a second, 2:17 left",
+        "classify: 455 of 1,000 images, 5.06 a second, 1:48 left",
     ]
 
 
@@ -53,7 +53,7 @@ def test_what_comes_before_the_first_input_shows_too(
 def test_quiet_shows_no_progress(clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     console.configure(quiet=True)
     try:
-        with console.progress("classify", 10, "pictures") as bar:
+        with console.progress("classify", 10, "images") as bar:
             clock.time += 100
             bar.advance()
     finally:

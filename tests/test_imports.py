@@ -14,15 +14,19 @@ from command_line import environment
 PACKAGE = Path(__file__).resolve().parents[1] / "cloob_cli"
 
 # What the modules of a folder may import from the package, anywhere in the file. The top level is ".".
-BASE = {"errors", "schema", "files", "assets", "__version__"}
+BASE = {"errors", "schema", "files", "assets", "version"}
 ALLOWED = {
     "core": BASE | {"core"},
     "data": BASE | {"core", "data", "recipe"},
-    "registry": BASE | {"core", "data", "registry"},
-    "training": BASE | {"core", "data", "training", "recipe", "registry.store", "registry.fingerprint"},
-    "inference": BASE | {"core", "data", "inference", "recipe", "registry.store"},
+    "checkpoint": BASE | {"core", "data", "checkpoint", "registry.store"},
+    "convert": BASE | {"core", "data", "checkpoint", "convert"},
+    "export": BASE | {"core", "data", "checkpoint", "export", "registry.store"},
+    "registry": BASE | {"core", "data", "checkpoint", "convert", "registry"},
+    "training": BASE | {"core", "data", "checkpoint", "training", "recipe", "registry.store"},
+    "inference": BASE | {"core", "data", "checkpoint", "inference", "recipe", "registry.store"},
     "commands": BASE
-    | {"console", "signals", "recipe", "commands", "training", "inference", "registry", "core", "data", "diagnosis"},
+    | {"console", "signals", "recipe", "commands", "training", "inference", "registry", "core", "data", "diagnosis"}
+    | {"convert", "export", "checkpoint"},
     "console": {"console", "errors"},
 }
 # Modules that quick commands load: nothing heavy at their top level.

@@ -45,7 +45,7 @@ def test_cc3m_is_the_papers_setting():
     assert recipe.model.vision.layers == [3, 4, 6, 3]
 
 
-def test_the_quickstart_finds_the_example_pictures():
+def test_the_quickstart_finds_the_example_images():
     recipe = load_recipe(assets.find_recipe("folder-quickstart"))
     assert isinstance(recipe.data.train, str)
     captioned = [p for p in Path(recipe.data.train).glob("*.png") if p.with_suffix(".txt").is_file()]
@@ -69,6 +69,7 @@ def test_the_quickstart_finds_the_example_pictures():
         ("tokenizer.kind=clip", "vocab_size goes with kind = 'bpe'"),
         ("augment.crop_scale=[0.9, 0.2]", "crop_scale is [low, high]"),
         ("train.gradient_accumulation=4", "unknown key 'train.gradient_accumulation'"),
+        ("train.int=4", "unknown key 'train.int'"),  # as pydantic names the kinds of a value that may be of several
         ("train.steps", "not of the form section.key=value"),
         ("name.first=3", "'name' is not a section"),
         ("name='../evil'", "'name'"),

@@ -1,4 +1,4 @@
-"""`cloob classify`: pictures in, the label that fits each best out."""
+"""`cloob classify`: images in, the label that fits each best out."""
 
 from __future__ import annotations
 
@@ -26,16 +26,19 @@ from cloob_cli.commands.options import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from cloob_cli.commands.pictures import Work
+    from cloob_cli.commands.inference_run import Work
     from cloob_cli.inference.classify import Classified, ClassifiedBatch
     from cloob_cli.inference.labels import Label
     from cloob_cli.inference.reading import Failure
+    from cloob_cli.inference.tokens import LabelTokens
 
     AddRows = Callable[[Iterable[Classified]], None]
 
+_GROUPS = 5  # of labels with equal tokens that are named
+
 
 def classify(
-    pictures: Annotated[list[Path], typer.Argument(metavar="DIR", help="Folders (searched below) and pictures.")],
+    images: Annotated[list[Path], typer.Argument(metavar="DIR", help="Folders (searched below) and images.")],
     labels: Annotated[
         Path,
         typer.Option("--labels", "-l", help="One label a line; `label: synonym | synonym`; `#` starts a comment."),
@@ -44,7 +47,7 @@ def classify(
         Path | None,
         typer.Option(help="Prompt templates, one a line, with {c} or {}.", show_default="the model's own"),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Labels a picture, best first.")] = 1,
+    top_k: Annotated[int, typer.Option(min=1, help="Labels an image, best first.")] = 1,
     model: ModelOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
@@ -59,34 +62,36 @@ def classify(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Label pictures with your own words, without training.
+    """Label images with your own words, without training.
 
-    A row a picture: its path, the best label, its probability, which is softmax(inv_tau · cosine) over all labels,
-    and the cosine. Pictures that cannot be read are listed and skipped; the exit code is then 3.
+    A row an image: its path, the best label, its probability, which is softmax(inv_tau · cosine) over all labels,
+    and the cosine. Images that cannot be read are listed and skipped; the exit code is then 3.
     """
     console.configure(quiet=quiet)
     with signals.leaving_at_once():
-        from cloob_cli.commands.pictures import description, find_pictures, following, model_name, open_model
+        from cloob_cli.commands.inference_run import description, find_images, following, model_name, open_model
         from cloob_cli.inference import classify as inference
         from cloob_cli.inference.existing import check_output, failures_path, output_files
         from cloob_cli.inference.labels import DEFAULT_TEMPLATES, read_labels, read_templates
         from cloob_cli.inference.provenance import describe_images
+        from cloob_cli.inference.tokens import label_tokens
         from cloob_cli.registry.store import weights_sha256
 
     # Everything that can be wrong with the input is found before the model is opened.
     if output is not None:
-        inputs = [labels, *filter(None, [templates]), *pictures]
+        inputs = [labels, *filter(None, [templates]), *images]
         check_output(output, "classify", inference.OUTPUT_SUFFIXES, inputs=inputs, force=force)
     classes = read_labels(labels)
     prompts = read_templates(templates) if templates else None
-    paths = find_pictures(pictures)
+    paths = find_images(images)
     opened, folder = open_model(model, device, precision)
     top_k = min(top_k, len(classes))
 
     prompts = prompts or opened.config.templates or list(DEFAULT_TEMPLATES)
+    _report_tokens(label_tokens(opened, classes, prompts), opened.config.text.context_length)
     files = output_files(output, "classify") if output else []
     listing = failures_path(output) if output else None
-    with following("classify", len(paths), "pictures", listing, files) as work:
+    with following("classify", len(paths), "images", listing, files) as work:
         batches = inference.classify(
             opened,
             paths,
@@ -97,7 +102,7 @@ def classify(
             workers=workers,
             fast_jpeg=fast_jpeg,
             memory_budget=memory_budget,
-            on_picture=work.read,
+            on_image=work.read,
             on_texts=lambda done, total: work.prepared("label texts", done, total),
         )
         with closing(work.follow(batches)) as rows:
@@ -116,6 +121,17 @@ def classify(
         raise typer.Exit(3)
 
 
+def _report_tokens(found: LabelTokens, context: int) -> None:
+    for names in found.alike[:_GROUPS]:
+        shown = ", ".join(f"'{name}'" for name in names)
+        console.warn(f"these labels become the same tokens, so that the model cannot tell them apart: {shown}")
+    if len(found.alike) > _GROUPS:
+        console.warn(f"{len(found.alike) - _GROUPS} more groups of labels become the same tokens")
+    if found.cut:
+        texts = f"{found.cut} of {found.texts} label texts"
+        console.warn(f"{texts} are longer than the model's {context} tokens and were cut")
+
+
 def _printer(as_json: bool, top_k: int, paths: Sequence[Path | Failure], classes: Sequence[Label]) -> AddRows:
     """What shows rows on stdout."""
     from cloob_cli.inference.classify import columns
@@ -123,8 +139,8 @@ def _printer(as_json: bool, top_k: int, paths: Sequence[Path | Failure], classes
 
     if as_json:
         return _print_json
-    keys = [path_text(path) for path in paths if isinstance(path, Path)]
-    add = console.growing_table(columns(top_k), 3, keys, [one.name for one in classes])
+    keys = (path_text(path) for path in paths if isinstance(path, Path))
+    add = console.growing_table(columns(top_k), 3, keys, (one.name for one in classes))
     return lambda rows: add(_cells(row) for row in rows)
 
 

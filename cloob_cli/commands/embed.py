@@ -1,4 +1,4 @@
-"""`cloob embed`: pictures or texts in, embeddings as a NumPy array and its index as Parquet out."""
+"""`cloob embed`: images or texts in, embeddings as a NumPy array and its index as Parquet out."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def embed(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The .npy file; the .parquet and .failures.jsonl go beside it.")
     ],
-    pictures: Annotated[
-        list[Path] | None, typer.Argument(metavar="DIR", help="Folders (searched below) and pictures.")
+    images: Annotated[
+        list[Path] | None, typer.Argument(metavar="DIR", help="Folders (searched below) and images.")
     ] = None,
-    text: Annotated[Path | None, typer.Option(help="Embed the lines of this UTF-8 file instead of pictures.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Embed the lines of this UTF-8 file instead of images.")] = None,
     dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of the stored numbers.")] = "float32",
     model: ModelOption = None,
     device: DeviceOption = None,
@@ -48,26 +48,26 @@ def embed(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Turn pictures or texts into embeddings of unit norm.
+    """Turn images or texts into embeddings of unit norm.
 
     Row i of the .npy file belongs to row i of the .parquet file, whose first column is `path` (or `text`) and whose
-    metadata name the model, the sha256 of its weights, the preprocessing and the version. Pictures that cannot be
+    metadata name the model, the sha256 of its weights, the preprocessing and the version. Images that cannot be
     read are listed and skipped; the exit code is then 3.
     """
     console.configure(quiet=quiet)
-    if bool(pictures) == (text is not None):
-        raise UsageError("embed what?", "name folders and pictures, or a file of texts with --text FILE")
+    if bool(images) == (text is not None):
+        raise UsageError("embed what?", "name folders and images, or a file of texts with --text FILE")
     with signals.leaving_at_once():
-        from cloob_cli.commands.pictures import description, find_pictures, following, model_name, open_model
+        from cloob_cli.commands.inference_run import description, find_images, following, model_name, open_model
         from cloob_cli.inference import embed as inference
         from cloob_cli.inference.existing import check_output, failures_path, output_files
         from cloob_cli.inference.labels import read_texts
         from cloob_cli.inference.provenance import describe_images, describe_texts
         from cloob_cli.registry.store import weights_sha256
 
-    check_output(output, "embed", [".npy"], inputs=[*(pictures or []), *filter(None, [text])], force=force)
+    check_output(output, "embed", [".npy"], inputs=[*(images or []), *filter(None, [text])], force=force)
     # Everything that can be wrong with the input is found before the model is opened.
-    paths = find_pictures(pictures) if pictures else []
+    paths = find_images(images) if images else []
     texts = read_texts(text) if text is not None else iter(())
     first = next(texts, None)
     if text is not None and first is None:
@@ -75,7 +75,7 @@ def embed(
     opened, folder = open_model(model, device, precision)
     made_with = model_name(opened, folder), weights_sha256(folder)
 
-    unit, total = ("texts", None) if first is not None else ("pictures", len(paths))
+    unit, total = ("texts", None) if first is not None else ("images", len(paths))
     with following("embed", total, unit, failures_path(output), output_files(output, "embed")) as work:
         if first is not None:
             metadata = describe_texts("embed", opened, *made_with, dtype=dtype)
@@ -84,14 +84,14 @@ def embed(
             )
         else:
             metadata = describe_images("embed", opened, *made_with, fast_jpeg=fast_jpeg, dtype=dtype)
-            batches = inference.embed_pictures(
+            batches = inference.embed_images(
                 opened,
                 paths,
                 batch_size=batch_size,
                 workers=workers,
                 fast_jpeg=fast_jpeg,
                 memory_budget=memory_budget,
-                on_picture=work.read,
+                on_image=work.read,
             )
         with closing(work.follow(batches)) as rows:
             written = inference.write_embeddings(
@@ -103,6 +103,9 @@ def embed(
                 metadata=metadata,
             )
     _report(written, len(work.failures), as_json)
+    if written.cut:
+        context = opened.config.text.context_length
+        console.warn(f"{written.cut} of {written.rows} texts are longer than the model's {context} tokens and were cut")
     work.tell_end("embedded", description(opened, folder))
     if work.failures:
         raise typer.Exit(3)

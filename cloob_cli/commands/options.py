@@ -38,7 +38,7 @@ PrecisionOption = Annotated[
         autocompletion=completion.precisions,
     ),
 ]
-BatchSizeOption = Annotated[int, typer.Option(min=1, help="Pictures or texts in one pass.")]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="Images or texts in one pass.")]
 WorkersOption = Annotated[
     int | None, typer.Option(min=0, help="Threads or processes that read and decode.", show_default="by CPU count")
 ]

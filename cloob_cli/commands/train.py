@@ -49,7 +49,7 @@ def train(
 
     loaded = load_recipe(assets.find_recipe(recipe), set_)
     if dry_run:
-        _dry_run(loaded, json_)
+        _dry_run(loaded, out or Path("runs") / loaded.name, device, json_)
         return
     launched = _launched()
     with signals.leaving_at_once():
@@ -76,18 +76,19 @@ def _show(name: str, events: Iterable[Any]) -> Any:
     """Draw the events of a run; its last one, where this process is the one that reports."""
     from cloob_cli.training import events as kinds
 
-    finished, skipped = None, 0
+    finished, skipped, steps = None, 0, 0
     with console.live_status(name) as status:
         for event in events:
             match event:
                 case kinds.Preparing():
                     console.talk(f"{event.text} ...")
                 case kinds.Started():
+                    steps = event.steps
                     console.talk(_start_text(event))
                 case kinds.StepDone():
-                    status.update(**_status_fields(event))
+                    status.update(event.step, steps, event.seconds_left, _values(event))
                 case kinds.Validated():
-                    console.talk(f"step {event.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in event.metrics.items()))
+                    console.talk(f"step {event.step:,}: {_scores(event.metrics)}")
                 case kinds.CheckpointSaved():
                     console.talk(f"step {event.step}: saved {event.path}")
                 case kinds.PairSkipped():
@@ -110,7 +111,7 @@ def _show(name: str, events: Iterable[Any]) -> Any:
             f"the run in {folder} was finished after step {finished.step:,}{loss_text}; there is nothing to do"
         )
     else:
-        console.talk(f"trained in {_duration(finished.seconds)}{loss_text}")
+        console.talk(f"trained in {console.duration(finished.seconds)}{loss_text}")
         if finished.skipped:
             listed = finished.model_folder.parent / "skipped.jsonl"
             console.warn(f"{finished.skipped} pairs could not be read; they are listed in {listed}")
@@ -123,32 +124,32 @@ def _start_text(started: Any) -> str:
     processes = f" on {started.processes} processes" if started.processes > 1 else ""
     return (
         f"{started.pairs:,} pairs{held_out}; {started.parameters:,} parameters; {started.device}, {started.precision}; "
-        f"{started.steps:,} steps of {started.batch_size:,}{processes}{resumed}; loss: {started.loss_form}"
+        f"{started.steps:,} steps of {started.batch_size:,}{processes}{resumed}; loss: {started.loss_implementation}"
     )
 
 
-def _status_fields(event: Any) -> dict[str, str]:
-    return {
-        "step": f"{event.step:,}",
-        "loss": f"{event.loss:.4f}",
-        "learning_rate": f"{event.learning_rate:.2e}",
-        "images/s": f"{event.images_per_second:,.0f}",
-        "waiting_for_data": f"{event.data_wait_share:.0%}",
-        "time_left": _duration(event.seconds_left),
-        "memory": f"{event.memory_gib:.1f} GiB",
-    }
+def _values(event: Any) -> str:
+    values = [f"loss {event.loss:.4f}", f"rate {event.learning_rate:.2e}", f"{event.images_per_second:,.0f} images/s"]
+    values += [f"waiting for data {event.data_wait_fraction:.0%}", f"{event.memory_gib:.1f} GiB"]
+    return "  ".join(values)
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+def _scores(metrics: dict[str, float]) -> str:
+    """The scores that one line can hold; metrics.jsonl has all of them."""
+    recall = [metrics.get(f"retrieval/{way}/recall_1") for way in ("image_to_text", "text_to_image")]
+    top1 = {name.split("/")[1]: v for name, v in metrics.items() if name.startswith("zero_shot/") and "/top1" in name}
+    parts = [f"recall@1 {recall[0]:.3f} image to text, {recall[1]:.3f} text to image"] if None not in recall else []
+    if "mean" in top1 and len(top1) > 2:
+        parts.append(f"zero-shot top-1 {top1['mean']:.3f} over {len(top1) - 1} sets")
+    else:
+        parts += [f"zero-shot top-1 {value:.3f} ({name})" for name, value in top1.items() if name != "mean"]
+    return "; ".join(parts) or "no scores"
 
 
-def _dry_run(recipe: Recipe, json_: bool) -> None:
-    from cloob_cli.training.setup import survey
+def _dry_run(recipe: Recipe, folder: Path, device: str | None, json_: bool) -> None:
+    from cloob_cli.training.survey import survey
 
-    found = survey(recipe)
+    found = survey(recipe, folder, device)
     if json_:
         console.json_document({"recipe": recipe.model_dump(mode="json"), **found})
         return

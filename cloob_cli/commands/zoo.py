@@ -38,14 +38,14 @@ def list_models(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """All models: installed or not, size, resolution, training data, score, licence."""
+    """All models: installed or not, size, resolution, training data, score, license."""
     from cloob_cli.registry.inventory import inventory
 
     entries = [entry for entry in inventory() if entry.path or not installed]
     if json:
         console.json_document([entry.as_json() for entry in entries])
         return
-    columns = ["name", "state", "default", "size", "pixels", "data", "score", "licence"]
+    columns = ["name", "state", "default", "size", "pixels", "data", "score", "license"]
     rows = []
     for entry in entries:
         rows.append(
@@ -57,10 +57,10 @@ def list_models(
                 entry.image_size,
                 entry.data,
                 _score(entry, short=console.on_terminal()),
-                entry.licence or "not stated",
+                entry.license or "not stated",
             ]
         )
-    console.table(columns, rows, dispensable=["data", "licence", "pixels", "default"])
+    console.table(columns, rows, dispensable=["data", "license", "pixels", "default"])
 
 
 def _score(entry: Entry, short: bool) -> str | None:

@@ -29,7 +29,7 @@ def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A released checkpoint, or the folder that holds it.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to write.")],
     format: Annotated[
-        str | None, typer.Option("--format", help="mljku, crowsonkb or japanese; left out: the file shows it.")
+        str | None, typer.Option("--format", help="mljku, crowsonkb or rinna; left out: the file shows it.")
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="The checkpoint's own configuration (JSON).")] = None,
     quiet: QuietOption = False,
@@ -52,12 +52,12 @@ def export(
     quiet: QuietOption = False,
 ) -> None:
     """Write a model in the form of another program."""
+    from cloob_cli.export import export_model
     from cloob_cli.registry import store
-    from cloob_cli.registry.export import export_model
 
     console.configure(quiet=quiet)
     _must_be_new(output)
-    export_model(store.find(name), to, output)
+    export_model(store.find_to_share(name), to, output)
     console.line(str(output))
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cloob_cli.registry.remove import Removal
 
 FormatOption = Annotated[
-    str | None, typer.Option("--format", help="mljku, crowsonkb, japanese or cloob; left out: the file shows it.")
+    str | None, typer.Option("--format", help="mljku, crowsonkb, rinna or cloob; left out: the file shows it.")
 ]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="The checkpoint's own configuration (JSON).")]
 Sha256Option = Annotated[

@@ -5,11 +5,11 @@ Rich is imported on first use, so that commands without output stay quick.
 """
 
 from cloob_cli.console.growing import growing_table
+from cloob_cli.console.messages import can_ask, debugging, hint, show_error, talk, warn
 from cloob_cli.console.progress import Progress, duration, progress
 from cloob_cli.console.results import bytes_text, json_document, json_line, line, on_terminal, table
 from cloob_cli.console.status import Status, live_status
 from cloob_cli.console.streams import configure, finish_streams, flush, is_quiet, prepare_streams, unread_is_no_fault
-from cloob_cli.console.talk import can_ask, debugging, hint, show_error, talk, warn
 
 __all__ = [
     "Progress",

@@ -22,13 +22,13 @@ _NUMBER = len("-0.0000")
 _FITTING = 0.9  # of the keys that have to fit on their line; the others are folded
 
 
-def growing_table(columns: Sequence[str], group: int, keys: Sequence[str], texts: Sequence[str]) -> AddRows:
+def growing_table(columns: Sequence[str], group: int, keys: Iterable[str], texts: Iterable[str]) -> AddRows:
     """The function that appends rows to a table on stdout.
 
     Args:
         columns: of a whole row: the key's, then those of all groups.
         group: the number of cells of a group.
-        keys: the keys that rows will have, whose widths settle the columns beforehand.
+        keys: the keys that rows will have, whose widths settle the columns beforehand; only a terminal reads them.
         texts: the texts that groups may begin with, for the same purpose.
     """
     if not sys.stdout.isatty():
@@ -53,7 +53,7 @@ def _plain_rows(columns: Sequence[str]) -> AddRows:
 
 
 class _TerminalRows:
-    def __init__(self, columns: Sequence[str], group: int, keys: Sequence[str], texts: Sequence[str]) -> None:
+    def __init__(self, columns: Sequence[str], group: int, keys: Iterable[str], texts: Iterable[str]) -> None:
         from rich.cells import cell_len
 
         self._columns, self._group = list(columns), group

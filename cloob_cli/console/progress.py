@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from cloob_cli.console.messages import talk
 from cloob_cli.console.results import bytes_text
 from cloob_cli.console.streams import can_draw, drawing, err, is_quiet
-from cloob_cli.console.talk import talk
 
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
@@ -29,7 +29,7 @@ class _NoProgress:
 
 
 class _LineProgress:
-    """`classify: 1,200 of 100,000 pictures, 41 a second, 0:40:10 left`, every so often."""
+    """`classify: 1,200 of 100,000 images, 41 a second, 0:40:10 left`, every so often."""
 
     def __init__(self, description: str, total: float | None, unit: str, clock: Callable[[], float]) -> None:
         self._description, self._total, self._unit, self._clock = description, total, unit, clock

@@ -70,7 +70,7 @@ def covariance_rank(embeddings: Tensor, share: float = 0.99) -> int:
     Args:
         embeddings: [N, D], any floating dtype; the eigenvalues are computed in float64.
     """
-    centred = embeddings.double() - embeddings.double().mean(dim=0)
-    eigenvalues = torch.linalg.eigvalsh(centred.T @ centred).flip(0).clamp(min=0)
+    centered = embeddings.double() - embeddings.double().mean(dim=0)
+    eigenvalues = torch.linalg.eigvalsh(centered.T @ centered).flip(0).clamp(min=0)
     explained = eigenvalues.cumsum(0) / eigenvalues.sum().clamp(min=torch.finfo(torch.float64).tiny)
     return min(len(eigenvalues), int((explained < share).sum()) + 1)

@@ -6,6 +6,7 @@ Parameter names are those of open_clip's `CLIP` class (`visual.*`, `transformer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob_cli.core.config import ModelConfig, TextConfig
-from cloob_cli.core.initialisation import initialise
+from cloob_cli.core.initialization import initialize_attention, initialize_image_tower, initialize_text_tower
 from cloob_cli.core.resnet import ModifiedResNet
 from cloob_cli.core.token_rows import end_of_longest
 from cloob_cli.core.transformer import Transformer, VisionTransformer, project
@@ -24,11 +25,11 @@ from cloob_cli.errors import ModelFolderError
 class CloobModel(nn.Module):
     """A contrastive image-text model.
 
-    Construction leaves the weights unset: `build` initialises a new model, `with_weights` takes stored ones.
+    Construction leaves the weights unset: `build` initializes a new model, `with_weights` takes stored ones.
 
     Attributes:
         config: everything that describes the model.
-        preprocess: picture -> float32 [3, H, W]; None until a loaded model folder brings it.
+        preprocess: image -> float32 [3, H, W]; None until a loaded model folder brings it.
         tokenize: texts -> int64 [B, context]; None until a loaded model folder brings it.
         logit_scale: the parameter log(inv_tau), a scalar (open_clip's name).
         cuts_tokens: drop, on a CPU, the columns behind a batch's longest text. Off where every new length costs
@@ -75,17 +76,25 @@ class CloobModel(nn.Module):
         else:
             self.text_projection = nn.Parameter(torch.empty(text.width, embed_dim))
 
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Draw every weight from torch's current random state as CLIP does; layers that torch initializes are kept."""
+        initialize_attention(self)
+        initialize_image_tower(self.visual)
+        initialize_text_tower(self.token_embedding, self.positional_embedding, self.transformer, self.text_projection)
+        self.logit_scale.fill_(math.log(self.config.inv_tau))
+
     @property
     def inv_tau(self) -> Tensor:
         """The inverse temperature, a scalar tensor that gradients flow through."""
         return self.logit_scale.exp()
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """Raw image features [B, D], before L2 normalisation, of normalised pixels [B, 3, H, W] (any float dtype)."""
+        """Raw image features [B, D], before L2 normalization, of normalized pixels [B, 3, H, W] (any float dtype)."""
         return self.visual(pixels.to(self.visual.conv1.weight.dtype))
 
     def text_features(self, tokens: Tensor) -> Tensor:
-        """Raw text features [B, D], before L2 normalisation, of token ids int64 [B, context]."""
+        """Raw text features [B, D], before L2 normalization, of token ids int64 [B, context]."""
         text = self.config.text
         index: Tensor | int = tokens.argmax(-1) if text.pooling == "end" else 0  # the end token is the highest id
         if text.causal and text.pooling == "end" and self.cuts_tokens and not tokens.is_cuda and not _is_traced():
@@ -108,7 +117,7 @@ class CloobModel(nn.Module):
         """Image embeddings of unit norm: float32 [B, D] (float64 of a float64 model).
 
         Args:
-            pixels: [B, 3, H, W], normalised as `preprocess` does, H and W the model's image size. At another size
+            pixels: [B, 3, H, W], normalized as `preprocess` does, H and W the model's image size. At another size
                 positions are interpolated, which is good for a model that was trained at it.
         """
         return unit_norm(self.image_features(pixels))
@@ -136,7 +145,7 @@ class CloobModel(nn.Module):
 
 
 def build(config: ModelConfig, seed: int | None = None) -> CloobModel:
-    """A new model with CLIP's initialisation, on the CPU in float32.
+    """A new model with CLIP's initialization, on the CPU in float32.
 
     Args:
         seed: makes the weights a pure function of (config, seed) and leaves torch's random state alone; without
@@ -146,7 +155,7 @@ def build(config: ModelConfig, seed: int | None = None) -> CloobModel:
         if seed is not None:
             torch.manual_seed(seed)
         model = CloobModel(config)
-        initialise(model)
+        model.initialize()
     return model
 
 

@@ -95,7 +95,7 @@ class ModifiedResNet(nn.Module):
         self.checkpointing = False  # recompute a block's activations in backward instead of keeping them
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Raw features [B, D] of normalised pixels [B, 3, H, W], before L2 normalisation."""
+        """Raw features [B, D] of normalized pixels [B, 3, H, W], before L2 normalization."""
         x = F.relu(self.bn1(self.conv1(pixels)), inplace=True)
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)
         x = F.relu(self.bn3(self.conv3(x)), inplace=True)
@@ -114,9 +114,9 @@ class ModifiedResNet(nn.Module):
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch normalisation inside uses the batch's statistics but leaves the running ones alone.
+    """Batch normalization inside uses the batch's statistics but leaves the running ones alone.
 
-    For a second pass over pictures that were counted in the first: recomputation and cached gradients.
+    For a second pass over images that were counted in the first: recomputation and cached gradients.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
     kept = [dict(norm.named_buffers()) for norm in norms]

@@ -232,7 +232,7 @@ class VisionTransformer(nn.Module):
             self.proj = nn.Parameter(torch.empty(width, embed_dim))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Raw features [B, D] of normalised pixels [B, 3, H, W], before L2 normalisation."""
+        """Raw features [B, D] of normalized pixels [B, 3, H, W], before L2 normalization."""
         grid = self.conv1(self.stem(pixels))  # [B, W, height, width]
         patches = grid.flatten(2).transpose(1, 2)  # [B, patches, W]
         class_token = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
@@ -251,7 +251,7 @@ class VisionTransformer(nn.Module):
 
 
 def convolutional_stem(patch: int, width: int) -> nn.Sequential:
-    """Convolutions of 3x3 and stride 2, with batch normalisation and ReLU: H x W pixels to H/patch x W/patch cells.
+    """Convolutions of 3x3 and stride 2, with batch normalization and ReLU: H x W pixels to H/patch x W/patch cells.
 
     Xiao et al., "Early Convolutions Help Transformers See Better" (arXiv 2106.14881): channels double up to the
     tower's width, a 1x1 convolution follows (here `conv1`), and for equal cost the tower has one block less.

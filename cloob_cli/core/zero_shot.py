@@ -30,7 +30,7 @@ def class_embeddings(
     device: torch.device | str | None = None,
     text: TextConfig | None = None,
 ) -> Tensor:
-    """One embedding a class: the mean of the unit embeddings of all its names in all templates, renormalised.
+    """One embedding a class: the mean of the unit embeddings of all its names in all templates, renormalized.
 
     Args:
         encode_text: int64 tokens [B, context] -> unit-norm float32 [B, D].

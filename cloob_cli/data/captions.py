@@ -11,7 +11,7 @@ from cloob_cli.data.augment import draw
 from cloob_cli.data.order import uniforms
 from cloob_cli.data.text import Tokenizer
 
-_AT_ONCE = 20_000  # texts that are tokenised together
+_AT_ONCE = 20_000  # texts that are tokenized together
 _FURTHER_DRAWS = 2**32  # a sample's random numbers from here on choose its second, third, ... caption
 
 

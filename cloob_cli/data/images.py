@@ -1,7 +1,7 @@
-"""From a picture's file to a model's pixels.
+"""From an image's file to a model's pixels.
 
 `open_image` turns whatever a file holds into 8-bit RGB; `Preprocess` resizes and crops that as the reference programs
-do an RGB image, to the bit; `normalise` scales and shifts the values on any device.
+do an RGB image, to the bit; `normalize` scales and shifts the values on any device.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _MAGIC = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "GIF": b"GIF8"}
 
 
 def open_image(source: Path | str | bytes, size_hint: int | None = None) -> Image.Image:
-    """Read one picture as 8-bit RGB, of an animation the first frame.
+    """Read one image as 8-bit RGB, of an animation the first frame.
 
     EXIF rotation is applied, transparency is laid on white, 16-bit and float values are scaled to 8 bits; palette,
-    CMYK and greyscale pictures are converted.
+    CMYK and grayscale images are converted.
 
     Args:
         source: a file's path, or its bytes.
@@ -50,7 +50,7 @@ def open_image(source: Path | str | bytes, size_hint: int | None = None) -> Imag
             size where both sides stay at least that long: several times faster, but not equal to the bit.
 
     Raises:
-        ImageError: no picture, empty, truncated, unreadable or too large; the message is one line without the name.
+        ImageError: no image, empty, truncated, unreadable or too large; the message is one line without the name.
     """
     with _opened(source, size_hint) as (image, _):
         return Upright(image).whole()
@@ -91,7 +91,7 @@ def _opened(source: Path | str | bytes, size_hint: int | None) -> Iterator[tuple
     """An image that is not decoded yet, and a function: a model's input size -> bytes that decoding may take."""
     libtiff.silence()
     with warnings.catch_warnings():
-        # Pillow warns of odd metadata and large pictures; a folder of pictures is not the place to repeat that.
+        # Pillow warns of odd metadata and large images; a folder of images is not the place to repeat that.
         warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
         try:
             with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
@@ -122,7 +122,7 @@ def _formats_of(stream: BinaryIO) -> tuple[str, ...]:
 
 @functools.cache
 def _known_formats() -> tuple[str, ...]:
-    """Formats of pictures that Pillow decodes itself; for PostScript, say, it would start another program."""
+    """Formats of images that Pillow decodes itself; for PostScript, say, it would start another program."""
     Image.init()
     try:  # .heic and .heif, where the extra `heif` is installed
         import pillow_heif
@@ -138,7 +138,7 @@ def _reason(source: Path | str | bytes, problem: Exception) -> str:
         return f"too large: more than {MAX_PIXELS // 1_000_000} million pixels"
     if isinstance(problem, UnidentifiedImageError):
         size = len(source) if isinstance(source, bytes) else os.stat(source).st_size
-        return "not a picture in a known format" if size else "the file is empty"
+        return "not an image in a known format" if size else "the file is empty"
     if isinstance(problem, OSError) and problem.strerror:
         return f"cannot be read: {problem.strerror.lower()}"
     if isinstance(problem, MemoryError):
@@ -150,7 +150,7 @@ def _reason(source: Path | str | bytes, problem: Exception) -> str:
 
 
 class Preprocess:
-    """The picture a model sees: resized (antialiased), centre-cropped, scaled to [0, 1] and normalised.
+    """The image a model sees: resized (antialiased), center-cropped, scaled to [0, 1] and normalized.
 
     The short side becomes `image_size` and the long side int(image_size * long / short), as in torchvision's Resize
     and CenterCrop, which the reference programs use; with `config.resize == "squash"` both sides become `image_size`.
@@ -173,7 +173,7 @@ class Preprocess:
             pixels = self.crop(image)
         except (OSError, SyntaxError, ValueError) as problem:  # what Pillow's decoders raise, later than `open`
             raise ImageError(_reason(b"", problem)) from None
-        return normalise(torch.from_numpy(pixels), self.config)
+        return normalize(torch.from_numpy(pixels), self.config)
 
     def crop(self, image: Image.Image) -> np.ndarray:
         """An image as `__call__` takes it -> uint8 [image_size, image_size, 3]."""
@@ -227,7 +227,7 @@ class Preprocess:
         return Image.Resampling[self.config.interpolation.upper()]
 
 
-def normalise(pixels: torch.Tensor, config: PreprocessConfig) -> torch.Tensor:
+def normalize(pixels: torch.Tensor, config: PreprocessConfig) -> torch.Tensor:
     """uint8 [..., H, W, 3] or [..., 3, H, W] -> float32 [..., 3, H, W], on the device of `pixels`."""
     if pixels.shape[-1] == 3:
         pixels = pixels.movedim(-1, -3)

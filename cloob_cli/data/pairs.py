@@ -1,4 +1,4 @@
-"""Training pairs from a recipe's data section: pictures with one or more captions each."""
+"""Training pairs from a recipe's data section: images with one or more captions each."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class PairSource(Protocol):
         ...
 
     def image(self, index: int, size_hint: int | None = None) -> Image.Image:
-        """Its picture, as `images.open_image` gives it, or ImageError."""
+        """Its image, as `images.open_image` gives it, or ImageError."""
         ...
 
     def parts(self) -> list[Part]:
@@ -145,7 +145,7 @@ def _format_of(path: Path) -> str:
         if kind in kinds:
             return kind
     found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items())) or "it is empty"
-    raise DataError(f"no pictures, .parquet, .tar or .csv files in {path}: {found}")
+    raise DataError(f"no images, .parquet, .tar or .csv files in {path}: {found}")
 
 
 def _describes_a_shard(path: Path) -> bool:

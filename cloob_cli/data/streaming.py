@@ -1,4 +1,4 @@
-"""Batches read anew each time: worker processes read, decode, change and tokenise."""
+"""Batches read anew each time: worker processes read, decode, change and tokenize."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from cloob_cli.data.augment import DRAWS, move, recolour
+from cloob_cli.data.augment import DRAWS, color_jitter, move
 from cloob_cli.data.batch import PairBatch
 from cloob_cli.data.captions import caption_id, caption_numbers, pick
+from cloob_cli.data.image_cache import ImageDecoder, cropped
 from cloob_cli.data.order import uniforms
 from cloob_cli.data.pairs import PairSource
-from cloob_cli.data.pictures import Bases, cropped
 from cloob_cli.data.text import Tokenizer
 from cloob_cli.errors import DataError, ImageError
 from cloob_cli.recipe import AugmentSection
@@ -37,7 +37,7 @@ class PairReader:
         self,
         source: PairSource,
         tokenizer: Tokenizer,
-        bases: Bases,
+        bases: ImageDecoder,
         augment: AugmentSection,
         seed: int,
         captions_per_image: int,
@@ -55,13 +55,13 @@ class PairReader:
         """Pairs of one epoch, (epoch, int64 [b], image size) -> their part of a batch. (The name is DataLoader's.)"""
         epoch, pairs, size = key
         augment = self.augment_at(size)
-        kept, pictures, texts, skipped = [], [], [], []
+        kept, images, texts, skipped = [], [], [], []
         for index in pairs.tolist():
             try:
                 captions = self.source.captions(index)
                 if not captions:
                     raise ImageError("no caption")
-                pictures.append(self.bases.of(self.source, index))
+                images.append(self.bases.of(self.source, index))
                 texts.append(captions)
                 kept.append(index)
             except ImageError as problem:
@@ -73,10 +73,10 @@ class PairReader:
         rows = self.tokenizer.rows(
             [captions[choice] for captions, chosen in zip(texts, choices, strict=True) for choice in chosen]
         )
-        bases = cropped(pictures, random, augment, size)
+        bases = cropped(images, random, augment, size)
         moved = move(bases, torch.arange(len(bases)), random, augment)
         return PairBatch(
-            recolour(moved, random, augment).permute(0, 3, 1, 2),
+            color_jitter(moved, random, augment).permute(0, 3, 1, 2),
             self.tokenizer.padded(rows).unflatten(0, choices.shape),
             torch.from_numpy(numbers),
             torch.tensor([caption_id(row) for row in rows], dtype=torch.int64).unflatten(0, choices.shape),
@@ -208,7 +208,7 @@ def _unchanged(batch: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["TOKENIZERS_PARALLELIZM"] = "false"
     threading.Thread(target=_end_with_parent, name="parent's end", daemon=True).start()
 
 

@@ -86,10 +86,18 @@ class Tokenizer:
 
     def rows(self, texts: list[str]) -> list[list[int]]:
         """The same without padding: start, text and end, cut to at most `context_length` ids."""
+        return [self._frame(ids) for ids in self._encode(texts)]
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """How many ids each text would have, start and end included, if none were cut."""
+        frame = 0 if self.config.kind == "roberta" else 2
+        return [len(ids) + frame for ids in self._encode(texts)]
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
         cleaned = [self._clean(text) for text in texts]
         with tokenizer_errors(self._name, "fails at a text"):
             bare = self._vocabulary.encode_batch_fast(cleaned, add_special_tokens=self.config.kind == "roberta")
-        return [self._frame(encoding.ids) for encoding in bare]
+        return [encoding.ids for encoding in bare]
 
     def encode(self, text: str) -> list[int]:
         """The bare ids of `text`: nothing added, nothing cut."""

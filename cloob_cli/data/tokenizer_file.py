@@ -47,7 +47,7 @@ def check_parts(vocabulary: Vocabulary, kind: str, name: str) -> None:
     for step in _parts(vocabulary.pre_tokenizer, "pretokenizers"):
         known_pattern = step.get("type") != "Split" or step.get("pattern", {}).get("Regex") in _WORD_PATTERNS
         _allow(step.get("type") in _PRE_TOKENIZERS and known_pattern, step, name)
-    if kind == "roberta":  # all others normalise by themselves, and have their special tokens from the configuration
+    if kind == "roberta":  # all others normalize by themselves, and have their special tokens from the configuration
         _check_normalizer(vocabulary, name)
         _check_template(vocabulary, name)
 

@@ -1,4 +1,4 @@
-"""Zero-shot classification of pictures: labels in, one row a picture out."""
+"""Zero-shot classification of images: labels in, one row an image out."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch import Tensor
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.zero_shot import class_embeddings, probabilities
 from cloob_cli.data.images import Preprocess
-from cloob_cli.inference.encoding import device_of, encode_pictures
+from cloob_cli.inference.encoding import device_of, encode_images
 from cloob_cli.inference.labels import Label
 from cloob_cli.inference.outputs import parquet_rows
-from cloob_cli.inference.reading import Failure, OnPicture, picture_batches
+from cloob_cli.inference.reading import Failure, OnImage, image_batches
 
 # Called while labels are encoded: with the number of their texts that are done, and of all.
 OnTexts = Callable[[int, int], None]
@@ -29,7 +29,7 @@ OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 @dataclass(frozen=True)
 class Choice:
-    """One label for a picture: softmax(inv_tau · cosine) over all labels, and the cosine itself."""
+    """One label for an image: softmax(inv_tau · cosine) over all labels, and the cosine itself."""
 
     label: str
     probability: float
@@ -41,7 +41,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Classified:
-    """A picture with its best labels, best first, at least one."""
+    """An image with its best labels, best first, at least one."""
 
     path: str
     top: list[Choice]
@@ -57,7 +57,7 @@ class Classified:
 
 @dataclass
 class ClassifiedBatch:
-    """Rows of consecutive pictures, and the pictures among them that could not be read."""
+    """Rows of consecutive images, and the images among them that could not be read."""
 
     rows: list[Classified]
     failures: list[Failure] = field(default_factory=list)
@@ -83,32 +83,32 @@ def classify(
     workers: int | None = None,
     fast_jpeg: bool = False,
     memory_budget: int | None = None,
-    on_picture: OnPicture | None = None,
+    on_image: OnImage | None = None,
     on_texts: OnTexts | None = None,
 ) -> Generator[ClassifiedBatch]:
-    """Classify pictures in their order; unreadable ones are failures of the batch they would have stood in.
+    """Classify images in their order; unreadable ones are failures of the batch they would have stood in.
 
     Probabilities are softmax(inv_tau · cosine) over all labels, with the inv_tau of the model's configuration.
     Where `top_k` exceeds the number of labels, all are given. Of equal cosines the label that stands first wins.
-    `on_texts` and `on_picture` follow the work.
+    `on_texts` and `on_image` follow the work.
     """
     names = [label.name for label in labels]
     classes = _encode_labels(model, labels, templates, batch_size, on_texts)
     preprocess = Preprocess(model.config.vision.image_size, model.config.preprocess)
-    batches = picture_batches(
+    batches = image_batches(
         paths,
         preprocess,
         batch_size=batch_size,
         workers=workers,
         fast_jpeg=fast_jpeg,
         memory_budget=memory_budget,
-        on_picture=on_picture,
+        on_image=on_image,
     )
     with closing(batches):
         for batch in batches:
             rows = []
             if batch.paths:
-                cosines = encode_pictures(model, batch.pixels) @ classes.T
+                cosines = encode_images(model, batch.pixels) @ classes.T
                 choices = _best(cosines, model.config.inv_tau, names, min(top_k, len(names)))
                 rows = [Classified(path, top) for path, top in zip(batch.paths, choices, strict=True)]
             yield ClassifiedBatch(rows, batch.failures)

@@ -1,4 +1,4 @@
-"""Pictures or texts as embeddings in files: `emb.npy` and, in the same order, `emb.parquet`."""
+"""Images or texts as embeddings in files: `emb.npy` and, in the same order, `emb.parquet`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from cloob_cli.core.model import CloobModel
 from cloob_cli.data.images import Preprocess
 from cloob_cli.errors import NothingFoundError
 from cloob_cli.files import replacing_together
-from cloob_cli.inference.encoding import encode_pictures, encode_texts
+from cloob_cli.inference.encoding import encode_images, encode_texts
 from cloob_cli.inference.existing import output_files
 from cloob_cli.inference.outputs import NpyRows, parquet_rows, write_failures
-from cloob_cli.inference.reading import Failure, OnPicture, picture_batches
+from cloob_cli.inference.reading import Failure, OnImage, image_batches
+from cloob_cli.inference.tokens import count_cut
 
 if TYPE_CHECKING:
     import pyarrow
@@ -27,17 +28,21 @@ if TYPE_CHECKING:
 
 @dataclass
 class EmbeddedBatch:
-    """Embeddings, unit-norm float32 [B, D] on the CPU, of B named things (paths or texts), and what was skipped."""
+    """Embeddings, unit-norm float32 [B, D] on the CPU, of B named things (paths or texts), and what was skipped.
+
+    `cut` of the texts are longer than the model's context.
+    """
 
     names: list[str]
     embeddings: Tensor | None
     failures: list[Failure] = field(default_factory=list)
+    cut: int = 0
 
     def __len__(self) -> int:
         return len(self.names)
 
 
-def embed_pictures(
+def embed_images(
     model: CloobModel,
     paths: Iterable[Path | Failure],
     *,
@@ -45,22 +50,22 @@ def embed_pictures(
     workers: int | None = None,
     fast_jpeg: bool = False,
     memory_budget: int | None = None,
-    on_picture: OnPicture | None = None,
+    on_image: OnImage | None = None,
 ) -> Generator[EmbeddedBatch]:
-    """Embed pictures in their order; unreadable ones are failures of the batch they would have stood in."""
+    """Embed images in their order; unreadable ones are failures of the batch they would have stood in."""
     preprocess = Preprocess(model.config.vision.image_size, model.config.preprocess)
-    batches = picture_batches(
+    batches = image_batches(
         paths,
         preprocess,
         batch_size=batch_size,
         workers=workers,
         fast_jpeg=fast_jpeg,
         memory_budget=memory_budget,
-        on_picture=on_picture,
+        on_image=on_image,
     )
     with closing(batches):
         for batch in batches:
-            embeddings = encode_pictures(model, batch.pixels) if batch.paths else None
+            embeddings = encode_images(model, batch.pixels) if batch.paths else None
             yield EmbeddedBatch(batch.paths, embeddings, batch.failures)
 
 
@@ -74,17 +79,18 @@ def embed_texts(
         if on_text:
             for _ in batch:
                 on_text()
-        yield EmbeddedBatch(batch, embeddings)
+        yield EmbeddedBatch(batch, embeddings, cut=count_cut(model, batch))
 
 
 @dataclass(frozen=True)
 class Written:
-    """The files of one run: `failures` is None where nothing was skipped."""
+    """The files of one run: `failures` is None where nothing was skipped; `cut` texts did not fit the context."""
 
     embeddings: Path
     index: Path
     failures: Path | None
     rows: int
+    cut: int
 
 
 def write_embeddings(
@@ -112,11 +118,13 @@ def write_embeddings(
     files = output_files(output, "embed")
     _, index, skipped = files
     failures: list[Failure] = []
+    cut = 0
     with replacing_together(files) as [npy, parquet, listing]:
         with npy.open("wb") as stream, parquet_rows(parquet, index_schema(column, metadata)) as names:
             rows = NpyRows(stream, width, np.dtype(dtype))
             for batch in batches:
                 failures += batch.failures
+                cut += batch.cut
                 if batch.embeddings is not None:
                     rows.write(batch.embeddings.numpy())
                     names.write({column: name} for name in batch.names)
@@ -124,7 +132,7 @@ def write_embeddings(
         if not rows.count:
             raise NothingFoundError("there is nothing to embed: not one usable input")
         write_failures(listing, failures)
-    return Written(output, index, skipped if failures else None, rows.count)
+    return Written(output, index, skipped if failures else None, rows.count, cut)
 
 
 def index_schema(column: str, metadata: dict[str, str]) -> pyarrow.Schema:

@@ -10,13 +10,13 @@ from cloob_cli.core.model import CloobModel
 from cloob_cli.core.resnet import Bottleneck, ModifiedResNet
 from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.transformer import VisionTransformer
-from cloob_cli.data.images import normalise
+from cloob_cli.data.images import normalize
 
 
 def prepare_for_inference(model: CloobModel) -> CloobModel:
     """Make a loaded model faster where that keeps its results (differences of about 1e-7), in place; returns it.
 
-    Convolutions of a ResNet or of a vision transformer's stem take their batch normalisations in and keep their weights
+    Convolutions of a ResNet or of a vision transformer's stem take their batch normalizations in and keep their weights
     channels last. Afterwards the model is good for encoding only: its parameters no longer have the names that a model
     folder stores.
     """
@@ -27,7 +27,7 @@ def prepare_for_inference(model: CloobModel) -> CloobModel:
 
 
 def fold_batch_norm(tower: ModifiedResNet | VisionTransformer) -> None:
-    """Replace every convolution and the batch normalisation behind it by one convolution, in place."""
+    """Replace every convolution and the batch normalization behind it by one convolution, in place."""
     for module in tower.modules():
         if isinstance(module, ModifiedResNet | Bottleneck):
             for number in (1, 2, 3):
@@ -48,11 +48,11 @@ def device_of(model: CloobModel) -> torch.device:
     return model.logit_scale.device
 
 
-def encode_pictures(model: CloobModel, pixels: Tensor) -> Tensor:
-    """Embeddings, unit-norm float32 [B, D] on the CPU, of cropped pictures uint8 [B, H, W, 3]."""
+def encode_images(model: CloobModel, pixels: Tensor) -> Tensor:
+    """Embeddings, unit-norm float32 [B, D] on the CPU, of cropped images uint8 [B, H, W, 3]."""
     with torch.inference_mode():
-        normalised = normalise(pixels.to(device_of(model)), model.config.preprocess)
-        return model.encode_image(normalised).float().cpu()
+        normalized = normalize(pixels.to(device_of(model)), model.config.preprocess)
+        return model.encode_image(normalized).float().cpu()
 
 
 def encode_texts(model: CloobModel, texts: list[str]) -> Tensor:

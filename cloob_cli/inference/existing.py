@@ -95,7 +95,7 @@ def _same(one: Path, other: Path) -> bool:
 
 def _is_own(path: Path, output: Path, command: Command) -> bool:
     if path == failures_path(output):
-        # The list does not say who wrote it, so its neighbours must: commands that share a stem share its name.
+        # The list does not say who wrote it, so its neighbors must: commands that share a stem share its name.
         return _lists_failures(path) and _makers_beside(output) == {command}
     return made_by(path) == command
 

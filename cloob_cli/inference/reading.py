@@ -1,4 +1,4 @@
-"""Folders of pictures as batches of decoded pixels, in order, in memory that does not grow with the folder.
+"""Folders of images as batches of decoded pixels, in order, in memory that does not grow with the folder.
 
 Threads decode: Pillow lets go of the interpreter's lock while it decodes and resizes, so they keep as many cores busy
 as processes would, without a second copy of torch in each and without sending pixels between processes.
@@ -35,19 +35,19 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that was skipped: its path as text, and why."""
+    """An image that was skipped: its path as text, and why."""
 
     path: str
     reason: str
 
 
-# Called for every picture in order, as soon as it was read: with None, or with why it was skipped.
-OnPicture = Callable[[Failure | None], None]
+# Called for every image in order, as soon as it was read: with None, or with why it was skipped.
+OnImage = Callable[[Failure | None], None]
 
 
 @dataclass
-class PictureBatch:
-    """Consecutive readable pictures, `paths` and `pixels`, uint8 [B, H, W, 3], or (B is 0) one that is not readable."""
+class ImageBatch:
+    """Consecutive readable images, `paths` and `pixels`, uint8 [B, H, W, 3], or (B is 0) one that is not readable."""
 
     paths: list[str]
     pixels: Tensor
@@ -118,7 +118,7 @@ def default_workers() -> int:
     return min(available, 32)
 
 
-def picture_batches(
+def image_batches(
     paths: Iterable[Path | Failure],
     preprocess: Preprocess,
     *,
@@ -126,9 +126,9 @@ def picture_batches(
     workers: int | None = None,
     fast_jpeg: bool = False,
     memory_budget: int | None = None,
-    on_picture: OnPicture | None = None,
-) -> Generator[PictureBatch]:
-    """Decode, resize and crop pictures; at most two batches are held at any time.
+    on_image: OnImage | None = None,
+) -> Generator[ImageBatch]:
+    """Decode, resize and crop images; at most two batches are held at any time.
 
     Args:
         paths: the images; a failure among them is passed on in its place.
@@ -138,7 +138,7 @@ def picture_batches(
         fast_jpeg: decode a JPEG at 1/2, 1/4 or 1/8 of its size where both sides stay at least twice the model's.
 
     Yields:
-        Batches of `batch_size` readable pictures (the last may be smaller), in the order of `paths`, and each failure
+        Batches of `batch_size` readable images (the last may be smaller), in the order of `paths`, and each failure
         as soon as it is known, in a batch of its own.
     """
     count = default_workers() if workers is None else workers
@@ -153,18 +153,18 @@ def picture_batches(
     read_paths: list[str] = []
     crops: list[np.ndarray] = []
     for result in _map_in_order(read, iter(paths), count, ahead=batch_size + count):
-        if on_picture:
-            on_picture(result if isinstance(result, Failure) else None)
+        if on_image:
+            on_image(result if isinstance(result, Failure) else None)
         if isinstance(result, Failure):
-            yield PictureBatch([], nothing, [result])
+            yield ImageBatch([], nothing, [result])
             continue
         read_paths.append(result[0])
         crops.append(result[1])
         if len(crops) == batch_size:
-            yield PictureBatch(read_paths, torch.from_numpy(np.stack(crops)))
+            yield ImageBatch(read_paths, torch.from_numpy(np.stack(crops)))
             read_paths, crops = [], []
     if crops:
-        yield PictureBatch(read_paths, torch.from_numpy(np.stack(crops)))
+        yield ImageBatch(read_paths, torch.from_numpy(np.stack(crops)))
 
 
 def _map_in_order(
@@ -198,6 +198,6 @@ def _read(
         reason = problem.message
     except OSError as problem:
         reason = f"cannot be read: {(problem.strerror or str(problem)).lower()}"
-    except Exception as problem:  # one odd picture must not end a run over a million
+    except Exception as problem:  # one odd image must not end a run over a million
         reason = f"{type(problem).__name__}: {problem}"
     return Failure(path_text(path), reason)

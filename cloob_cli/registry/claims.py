@@ -1,6 +1,6 @@
 """Which model may bear the name of a card: the card's own, and nobody else's.
 
-A card's scores, licence and data are shown for whatever is installed under its name.
+A card's scores, license and data are shown for whatever is installed under its name.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long to go on. An attempt counts as failed where it brought less than `progress_bytes`.
 
     Attributes:

@@ -10,7 +10,7 @@ from typing import Any
 from cloob_cli.errors import DownloadError
 from cloob_cli.files import sha256_of
 from cloob_cli.registry.connection import (
-    Patience,
+    RetryPolicy,
     answer_of,
     certificate_error,
     check_address,
@@ -30,7 +30,7 @@ def downloading(
     *,
     sha256: str | None = None,
     report: Report = unreported,
-    patience: Patience | None = None,
+    patience: RetryPolicy | None = None,
     room_factor: float = 1.0,
     free: Callable[[Path], int] = free_space,
     remedy: str = "pull again to fetch it anew",
@@ -55,7 +55,7 @@ def downloading(
     """
     check_address(url)
     with lock(url, lambda: report(Notice("another process is using the same download; waiting for it"))):
-        yield Transfer(url, sha256, report, patience or Patience(), room_factor, free, remedy).run()
+        yield Transfer(url, sha256, report, patience or RetryPolicy(), room_factor, free, remedy).run()
 
 
 def download(url: str, **options: Any) -> Downloaded:

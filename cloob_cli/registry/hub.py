@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from cloob_cli.checkpoint.folder import KEPT_FILES, WEIGHTS_FILE
 from cloob_cli.errors import ChecksumError, DownloadError, RegistryError, UsageError
 from cloob_cli.files import sha256_of
 from cloob_cli.registry.connection import check_proxies, distrusted_certificate
 from cloob_cli.registry.events import Received, Report, Started, unreported
-from cloob_cli.registry.folder import KEPT_FILES, WEIGHTS_FILE
-from cloob_cli.registry.storage import check_space, set_aside
+from cloob_cli.registry.storage import check_space, quarantine
 
 _REFERENCE = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?/?")
 
@@ -160,7 +160,7 @@ def model_folder(text: str, report: Report = unreported) -> Path:
 
 def _reject(path: Path, file: HubFile, reference: Reference) -> None:
     actual, blob = sha256_of(path), path.resolve()
-    aside = set_aside(blob, PurePosixPath(file.name).name)
+    aside = quarantine(blob, PurePosixPath(file.name).name)
     path.unlink(missing_ok=True)
     raise ChecksumError(
         f"{reference}: {file.name} is not the file that the Hub names: sha256 {actual}, expected {file.sha256}",

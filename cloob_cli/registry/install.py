@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cloob_cli import __version__
+from cloob_cli.convert import locate
 from cloob_cli.errors import (
     ChecksumError,
     ConversionError,
@@ -26,15 +26,15 @@ from cloob_cli.errors import (
 from cloob_cli.files import replacing_folder, sha256_of
 from cloob_cli.registry import fetch, hub, store
 from cloob_cli.registry.claims import check_shape
-from cloob_cli.registry.convert import locate
 from cloob_cli.registry.events import Notice, Report, unreported
 from cloob_cli.registry.fill import fill_folder
 from cloob_cli.registry.inventory import INSTALL_RECORD, install_record
 from cloob_cli.registry.locks import lock
 from cloob_cli.registry.obtain import Obtained, Options, known_hash, obtain, offline, wanted
 from cloob_cli.registry.origin import Origin
-from cloob_cli.registry.storage import in_plain_names, set_aside
+from cloob_cli.registry.storage import in_plain_names, quarantine
 from cloob_cli.registry.trust import trust, trusted_hash
+from cloob_cli.version import __version__
 
 __all__ = ["Options", "Plan", "plan", "pull"]
 
@@ -109,7 +109,7 @@ def pull(origin: Origin, options: Options | None = None, report: Report = unrepo
             if not source.temporary or not _is_to_blame(source, options, problem):
                 raise
             # It came, but it is no model: the next pull must not take it up again.
-            aside = set_aside(source.path, source.name)
+            aside = quarantine(source.path, source.name)
             raise type(problem)(problem.message, f"the file was set aside as {aside}") from None
         _remember(origin, source, report)
         if source.temporary:

@@ -28,7 +28,7 @@ class Entry:
     image_size: int | None
     data: str | None
     scores: list[Score] = field(default_factory=list)
-    licence: str | None = None
+    license: str | None = None
     path: Path | None = None
     summary: str | None = None
 
@@ -71,7 +71,7 @@ def _carded(card: Card, default: str) -> Entry:
         image_size=card.image_size,
         data=card.data,
         scores=card.scores,
-        licence=card.licence,
+        license=card.license,
         path=path,
         summary=card.summary,
     )

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+from cloob_cli.convert import locate
 from cloob_cli.errors import ChecksumError, DownloadError
 from cloob_cli.files import sha256_of
 from cloob_cli.registry import fetch, hub, store
-from cloob_cli.registry.connection import Patience
-from cloob_cli.registry.convert import locate
+from cloob_cli.registry.connection import RetryPolicy
 from cloob_cli.registry.events import Report
 from cloob_cli.registry.hub import Reference
 from cloob_cli.registry.inventory import folder_size
@@ -35,7 +35,7 @@ class Options:
     force: bool = False
     offline: bool = False
     config: Path | None = None
-    patience: Patience | None = None
+    patience: RetryPolicy | None = None
     free: Callable[[Path], int] = free_space
 
 

@@ -8,16 +8,16 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from cloob_cli import assets
+from cloob_cli.checkpoint.folder import KEPT_FILES, is_model_folder
 from cloob_cli.errors import InputError, UsageError
 from cloob_cli.registry import cards
 from cloob_cli.registry.bundle import bundle_hashes, bundle_name, is_bundle
 from cloob_cli.registry.cards import Card
 from cloob_cli.registry.claims import card_of_files, hashes_of_folder, refuse_taken_name
 from cloob_cli.registry.connection import check_address, shown_address
-from cloob_cli.registry.folder import KEPT_FILES, is_model_folder
 from cloob_cli.registry.hub import Reference, parse_reference
 
-# What a file's name says of its layout; a bundle is recognised by its contents.
+# What a file's name says of its layout; a bundle is recognized by its contents.
 _FORMATS_BY_SUFFIX = {".pt": "mljku", ".pth": "mljku", ".pkl": "crowsonkb", ".safetensors": "cloob"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

@@ -42,14 +42,14 @@ def downloads_folder() -> Path:
     return home() / "downloads"
 
 
-def rejected_folder() -> Path:
+def quarantine_folder() -> Path:
     """Where files that proved to be others than expected are set aside."""
     return home() / "rejected"
 
 
-def set_aside(path: Path, name: str) -> Path:
+def quarantine(path: Path, name: str) -> Path:
     """Move a bad file out of the way, for a person to look at."""
-    folder = rejected_folder()
+    folder = quarantine_folder()
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{sha256_of(path)[:8]}-{name}"
     os.replace(path, target)

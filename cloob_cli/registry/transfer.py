@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from cloob_cli.errors import ChecksumError, DiskSpaceError, DownloadError
 from cloob_cli.files import replacing, sha256_of
 from cloob_cli.registry.connection import (
-    Patience,
+    RetryPolicy,
     answer_of,
     certificate_error,
     distrusted_certificate,
@@ -27,7 +27,7 @@ from cloob_cli.registry.connection import (
 )
 from cloob_cli.registry.events import Notice, Received, Report, Started
 from cloob_cli.registry.locks import lock_name
-from cloob_cli.registry.storage import FULL_DISK, check_space, downloads_folder, set_aside
+from cloob_cli.registry.storage import FULL_DISK, check_space, downloads_folder, quarantine
 
 if TYPE_CHECKING:
     import httpx2
@@ -67,7 +67,7 @@ class Transfer:
         url: str,
         sha256: str | None,
         report: Report,
-        patience: Patience,
+        patience: RetryPolicy,
         room_factor: float,
         free: Callable[[Path], int],
         remedy: str,
@@ -100,7 +100,7 @@ class Transfer:
         return Downloaded(self.complete, found, self.fetched)
 
     def _reject(self, found: str) -> NoReturn:
-        aside = set_aside(self.partial, self.name)
+        aside = quarantine(self.partial, self.name)
         self.notes.unlink(missing_ok=True)
         raise ChecksumError(
             f"{shown_address(self.url)} is not the file that was expected: sha256 {found}, expected {self.expected}",

@@ -16,10 +16,13 @@ from statistics import fmean
 import torch
 from accelerate.utils import gather_object
 
+from cloob_cli.checkpoint.card import trained_model_card
+from cloob_cli.checkpoint.folder import save_model
 from cloob_cli.core.device import PRECISIONS
 from cloob_cli.core.loss_forms.choice import choose_implementation
+from cloob_cli.data.classification import open_classification_set
 from cloob_cli.data.images import Preprocess
-from cloob_cli.data.loader import PairBatch, PairLoader
+from cloob_cli.data.loader import PairBatch, PairLoader, check_enough
 from cloob_cli.errors import (
     Interrupted,
     MissingExtraError,
@@ -29,9 +32,8 @@ from cloob_cli.errors import (
     one_line,
 )
 from cloob_cli.recipe import Recipe
-from cloob_cli.registry.store import save_model
 from cloob_cli.training import curriculum, data_record, processes, setup, state
-from cloob_cli.training.card import model_card
+from cloob_cli.training.collapse import CollapseWatch
 from cloob_cli.training.disk import naming_a_full_disk
 from cloob_cli.training.events import (
     CheckpointSaved,
@@ -46,6 +48,7 @@ from cloob_cli.training.events import (
 )
 from cloob_cli.training.interrupt import StopRequest, stop_on_signals
 from cloob_cli.training.lock import RunLock
+from cloob_cli.training.optim import warmup_length
 from cloob_cli.training.start import claim, find_start
 from cloob_cli.training.state import Progress, RunFolder
 from cloob_cli.training.step import TrainingStep
@@ -134,6 +137,8 @@ class Run:
         yield from map(Notice, self.start.notices)
         yield Preparing("opening the data")
         self.data = setup.open_data(recipe.data, recipe.validation.retrieval_pairs)
+        check_enough(len(self.data.indices), recipe.train.batch_size)
+        sets = [open_classification_set(Path(name)) for name in recipe.validation.zero_shot]
         self.data_record = data_record.record(self.data)
         if self.saved:
             yield from map(Notice, data_record.compare(self.start.progress.data, self.data_record, self.step))
@@ -149,8 +154,11 @@ class Run:
         config = setup.model_config(recipe, self.tokenizer.vocab_size)
         self.model = setup.build_model(recipe, config, self.device)
         preprocess = Preprocess(config.vision.image_size, config.preprocess)
-        self.validator = Validator(self.data.held_out, recipe.validation, preprocess, self.tokenizer)
-        yield Preparing("reading pictures")
+        self.validator = Validator(self.data.held_out, sets, preprocess, self.tokenizer)
+        if recipe.validation.every and not self.validator:
+            keys = "data.validation, data.validation_fraction or validation.zero_shot"
+            yield Notice(f"validation.every has nothing to validate on: set {keys}")
+        yield Preparing("reading images")
         self.loader = self._open_loader(preprocess)
         stop.check()
         self.steps = recipe.train.steps or max(1, round((recipe.train.epochs or 0) * self.loader.batches_per_epoch))
@@ -166,6 +174,8 @@ class Run:
             seed=recipe.seed,
         )
         self.average = self.train_step.average
+        warm_ups = warmup_length(recipe.optimizer, self.steps), round(recipe.objective.hopfield_warmup * self.steps)
+        self.collapse = CollapseWatch(recipe.objective, recipe.train.batch_size, max(warm_ups))
         if self.saved:
             optimizer, scaler = self.train_step.optimizer, self.accelerator.scaler
             state.load_checkpoint(self.saved, self.model, optimizer, scaler, self.average, self.device)
@@ -231,6 +241,8 @@ class Run:
                 saving = last or stopping or self.step % section.checkpoint_every == 0
                 if saving or self.step % section.log_every == 0:
                     yield self._step_done(window)
+                    collapsed = self.collapse.add(self.step, window.losses())
+                    yield from [Notice(collapsed)] if collapsed else []
                     yield from self._report_skips(skipped)
                     window, skipped = Window(), []
                 with window.paused():
@@ -279,6 +291,8 @@ class Run:
                 stop.nothing_to_save = None
             if self.is_main:
                 self._save_model(metrics)
+        collapsed = self.collapse.at_the_end()
+        yield from [Notice(collapsed)] if collapsed else []
         if self.is_main:
             try:
                 draw_loss_curve(self.folder.metrics, self.folder.loss_curve)
@@ -315,7 +329,7 @@ class Run:
             validation_pairs=len(self.data.held_out) if self.data.held_out else 0,
             batch_size=batch_size,
             micro_batch_size=self.train_step.micro_batch_size,
-            loss_form=f"{form.name}, {form.reason}",
+            loss_implementation=f"{form.name}, {form.reason}",
         )
 
     def _step_done(self, window: Window) -> StepDone:
@@ -328,7 +342,7 @@ class Run:
             loss=self.last_loss,
             learning_rate=self.train_step.learning_rate(self.step - 1),
             images_per_second=per_second,
-            data_wait_share=window.waited / window.seconds(),
+            data_wait_fraction=window.waited / window.seconds(),
             seconds_left=(self.steps - self.step) * self.recipe.train.batch_size / per_second,
             memory_gib=memory_gib(self.device),
             gradient_norm=fmean([norm for norm in window.norms() if math.isfinite(norm)] or [0.0]),
@@ -410,7 +424,7 @@ class Run:
                 "metrics": metrics,
             }
         )
-        card = card or model_card(
+        card = card or trained_model_card(
             self.model.config, self.recipe.description, self._started(), len(self.skipped), self._seconds()
         )
         dtype = PRECISIONS[self.recipe.train.save_precision]

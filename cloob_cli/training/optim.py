@@ -64,7 +64,7 @@ def build_optimizer(model: torch.nn.Module, section: OptimizerSection) -> torch.
 
 def warmup_length(section: OptimizerSection, steps: int) -> int:
     """Warm-up in steps; of a run shorter than its warm-up, all of it."""
-    wanted = section.warmup_steps if section.warmup_steps is not None else round(section.warmup_share * steps)
+    wanted = section.warmup_steps if section.warmup_steps is not None else round(section.warmup_fraction * steps)
     return min(wanted, steps)
 
 

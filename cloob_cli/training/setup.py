@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
-from cloob_cli import __version__
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.device import pick_device
 from cloob_cli.core.model import CloobModel, build
@@ -29,6 +28,7 @@ from cloob_cli.recipe import DataSection, ModelSection, Recipe, TokenizerSection
 from cloob_cli.training.precision import Precision
 from cloob_cli.training.processes import on_main
 from cloob_cli.training.validation import HeldOut
+from cloob_cli.version import __version__
 
 # Rank 0 validates and saves while the others wait for it; the usual ten minutes can be too short for that.
 _PATIENCE = timedelta(hours=4)
@@ -97,9 +97,9 @@ def open_data(section: DataSection, retrieval_pairs: int) -> PairSplit:
         held_out = _spread(np.arange(len(other)), retrieval_pairs)
         return PairSplit(source, np.arange(len(source)), HeldOut(other, held_out))
     # The same pairs are held out whatever the recipe's seed, so that runs can be compared.
-    indices, held_out = hold_out(len(source), section.validation_share)
-    if section.validation_share and len(held_out) < 2:
-        raise DataError(f"data.validation_share holds out {len(held_out)} of {len(source)} pairs, which is too few")
+    indices, held_out = hold_out(len(source), section.validation_fraction)
+    if section.validation_fraction and len(held_out) < 2:
+        raise DataError(f"data.validation_fraction holds out {len(held_out)} of {len(source)} pairs, which is too few")
     return PairSplit(source, indices, HeldOut(source, _spread(held_out, retrieval_pairs)) if len(held_out) else None)
 
 
@@ -176,7 +176,7 @@ def model_config(recipe: Recipe, vocab_size: int) -> ModelConfig:
 
 
 def build_model(recipe: Recipe, config: ModelConfig, device: torch.device) -> CloobModel:
-    """A freshly initialised model, ready to be trained on `device`."""
+    """A freshly initialized model, ready to be trained on `device`."""
     model = build(config, recipe.seed).to(device)
     if config.vision.kind == "resnet" or config.vision.stem == "conv":
         model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -202,17 +202,3 @@ def recipe_record(recipe: Recipe) -> dict[str, Any]:
         if key in record[section]:
             record[section][key] = short(record[section][key])
     return record
-
-
-def survey(recipe: Recipe) -> dict[str, int]:
-    """What a run would start with, without starting it: pairs, held-out pairs, steps an epoch, parameters."""
-    data = open_data(recipe.data, recipe.validation.retrieval_pairs)
-    vocab_size = recipe.tokenizer.vocab_size or clip_tokenizer().vocab_size
-    with torch.device("meta"):
-        model = CloobModel(model_config(recipe, vocab_size))
-    return {
-        "training pairs": len(data.indices),
-        "held-out pairs": len(data.held_out) if data.held_out else 0,
-        "steps an epoch": len(data.indices) // recipe.train.batch_size,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-    }

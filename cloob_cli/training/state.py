@@ -27,17 +27,17 @@ from typing import Any
 
 import torch
 
-from cloob_cli import __version__
 from cloob_cli.errors import TrainingError, UsageError
 from cloob_cli.files import remove_abandoned, replacing, replacing_folder, sha256_of
 from cloob_cli.recipe import Recipe
 from cloob_cli.registry.store import is_model_folder
 from cloob_cli.schema import parse
-from cloob_cli.training.average import WeightAverage
+from cloob_cli.training.ema import EMA
 from cloob_cli.training.events import Finished
 from cloob_cli.training.lock import LOCK_FILE
 from cloob_cli.training.precision import Precision
 from cloob_cli.training.processes import send_tensors
+from cloob_cli.version import __version__
 
 _RESULT_KEYS = ("step", "metrics", "skipped", "seconds")
 
@@ -96,7 +96,7 @@ class RunFolder:
                 folder cannot be made.
         """
         if not self.recipe.exists():
-            _check_writable(self.path)
+            check_writable(self.path)
             if self.path.exists() and any(entry.name != LOCK_FILE for entry in self.path.iterdir()):
                 raise UsageError(f"{self.path} exists and is not a run's folder", "choose another with --out")
             return
@@ -140,7 +140,8 @@ class RunFolder:
         return Finished(model_folder=self.model, already=True, **values) if is_model_folder(self.model) else None
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
+    """Make sure that the folder `path` can be made or written to. Raises UsageError."""
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not existing.is_dir():
         raise UsageError(f"{path} cannot be made: {existing} is not a folder", "choose another with --out")
@@ -182,7 +183,7 @@ def save_checkpoint(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: Any | None,
-    average: WeightAverage | None,
+    average: EMA | None,
     keep: int,
 ) -> Path:
     """Write the checkpoint of a finished step under `folder`, then remove all but the newest `keep`."""
@@ -258,7 +259,7 @@ def load_checkpoint(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: Any | None,
-    average: WeightAverage | None,
+    average: EMA | None,
     device: torch.device,
 ) -> None:
     """Put a whole checkpoint's tensors back; the main process reads them and sends them to the others over `device`."""

@@ -14,11 +14,11 @@ from torch import Tensor
 from cloob_cli.core.loss import contrastive_loss
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.transformer import VisionTransformer
-from cloob_cli.data.images import normalise
+from cloob_cli.data.images import normalize
 from cloob_cli.data.loader import PairBatch
 from cloob_cli.recipe import ObjectiveSection, OptimizerSection, TrainSection
-from cloob_cli.training.average import WeightAverage
 from cloob_cli.training.cached import cached_gradient_step, find_micro_batch_size
+from cloob_cli.training.ema import EMA
 from cloob_cli.training.optim import build_optimizer, learning_rate, set_learning_rate
 from cloob_cli.training.precision import Precision
 
@@ -53,7 +53,7 @@ class TrainingStep:
         share: int,
         seed: int,
     ) -> None:
-        self.model, self.average = model, WeightAverage(model, train.ema) if train.ema else None
+        self.model, self.average = model, EMA(model, train.ema) if train.ema else None
         self.optimizer = build_optimizer(model, optimizer)
         self._accelerator, self._device = accelerator, accelerator.device
         self._wrapped, self._accelerated_optimizer = accelerator.prepare(model, self.optimizer)
@@ -77,7 +77,7 @@ class TrainingStep:
         set_learning_rate(self.optimizer, self.learning_rate(step))
         if isinstance(self.model.visual, VisionTransformer):
             self.model.visual.patch_dropout = self._patch_dropout if step < self._all_patches_from else 0.0
-        pixels = normalise(batch.pixels.to(self._device, non_blocking=True), self.model.config.preprocess)
+        pixels = normalize(batch.pixels.to(self._device, non_blocking=True), self.model.config.preprocess)
         tokens = batch.tokens.to(self._device, non_blocking=True)
         caption_ids = batch.caption_ids.to(self._device) if self._objective.mask_equal_captions else None
         loss = self._gradient(pixels, tokens, partial(self._loss, caption_ids, step < self._retrieval_from))

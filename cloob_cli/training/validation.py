@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import Protocol
 
@@ -20,19 +19,18 @@ from cloob_cli.core.metrics import covariance_rank, recall_at_k, top_k_accuracy
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.zero_shot import class_embeddings
-from cloob_cli.data.classification import ClassificationSet, open_classification_set
-from cloob_cli.data.images import Preprocess, normalise
+from cloob_cli.data.classification import ClassificationSet
+from cloob_cli.data.images import Preprocess, normalize
 from cloob_cli.data.pairs import PairSource
 from cloob_cli.data.text import Tokenizer
 from cloob_cli.errors import ImageError
-from cloob_cli.recipe import ValidationSection
 
 _BATCH = 256
 _KEEP_BYTES = 1 << 30  # crops of a set stay in memory between two validations up to this size
 
 
-class Pictures(Protocol):
-    """A numbered collection of pictures; `image` raises ImageError for one that cannot be read."""
+class Images(Protocol):
+    """A numbered collection of images; `image` raises ImageError for one that cannot be read."""
 
     def __len__(self) -> int: ...
     def image(self, index: int) -> Image.Image: ...
@@ -66,19 +64,19 @@ class HeldOut:
 
 
 class Crops:
-    """The model's input pictures of a collection in batches, kept in memory where they are small together."""
+    """The model's input images of a collection in batches, kept in memory where they are small together."""
 
-    def __init__(self, pictures: Pictures, preprocess: Preprocess) -> None:
-        self.pictures, self.preprocess = pictures, preprocess
+    def __init__(self, images: Images, preprocess: Preprocess) -> None:
+        self.images, self.preprocess = images, preprocess
         self.unreadable: dict[int, str] = {}
         size = 3 * preprocess.image_size**2
-        self._kept: dict[int, np.ndarray] | None = {} if len(pictures) * size <= _KEEP_BYTES else None
+        self._kept: dict[int, np.ndarray] | None = {} if len(images) * size <= _KEEP_BYTES else None
 
     def batches(self) -> Iterator[tuple[list[int], Tensor]]:
-        """(indices, uint8 [b, H, W, 3]) over all readable pictures in order."""
+        """(indices, uint8 [b, H, W, 3]) over all readable images in order."""
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            for start in range(0, len(self.pictures), _BATCH):
-                wanted = range(start, min(start + _BATCH, len(self.pictures)))
+            for start in range(0, len(self.images), _BATCH):
+                wanted = range(start, min(start + _BATCH, len(self.images)))
                 crops = dict(zip(wanted, pool.map(self._crop, wanted), strict=True))
                 readable = {index: crop for index, crop in crops.items() if crop is not None}
                 if readable:
@@ -90,7 +88,7 @@ class Crops:
         if index in self.unreadable:
             return None
         try:
-            crop = self.preprocess.crop(self.pictures.image(index))
+            crop = self.preprocess.crop(self.images.image(index))
         except ImageError as problem:
             self.unreadable[index] = problem.message
             return None
@@ -100,19 +98,18 @@ class Crops:
 
 
 class Validator:
-    """Everything that a run is validated on; opened once, run as often as asked.
-
-    Raises:
-        DataError: a data set that the recipe names is missing or has another layout.
-    """
+    """Everything that a run is validated on, held-out pairs and labeled sets; run as often as asked."""
 
     def __init__(
-        self, held_out: HeldOut | None, section: ValidationSection, preprocess: Preprocess, tokenizer: Tokenizer
+        self,
+        held_out: HeldOut | None,
+        sets: Sequence[ClassificationSet],
+        preprocess: Preprocess,
+        tokenizer: Tokenizer,
     ) -> None:
         self.tokenizer = tokenizer
         self.held_out = held_out if held_out is not None and len(held_out) > 1 else None
         self._pairs = Crops(self.held_out, preprocess) if self.held_out else None
-        sets = [open_classification_set(Path(folder)) for folder in section.zero_shot]
         self._sets: list[tuple[ClassificationSet, Crops]] = [(one, Crops(one, preprocess)) for one in sets]
 
     def __bool__(self) -> bool:
@@ -135,7 +132,7 @@ class Validator:
         return scores | ({"zero_shot/mean/top1": fmean(top1)} if top1 else {})
 
     def unreadable(self) -> list[tuple[str, str]]:
-        """(name, reason) of every picture that could not be read so far."""
+        """(name, reason) of every image that could not be read so far."""
         found = []
         if self._pairs is not None and self.held_out is not None:
             found += [(self.held_out.name(i), reason) for i, reason in sorted(self._pairs.unreadable.items())]
@@ -178,7 +175,7 @@ def _embed_images(model: CloobModel, crops: Crops) -> tuple[list[int], Tensor]:
     embeddings = [torch.empty(0, model.config.embed_dim, device=device)]
     for numbers, pixels in crops.batches():
         indices += numbers
-        embeddings.append(model.encode_image(normalise(pixels.to(device), model.config.preprocess)).float())
+        embeddings.append(model.encode_image(normalize(pixels.to(device), model.config.preprocess)).float())
     return indices, torch.cat(embeddings)
 
 

@@ -19,7 +19,7 @@ import torch
 from command_line import COMMAND, cloob, cloob_here, environment
 from margins import within
 from PIL import Image
-from tiny_model import RESNET, save_hostile_pictures, save_pictures, save_tiny_model
+from tiny_model import RESNET, save_hostile_images, save_images, save_tiny_model
 
 import cloob_cli
 from cloob_cli import assets
@@ -33,17 +33,17 @@ CLASSES = {"cat": ["cat"], "dog": ["dog", "puppy", "hound"], "sea": ["sea"], "ro
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, labels and seven pictures."""
+    """A folder with a model, labels and seven images."""
     folder = tmp_path_factory.mktemp("classify")
-    save_tiny_model(folder / "model")
-    save_pictures(folder / "pictures" / "deeper", 4, suffix=".jpg")
-    save_pictures(folder / "pictures", 3)
+    save_tiny_model(folder / "model", context_length=40)
+    save_images(folder / "images" / "deeper", 4, suffix=".jpg")
+    save_images(folder / "images", 3)
     (folder / "labels.txt").write_text(LABELS, encoding="utf-8")
     return folder
 
 
 def expected(place: Path, model: str, templates: tuple[str, ...], paths: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities and cosines [pictures, classes], one picture and one prompt at a time through the public API."""
+    """Probabilities and cosines [images, classes], one image and one prompt at a time through the public API."""
     m = cloob_cli.load(str(place / model), device="cpu")
     classes = []
     for names in CLASSES.values():
@@ -75,17 +75,17 @@ def check_objects(objects: list[dict], place: Path, model: str, templates: tuple
 @pytest.mark.numeric
 def test_json_lines_equal_a_plain_loop(place: Path) -> None:
     result = cloob(
-        "classify", "pictures", "--labels", "labels.txt", "--model", "model", "--json", "--top-k", 3,
+        "classify", "images", "--labels", "labels.txt", "--model", "model", "--json", "--top-k", 3,
         "--device", "cpu", "--batch-size", 2, "--workers", 2, cwd=place,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     objects = [json.loads(line) for line in result.stdout.splitlines()]
-    wanted = ["pictures/0000.png", "pictures/0001.png", "pictures/0002.png"]
-    assert [one["path"] for one in objects] == wanted + [f"pictures/deeper/000{i}.jpg" for i in range(4)]
+    wanted = ["images/0000.png", "images/0001.png", "images/0002.png"]
+    assert [one["path"] for one in objects] == wanted + [f"images/deeper/000{i}.jpg" for i in range(4)]
     check_objects(objects, place, "model", DEFAULT_TEMPLATES, 3)
     opening, closing = result.stderr.splitlines()
     assert opening == "model tiny on cpu in float32"
-    assert re.fullmatch(r"classified 7 pictures in \d+\.\d s \([\d.,]+ a second\) with tiny on cpu in float32", closing)
+    assert re.fullmatch(r"classified 7 images in \d+\.\d s \([\d.,]+ a second\) with tiny on cpu in float32", closing)
 
 
 @pytest.mark.numeric
@@ -95,8 +95,8 @@ def test_templates_and_a_resnet(place: Path) -> None:
     (place / "templates.txt").write_text("art of {}\n{c}\n", encoding="utf-8")
     arguments = [
         "classify",
-        "pictures/0001.png",
-        "pictures/deeper",
+        "images/0001.png",
+        "images/deeper",
         "-l",
         "labels.txt",
         "--json",
@@ -108,19 +108,19 @@ def test_templates_and_a_resnet(place: Path) -> None:
     given = cloob_here(*arguments, "-m", "resnet", "--templates", "templates.txt", cwd=place, CLOOB_MODEL="nonsense")
     assert (own.returncode, own.stderr) == (0, "")
     objects = [json.loads(line) for line in own.stdout.splitlines()]
-    assert objects[0]["path"] == "pictures/0001.png"
+    assert objects[0]["path"] == "images/0001.png"
     assert len(objects) == 5
     check_objects(objects, place, "resnet", templates, 1)
     assert given.stdout == own.stdout
 
 
 def test_files_and_columns_agree(place: Path) -> None:
-    hostile = save_hostile_pictures(place / "hostile")
-    arguments = ["classify", "hostile", "pictures", "-l", "labels.txt", "-m", "model", "--top-k", 2]
+    hostile = save_hostile_images(place / "hostile")
+    arguments = ["classify", "hostile", "images", "-l", "labels.txt", "-m", "model", "--top-k", 2]
     as_json = cloob_here(*arguments, "--json", "-o", "out.csv", cwd=place)
     objects = [json.loads(line) for line in as_json.stdout.splitlines()]
     assert as_json.returncode == 3
-    assert len(objects) == 8  # the hostile folder has one good picture
+    assert len(objects) == 8  # the hostile folder has one good image
 
     failures = [json.loads(line) for line in (place / "out.failures.jsonl").read_text().splitlines()]
     assert [one["path"] for one in failures] == sorted(f"hostile/{name}" for name in hostile)
@@ -149,9 +149,24 @@ def test_files_and_columns_agree(place: Path) -> None:
     assert [line[:2] for line in lines] == [[one["path"], one["label"]] for one in objects]
 
 
+def test_labels_of_equal_tokens_are_named_and_cut_texts_counted(place: Path) -> None:
+    fits = "1234567890" * 3 + "12345678"  # and its start and end
+    (place / "alike.txt").write_text(f"{fits}1\n{fits}2\nsea\nSEA\nroof\n")
+    (place / "bare.txt").write_text("{c}\n")
+    options = ["-l", "alike.txt", "--templates", "bare.txt", "-m", "model", "-q", "--json"]
+    result = cloob_here("classify", "images/0000.png", *options, cwd=place)
+    alike = "these labels become the same tokens, so that the model cannot tell them apart:"
+    assert result.returncode == 0
+    assert result.stderr.splitlines() == [
+        f"warning: {alike} '{fits}1', '{fits}2'",
+        f"warning: {alike} 'sea', 'SEA'",
+        "warning: 2 of 5 label texts are longer than the model's 40 tokens and were cut",
+    ]
+
+
 def test_labels_are_not_overwritten_by_the_result(place: Path) -> None:
     (place / "labels.csv").write_text("cat\ndog\n")
-    result = cloob_here("classify", "pictures", "-l", "labels.csv", "-m", "model", "-o", "labels.csv", cwd=place)
+    result = cloob_here("classify", "images", "-l", "labels.csv", "-m", "model", "-o", "labels.csv", cwd=place)
     assert (result.returncode, result.stdout) == (2, "")
     assert "labels.csv would overwrite labels.csv, which is an input" in result.stderr
     assert (place / "labels.csv").read_text() == "cat\ndog\n"
@@ -159,7 +174,7 @@ def test_labels_are_not_overwritten_by_the_result(place: Path) -> None:
 
 def test_a_table_of_somebody_else_is_overwritten_only_by_force(place: Path) -> None:
     (place / "mine.csv").write_text("precious")
-    command = ["classify", "pictures", "-l", "labels.txt", "-m", "model", "-o", "mine.csv"]
+    command = ["classify", "images", "-l", "labels.txt", "-m", "model", "-o", "mine.csv"]
     refused = cloob_here(*command, cwd=place)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "mine.csv exists, and `cloob classify` did not write it" in refused.stderr
@@ -169,7 +184,7 @@ def test_a_table_of_somebody_else_is_overwritten_only_by_force(place: Path) -> N
 
 
 def test_a_run_without_failures_removes_the_old_list(place: Path) -> None:
-    command = ["classify", "pictures", "-l", "labels.txt", "-m", "model", "-o", "clean.csv"]
+    command = ["classify", "images", "-l", "labels.txt", "-m", "model", "-o", "clean.csv"]
     assert cloob_here(*command, cwd=place).returncode == 0
     (place / "clean.failures.jsonl").write_text('{"path": "a.png", "reason": "the file is empty"}\n')
     result = cloob_here(*command, cwd=place)
@@ -181,21 +196,21 @@ def test_a_run_without_failures_removes_the_old_list(place: Path) -> None:
 def test_wrong_input_is_one_line_and_exit_code_2(place: Path) -> None:
     (place / "empty").mkdir()
     (place / "notes").mkdir()
-    (place / "notes" / "a.txt").write_text("no picture")
+    (place / "notes" / "a.txt").write_text("no image")
     (place / "none").mkdir()
-    (place / "none" / "a.png").write_bytes(b"no picture either")
+    (place / "none" / "a.png").write_bytes(b"no image either")
     (place / "duplicates.txt").write_text("cat\ncat\n")
     (place / "old.csv").write_text(OLD_ROWS)
     cases = [
         (["nowhere", "-l", "labels.txt"], "nowhere"),
         (["empty", "-l", "labels.txt"], "no images in empty"),
         (["notes", "-l", "labels.txt"], "no images in notes"),
-        (["none", "-l", "labels.txt", "-m", "model", "-o", "old.csv"], "not one of the 1 pictures can be read"),
-        (["none", "-l", "labels.txt", "-m", "model"], "not one of the 1 pictures can be read"),
-        (["pictures", "-l", "duplicates.txt"], "stands already on line 1"),
-        (["pictures", "-l", "labels.txt", "--templates", "labels.txt"], "no {c} in the template"),
-        (["pictures", "-l", "labels.txt", "-o", "out.xls"], "unknown kind of file"),
-        (["pictures", "-l", "labels.txt", "-m", "pictures"], "model.safetensors"),
+        (["none", "-l", "labels.txt", "-m", "model", "-o", "old.csv"], "not one of the 1 images can be read"),
+        (["none", "-l", "labels.txt", "-m", "model"], "not one of the 1 images can be read"),
+        (["images", "-l", "duplicates.txt"], "stands already on line 1"),
+        (["images", "-l", "labels.txt", "--templates", "labels.txt"], "no {c} in the template"),
+        (["images", "-l", "labels.txt", "-o", "out.xls"], "unknown kind of file"),
+        (["images", "-l", "labels.txt", "-m", "images"], "model.safetensors"),
     ]
     for arguments, message in cases:
         result = cloob_here("classify", *arguments, cwd=place)
@@ -211,7 +226,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(place: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_an_interrupted_run_leaves_nothing(place: Path, tmp_path: Path, name: str) -> None:
-    [large] = save_pictures(tmp_path / "many", 1, size=(3000, 2000), suffix=".jpg")
+    [large] = save_images(tmp_path / "many", 1, size=(3000, 2000), suffix=".jpg")
     for copy in range(600):
         os.link(large, large.with_name(f"copy{copy}.jpg"))
     (tmp_path / "out.csv").write_text(OLD_ROWS)
@@ -236,7 +251,7 @@ def test_a_bar_on_the_terminal_takes_nothing_from_a_pipe(place: Path) -> None:
     import pty
 
     keeper, terminal = pty.openpty()
-    command = [*COMMAND, "classify", "pictures", "-l", "labels.txt", "-m", "model", "--json", "--batch-size", "1"]
+    command = [*COMMAND, "classify", "images", "-l", "labels.txt", "-m", "model", "--json", "--batch-size", "1"]
     env = environment(TERM="xterm", COLUMNS="80")
     with subprocess.Popen(command, cwd=place, env=env, stdout=subprocess.PIPE, stderr=terminal) as process:
         os.close(terminal)
@@ -251,14 +266,14 @@ def test_a_bar_on_the_terminal_takes_nothing_from_a_pipe(place: Path) -> None:
         os.close(keeper)
     assert process.returncode == 0, shown
     assert b"classify" in shown  # the bar
-    assert [json.loads(line)["path"] for line in lines][:2] == ["pictures/0000.png", "pictures/0001.png"]
+    assert [json.loads(line)["path"] for line in lines][:2] == ["images/0000.png", "images/0001.png"]
     assert len(lines) == 7
 
 
 def test_the_bundled_model_says_once_what_it_is_good_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assets, "bundled_weights_folder", lambda: place / "weights")
-    save_tiny_model(place / "weights" / store.BUNDLED_MODEL, name=store.BUNDLED_MODEL)
-    arguments = ["classify", "pictures", "-l", "labels.txt", "--device", "cpu"]
+    save_tiny_model(place / "weights" / store.BUNDLED_MODEL, context_length=40, name=store.BUNDLED_MODEL)
+    arguments = ["classify", "images", "-l", "labels.txt", "--device", "cpu"]
 
     def said(*further: str, home: str = "home") -> list[str]:
         result = cloob_here(*arguments, *further, cwd=place, CLOOB_HOME=str(place / home))

@@ -12,7 +12,7 @@ import pytest
 from command_line import peak_memory
 from hostile_images import save_hostile_images
 from margins import close
-from tiny_model import RESNET, save_pictures, save_tiny_model
+from tiny_model import RESNET, save_images, save_tiny_model
 
 UNIT_ROWS = "elements below 1 through a dozen layers in float32: 16 EPS"
 
@@ -67,7 +67,7 @@ def make(folder: Path, count: int, hostile: int, side: int) -> tuple[dict[str, s
     ordinary = count - len(reasons) - len(readable)
     good = readable
     for place in ("mixed", "plain"):
-        save_pictures(folder / place, ordinary, size=(320, 240), suffix=".jpg")
+        save_images(folder / place, ordinary, size=(320, 240), suffix=".jpg")
     good = sorted([*readable, *(f"{number:04}.jpg" for number in range(ordinary))])
     return reasons, good
 

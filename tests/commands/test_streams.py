@@ -22,13 +22,13 @@ LABELS = ["Käfer", "海", "sea"]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, labels and pictures whose names no single-byte encoding holds."""
+    """A model, labels and images whose names no single-byte encoding holds."""
     folder = tmp_path_factory.mktemp("streams")
     save_tiny_model(folder / "model")
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for number, name in enumerate(NAMES):
-        Image.new("RGB", (20, 20), (40 * number, 80, 160)).save(folder / "pictures" / name)
-    (folder / "pictures" / "壊れた.jpg").write_bytes(b"no picture")
+        Image.new("RGB", (20, 20), (40 * number, 80, 160)).save(folder / "images" / name)
+    (folder / "images" / "壊れた.jpg").write_bytes(b"no image")
     (folder / "labels.txt").write_text("\n".join(LABELS), encoding="utf-8")
     return folder
 
@@ -40,13 +40,13 @@ def raw(place: Path, *arguments: object, **env: str) -> subprocess.CompletedProc
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii:strict", "utf-16"])
 def test_an_encoding_that_lacks_letters_loses_no_row(place: Path, encoding: str) -> None:
-    arguments = ["classify", "pictures", "-l", "labels.txt", "-m", "model", "--top-k", 3]
+    arguments = ["classify", "images", "-l", "labels.txt", "-m", "model", "--top-k", 3]
     done = raw(place, *arguments, PYTHONIOENCODING=encoding)
     assert done.returncode == 3, done.stderr
     assert b"Traceback" not in done.stderr
     codec = encoding.partition(":")[0]
     rows = [line.split("\t") for line in done.stdout.decode(codec).splitlines()[1:]]
-    assert {row[0] for row in rows} == {f"pictures/{shown(name, codec)}" for name in NAMES}
+    assert {row[0] for row in rows} == {f"images/{shown(name, codec)}" for name in NAMES}
     assert all({row[1], row[4], row[7]} == {shown(label, codec) for label in LABELS} for row in rows)
 
 
@@ -55,9 +55,9 @@ def shown(text: str, codec: str) -> str:
 
 
 def test_json_stays_json_in_such_an_encoding(place: Path) -> None:
-    done = raw(place, "classify", "pictures", "-l", "labels.txt", "-m", "model", "--json", PYTHONIOENCODING="cp1252")
+    done = raw(place, "classify", "images", "-l", "labels.txt", "-m", "model", "--json", PYTHONIOENCODING="cp1252")
     objects = [json.loads(line) for line in done.stdout.decode("cp1252").splitlines()]
-    assert {one["path"] for one in objects} == {f"pictures/{name}" for name in NAMES}
+    assert {one["path"] for one in objects} == {f"images/{name}" for name in NAMES}
     assert {one["label"] for one in objects} <= set(LABELS)
 
 
@@ -68,7 +68,7 @@ def test_every_kind_of_output_takes_what_an_encoding_lacks(place: Path) -> None:
     missing = raw(place, "classify", "無い", "-l", "labels.txt", **env)
     assert (missing.returncode, missing.stdout) == (2, b"")
     assert rb"\u7121\u3044" in missing.stderr
-    embedded = raw(place, "embed", "pictures", "-o", "結果.npy", "-m", "model", **env)
+    embedded = raw(place, "embed", "images", "-o", "結果.npy", "-m", "model", **env)
     assert embedded.returncode == 3, embedded.stderr
     assert embedded.stdout.splitlines()[0] == rb"\u7d50\u679c.npy"
     assert (place / "結果.npy").exists()
@@ -79,7 +79,7 @@ def test_every_kind_of_output_takes_what_an_encoding_lacks(place: Path) -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
 def test_a_path_that_is_no_text_is_printed_as_its_bytes(place: Path, encoding: str) -> None:
     name = b"caf\xe9.npy"
-    done = raw(place, "embed", "pictures", "-o", os.fsdecode(name), "-m", "model", "-q", PYTHONIOENCODING=encoding)
+    done = raw(place, "embed", "images", "-o", os.fsdecode(name), "-m", "model", "-q", PYTHONIOENCODING=encoding)
     assert done.returncode == 3, done.stderr
     assert done.stdout.splitlines()[0] == name
     assert (place / os.fsdecode(name)).exists()
@@ -90,7 +90,7 @@ def test_names_in_warnings_are_not_read_as_markup(place: Path) -> None:
     folder.mkdir()
     names = [":cat:.png", "[bold]a[@b].png"]
     for name in names:
-        (folder / name).write_bytes(b"no picture")
+        (folder / name).write_bytes(b"no image")
     done = cloob("classify", "broken", "-l", "labels.txt", "-m", "model", cwd=place)
     assert done.returncode == 2
     for name in names:
@@ -140,7 +140,7 @@ def test_help_and_errors_of_usage() -> None:
 @pytest.mark.parametrize("output", [None, "out.csv"])
 def test_a_reader_that_leaves_early(place: Path, tmp_path: Path, output: str | None) -> None:
     """`| head -1`: a file is written whole all the same; a run without one ends quietly."""
-    arguments = ["classify", "pictures", "-l", "labels.txt", "-m", "model", "--json", "--batch-size", "1"]
+    arguments = ["classify", "images", "-l", "labels.txt", "-m", "model", "--json", "--batch-size", "1"]
     command = [*COMMAND, *arguments, *(["-o", str(tmp_path / output)] if output else [])]
     with subprocess.Popen(
         command, cwd=place, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -152,7 +152,7 @@ def test_a_reader_that_leaves_early(place: Path, tmp_path: Path, output: str | N
     assert "Traceback" not in said
     assert "Exception ignored" not in said
     if output:
-        assert process.returncode == 3, said  # one picture is broken
+        assert process.returncode == 3, said  # one image is broken
         with (tmp_path / output).open(encoding="utf-8", newline="") as stream:
             assert len(list(csv.reader(stream))) == 1 + len(NAMES)
     else:
@@ -171,7 +171,7 @@ def test_an_error_of_writing_names_the_file(place: Path, arguments: list[str]) -
 
     command, *options = arguments
     done = subprocess.run(
-        [*COMMAND, command, "pictures", "-m", "model", *options],
+        [*COMMAND, command, "images", "-m", "model", *options],
         cwd=place,
         env=environment(PYTHONDONTWRITEBYTECODE="1"),
         capture_output=True,

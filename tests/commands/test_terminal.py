@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from command_line import COMMAND, environment
 from terminal import SUPPORTED, Terminal
-from tiny_model import save_pictures, save_tiny_model
+from tiny_model import save_images, save_tiny_model
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason="pseudo-terminals")
 
@@ -22,16 +22,16 @@ LABELS = ["cat", "a sailboat on the open sea", "roof", "dog"]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, labels, six pictures, and one that is none."""
+    """A model, labels, six images, and one that is none."""
     folder = tmp_path_factory.mktemp("terminal")
     save_tiny_model(folder / "model")
-    save_pictures(folder / "pictures", 6)
-    (folder / "pictures" / "0002b.png").write_bytes(b"no picture")
+    save_images(folder / "images", 6)
+    (folder / "images" / "0002b.png").write_bytes(b"no image")
     (folder / "labels.txt").write_text("\n".join(LABELS), encoding="utf-8")
     return folder
 
 
-ARGUMENTS = ["classify", "pictures", "-l", "labels.txt", "-m", "model", "--batch-size", "2"]
+ARGUMENTS = ["classify", "images", "-l", "labels.txt", "-m", "model", "--batch-size", "2"]
 
 
 def expected(place: Path, *further: object) -> list[dict]:
@@ -46,15 +46,15 @@ def test_a_wide_terminal_shows_a_row_a_line(place: Path) -> None:
     lines = terminal.lines()
     header = next(i for i, line in enumerate(lines) if line.startswith("path "))
     assert lines[header].split() == ["path", "label", "probability", "cosine"]
-    rows = [line for line in lines if line.startswith("pictures/")]
+    rows = [line for line in lines if line.startswith("images/")]
     wanted = expected(place)
     assert [row.split()[0] for row in rows] == [one["path"] for one in wanted]
     start = lines[header].index("label")
     for row, one in zip(rows, wanted, strict=True):  # every batch stands below the same header
         assert row[start:].split("  ")[0] == one["label"]
         assert row.split()[-2:] == [f"{one['probability']:.4f}", f"{one['cosine']:.4f}"]
-    assert "warning: skipped pictures/0002b.png: not a picture in a known format" in lines
-    assert any(line.startswith("classified 6 pictures in ") for line in lines)
+    assert "warning: skipped images/0002b.png: not an image in a known format" in lines
+    assert any(line.startswith("classified 6 images in ") for line in lines)
     assert "7/7" in terminal.shown  # the bar counts what was skipped too
 
 
@@ -79,7 +79,7 @@ def test_json_on_a_terminal_is_not_wrapped(place: Path) -> None:
 
 
 def test_rows_come_while_the_work_goes_on_and_ctrl_c_keeps_them(place: Path, tmp_path: Path) -> None:
-    [large] = save_pictures(tmp_path / "many", 1, size=(3000, 2000), suffix=".jpg")
+    [large] = save_images(tmp_path / "many", 1, size=(3000, 2000), suffix=".jpg")
     for copy in range(600):
         os.link(large, large.with_name(f"copy{copy:03}.jpg"))
     arguments = ["classify", tmp_path / "many", "-l", "labels.txt", "-m", "model", "--batch-size", 4]
@@ -92,13 +92,13 @@ def test_rows_come_while_the_work_goes_on_and_ctrl_c_keeps_them(place: Path, tmp
     lines = terminal.lines()
     rows = [line for line in lines if line.startswith(str(tmp_path))]
     assert len(rows) == len(set(rows))
-    assert f"error: interrupted after {len(rows)} of 601 pictures" in lines
+    assert f"error: interrupted after {len(rows)} of 601 images" in lines
     assert "hint: every row that was printed is whole" in lines
     assert "Traceback" not in terminal.shown
 
 
 def test_ctrl_c_says_that_no_file_was_written(place: Path, tmp_path: Path) -> None:
-    save_pictures(tmp_path / "many", 300, size=(800, 600), suffix=".jpg")
+    save_images(tmp_path / "many", 300, size=(800, 600), suffix=".jpg")
     out = tmp_path / "emb.npy"
     terminal = Terminal("embed", tmp_path / "many", "-m", "model", "-o", out, cwd=place, columns=200)
     terminal.read_until(lambda text: "/300" in text)
@@ -135,7 +135,9 @@ sys.meta_path.insert(0, Finder())
 def test_a_long_search_shows_life(tmp_path: Path) -> None:
     for number in range(2000):
         (tmp_path / f"{number}.png").touch()
-    patience = "import cloob_cli.commands.pictures as p; p._PATIENCE = 0.0; from cloob_cli.__main__ import run; run()"
+    patience = (
+        "import cloob_cli.commands.inference_run as p; p._PATIENCE = 0.0; from cloob_cli.__main__ import run; run()"
+    )
     terminal = Terminal("embed", tmp_path, "-o", tmp_path / "x.npy", "-m", "nothing", cwd=tmp_path, code=patience)
     assert terminal.finish() == 2
     assert re.search(r"looking for images.*2,?000", terminal.shown)

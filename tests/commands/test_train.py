@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import COMMAND, cloob, environment
+from command_line import COMMAND, cloob, cloob_here, environment
 from margins import close
 from safetensors.torch import load_file
 from tiny_run import write_pairs, write_recipe
@@ -111,6 +111,7 @@ def test_a_terminal_that_closes_asks_to_save_unless_nohup_says_otherwise():
         "import os, signal\n"
         "from cloob_cli.training.interrupt import stop_on_signals\n"
         "with stop_on_signals() as stop:\n"
+        "    stop.nothing_to_save = None  # as after the first step\n"
         "    os.kill(os.getpid(), signal.SIGHUP); print(stop.requested)\n"
     )
     for prefix, requested in (([], "True\n"), (["nohup"], "False\n")):
@@ -226,7 +227,7 @@ def test_two_processes_train_like_one(place):
     """The same batches are shared out: losses agree to rounding, step by step."""
     changes = ["--set", "train.log_every=1", "--set", "train.steps=12", "--set", "objective.mask_equal_captions=true"]
     changes += ["--set", "objective.learn_inv_tau=true", "--set", "train.micro_batch_size=3"]
-    changes += ["--set", "data.validation_share=0.1", "--set", "validation.every=6"]
+    changes += ["--set", "data.validation_fraction=0.1", "--set", "validation.every=6"]
     one = cloob("train", "short.toml", "--out", "one", *changes, cwd=place)
     assert one.returncode == 0, one.stderr
     two = subprocess.run(
@@ -329,3 +330,35 @@ def test_of_many_skipped_pairs_the_first_are_told(tmp_path):
     assert result.stderr.count("no caption") == 20
     assert "more pairs are skipped" in result.stderr
     assert len((tmp_path / "run" / "skipped.jsonl").read_text().splitlines()) > 20
+
+
+@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["--set", "train.micro_batch_size=17"], "micro_batch_size 17 is above batch_size 16"),
+        (["--set", "train.batch_size=65"], "64 training pairs are fewer than one batch of 65"),
+        (["--set", "validation.zero_shot=['nowhere']"], "no data set at"),
+        (["--device", "abacus"], "unknown device 'abacus'"),
+        (["--out", "short.toml/run"], "is not a folder"),
+        (["--set", "data.train=s3://bucket/pairs"], "s3://bucket/pairs is an address"),
+        (["--set", "validation.zero_shot=['https://host/set']"], "https://host/set is an address"),
+    ],
+)
+def test_a_dry_run_finds_what_keeps_a_run_from_starting(place, changes, said, dry):
+    arguments = ["--out", "unused", *changes, *(["--dry-run"] if dry else [])]
+    result = cloob_here("train", "short.toml", "--quiet", *arguments, cwd=place)
+    assert (result.returncode, result.stdout) == (2, ""), result.stderr
+    assert said in result.stderr
+    assert not (place / "unused" / "recipe.json").exists()
+
+
+def test_set_without_a_value_takes_a_key_out(place):
+    write_recipe(place / "with.toml", "pairs", data__validation="nowhere")
+    result = cloob_here("train", "with.toml", "--dry-run", "--json", "--set", "data.validation=", cwd=place)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["recipe"]["data"]["validation"] is None
+    assert json.loads(result.stdout)["held-out pairs"] == 0
+    empty = cloob_here("train", "with.toml", "--dry-run", "--set", "data.validation=''", cwd=place)
+    assert empty.returncode == 2
+    assert "'data.validation': the path is empty" in empty.stderr

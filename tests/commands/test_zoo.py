@@ -16,11 +16,11 @@ from command_line import cloob_here
 from tiny_model import save_tiny_model
 
 from cloob_cli import assets, console
+from cloob_cli.checkpoint.card import model_card
 from cloob_cli.core.config import ARCHITECTURES, ModelConfig
 from cloob_cli.core.model import CloobModel
-from cloob_cli.errors import CardError
+from cloob_cli.errors import ZooEntryError
 from cloob_cli.registry import cards, store
-from cloob_cli.registry.model_card import model_card
 
 Cloob = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -109,7 +109,7 @@ def test_a_bundled_model_is_the_one_that_its_card_describes(card: cards.Card, cl
 
 
 WRONG_CARDS = {
-    "an unknown key": ('licens = "MIT"', "did you mean 'licence'"),
+    "an unknown key": ('licens = "MIT"', "did you mean 'license'"),
     "two places": ('[source]\nformat = "mljku"\nurl = "https://a/b"\nrepository = "a/b"', "exactly one"),
     "no place": ('[source]\nformat = "mljku"', "exactly one"),
     "plain http": ('[source]\nformat = "mljku"\nurl = "http://a/b"', "source.url"),
@@ -124,7 +124,7 @@ def test_a_card_with_wrong_fields_is_one_line(tmp_path: Path, text: str, words: 
     source = "" if "[source]" in text else '[source]\nformat = "cloob"\nbundled = true\n'
     first, rest = ("", text) if text.startswith("[") else (text + "\n", "")
     (tmp_path / "x.toml").write_text(good + first + source + rest)
-    with pytest.raises(CardError) as caught:
+    with pytest.raises(ZooEntryError) as caught:
         cards.read_card(tmp_path / "x.toml")
     said = f"{caught.value.message} {caught.value.hint}"
     assert words in said
@@ -134,7 +134,7 @@ def test_a_card_with_wrong_fields_is_one_line(tmp_path: Path, text: str, words: 
 @pytest.mark.parametrize("data", [b"name = ", b"\xff\xfe", b'name = "y"'])
 def test_a_file_that_is_no_card(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.toml").write_bytes(data)
-    with pytest.raises(CardError):
+    with pytest.raises(ZooEntryError):
         cards.read_card(tmp_path / "x.toml")
 
 
@@ -145,7 +145,7 @@ def test_list_in_a_pipe_is_plain_columns(cloob: Cloob, installed: Path) -> None:
     done = cloob("zoo", "list")
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     assert done.returncode == 0
-    assert lines[0] == ["name", "state", "default", "size", "pixels", "data", "score", "licence"]
+    assert lines[0] == ["name", "state", "default", "size", "pixels", "data", "score", "license"]
     assert {len(line) for line in lines} == {8}
     by_name = {line[0]: line for line in lines[1:]}
     assert set(by_name) == RELEASED | {"mine"}
@@ -197,10 +197,11 @@ def test_the_paper_s_scores_with_the_clip_beside_each(name: str, published: list
 
 def test_a_model_s_own_card_has_a_column_for_the_clip_beside_it() -> None:
     config = ModelConfig.model_validate(ARCHITECTURES["RN50-quickgelu"])
-    text = model_card("x", config, cards.card("cloob-rn50-yfcc"))
+    text = model_card(config, scores=cards.score_rows(cards.card("cloob-rn50-yfcc")))
     assert "| data | measure | score | CLIP, same data | by |\n| --- | --- | --- | --- | --- |" in text
     assert "| ImageNet | zero-shot top-1 | 35.7 % | 34.6 % | its authors" in text
-    assert "CLIP" not in model_card("x", config, cards.card("cloob-vit-xs-pictograms")).partition("| data |")[2]
+    own = model_card(config, scores=cards.score_rows(cards.card("cloob-vit-xs-pictograms")))
+    assert "CLIP" not in own.partition("| data |")[2]
 
 
 def test_list_only_what_is_on_this_machine(cloob: Cloob, installed: Path) -> None:
@@ -247,9 +248,10 @@ def test_a_training_run_s_folder_stands_for_its_model(cloob: Cloob, tiny: Path, 
     run = tmp_path / "runs" / "x"
     run.mkdir(parents=True)
     tiny.rename(run / "model")
-    assert cloob("zoo", "path", run).stdout == f"{run / 'model'}\n"
     done = cloob("zoo", "export", run, "--to", "open_clip", "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
+    assert cloob("zoo", "bundle", run, "-o", tmp_path / "x.tar").returncode == 0
+    assert cloob("zoo", "pull", tmp_path / "x.tar").stdout.endswith("/models/x\n")
 
 
 def test_path(cloob: Cloob, installed: Path) -> None:
@@ -412,7 +414,8 @@ def test_prune_removes_what_interrupted_pulls_left_and_nothing_else(cloob: Cloob
 def test_prune_removes_locks_that_nobody_holds(cloob: Cloob, home: Path, installed: Path) -> None:
     from cloob_cli.registry.locks import lock
 
-    assert list((home / "locks").iterdir())
+    (home / "locks").mkdir(exist_ok=True)
+    (home / "locks" / "0123456789abcdef.lock").touch()
     with lock("x"):
         cloob("zoo", "prune", "-y")
         assert len(list((home / "locks").iterdir())) == 1

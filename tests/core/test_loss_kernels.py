@@ -47,8 +47,8 @@ def test_every_kernel_compiles_for_an_h100(tmp_path):
         "column_sums_kernel",
         "exponentials_and_gradient_kernel",
         "exponentials_kernel",
-        "normalise_kernel",
-        "pull_through_normalisation_kernel",
+        "normalize_kernel",
+        "pull_through_normalization_kernel",
         "rows_kernel",
     ]
 

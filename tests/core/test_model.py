@@ -12,12 +12,11 @@ from margins import EPS, close, within
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from cloob_cli.convert import convert_checkpoint
 from cloob_cli.core.config import ARCHITECTURES, ModelConfig
-from cloob_cli.core.initialisation import initialise
 from cloob_cli.core.model import CloobModel, build, tokens_to_end, unit_norm, with_weights
 from cloob_cli.core.resnet import frozen_statistics
 from cloob_cli.errors import ModelFolderError
-from cloob_cli.registry.convert import convert_checkpoint
 
 pytestmark = pytest.mark.numeric
 
@@ -247,7 +246,7 @@ def test_the_seed_decides_and_the_global_state_is_left_alone() -> None:
     assert not torch.equal(first.token_embedding.weight, third.token_embedding.weight)
 
 
-def test_initialisation_is_clip_s() -> None:
+def test_initialization_is_clip_s() -> None:
     described = ARCHITECTURES["ViT-B-32"] | {"vision": ARCHITECTURES["ViT-B-32"]["vision"] | {"layers": 2}}
     model = build(ModelConfig.model_validate(described), seed=0)
     block, width, layers = model.transformer.blocks[5], 512, 12
@@ -276,18 +275,18 @@ def test_a_new_resnet_s_blocks_are_their_shortcuts() -> None:
     assert torch.equal(block(x), x)
 
 
-def test_initialisation_leaves_no_weight_unset() -> None:
+def test_initialization_leaves_no_weight_unset() -> None:
     for vision in (VIT, VIT | {"projection_bias": True, "patch_bias": True, "norm_pre": False}, RESNET):
         for text in TEXTS.values():
             model = CloobModel(config(vision, **text))
             for parameter in [p for n, p in model.named_parameters() if _set_by_hand(n)]:
                 parameter.data.fill_(math.nan)
-            initialise(model)
+            model.initialize()
             assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 def _set_by_hand(name: str) -> bool:
-    # What is allocated without torch's own initialisation.
+    # What is allocated without torch's own initialization.
     last = name.rsplit(".", 1)[-1]
     return last in {"in_proj_weight", "in_proj_bias", "class_embedding", "positional_embedding", "proj"} or name in {
         "text_projection",

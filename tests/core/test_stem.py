@@ -15,7 +15,7 @@ from cloob_cli.core.config import ModelConfig, VisionConfig
 from cloob_cli.core.model import build
 from cloob_cli.core.transformer import VisionTransformer
 from cloob_cli.errors import ModelFolderError
-from cloob_cli.inference.encoding import encode_pictures, prepare_for_inference
+from cloob_cli.inference.encoding import encode_images, prepare_for_inference
 from cloob_cli.schema import parse
 from cloob_cli.training import loop
 from cloob_cli.training.events import CheckpointSaved
@@ -63,10 +63,10 @@ def test_folding_its_norms_keeps_the_embeddings() -> None:
         for _ in range(3):
             model.train().encode_image(torch.randn(16, 3, 32, 32))  # statistics that are not the initial ones
     pixels = torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8)
-    expected = encode_pictures(model.eval(), pixels)
+    expected = encode_images(model.eval(), pixels)
     folded = prepare_for_inference(model)
     assert not [module for module in folded.visual.modules() if isinstance(module, nn.BatchNorm2d)]
-    close(encode_pictures(folded, pixels), expected, "unit rows through a dozen layers in float32", atol=16 * EPS)
+    close(encode_images(folded, pixels), expected, "unit rows through a dozen layers in float32", atol=16 * EPS)
 
 
 def test_a_model_with_it_trains_resumes_to_the_bit_and_opens(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ CLASSES = [["cat"], ["dog", "hound", "puppy"], ["bird", "fowl"]]
 TEMPLATES = ["{c}", "a photo of a {c}.", "{} or {c}"]
 
 
-def test_is_the_normalised_mean_over_names_and_templates() -> None:
+def test_is_the_normalized_mean_over_names_and_templates() -> None:
     ours = class_embeddings(encode_text, tokenize, CLASSES, TEMPLATES).numpy()
     for row, names in zip(ours, CLASSES, strict=True):
         prompts = [f for n in names for f in (n, f"a photo of a {n}.", f"{n} or {n}")]

@@ -10,7 +10,7 @@ import torch
 from margins import close
 from PIL import Image, ImageEnhance, ImageOps
 
-from cloob_cli.data.augment import DRAWS, crop_boxes, crops, move, recolour, resized_crop, resized_crops
+from cloob_cli.data.augment import DRAWS, color_jitter, crop_boxes, crops, move, resized_crop, resized_crops
 from cloob_cli.data.order import further_uniforms, uniforms
 from cloob_cli.recipe import AugmentSection
 
@@ -30,7 +30,7 @@ def numbers(**fixed: float) -> np.ndarray:
 def test_nothing_asked_changes_nothing() -> None:
     section = AugmentSection()
     assert not crops(section)
-    assert torch.equal(recolour(move(PICTURES, ROWS, numbers(), section), numbers(), section), PICTURES)
+    assert torch.equal(color_jitter(move(PICTURES, ROWS, numbers(), section), numbers(), section), PICTURES)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -48,7 +48,7 @@ def test_shift_repeats_edges(flip: bool) -> None:
     assert seen == {-3, -2, -1, 0, 1, 2, 3}
 
 
-def test_flip_mirrors_half_of_the_pictures() -> None:
+def test_flip_mirrors_half_of_the_images() -> None:
     moved = move(PICTURES, ROWS, numbers(), AugmentSection(flip=True))
     mirrored = [torch.equal(moved[row], PICTURES[row].flip(1)) for row in range(40)]
     same = [torch.equal(moved[row], PICTURES[row]) for row in range(40)]
@@ -62,7 +62,7 @@ def test_flip_mirrors_half_of_the_pictures() -> None:
 @pytest.mark.parametrize("uniform", [0.1, 0.9])
 def test_jitter_equals_pillow(name: str, enhancer: type, uniform: float) -> None:
     neutral = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5}
-    changed = recolour(PICTURES, numbers(**neutral | {name: uniform}), AugmentSection(color_jitter=0.5))
+    changed = color_jitter(PICTURES, numbers(**neutral | {name: uniform}), AugmentSection(color_jitter=0.5))
     for row in range(5):
         expected = enhancer(Image.fromarray(PICTURES[row].numpy())).enhance(1 + 0.5 * (2 * uniform - 1))
         assert np.abs(changed[row].numpy().astype(int) - np.asarray(expected, dtype=int)).max() <= 1
@@ -71,17 +71,17 @@ def test_jitter_equals_pillow(name: str, enhancer: type, uniform: float) -> None
 def test_contrast_moves_values_from_or_to_the_mean() -> None:
     section = AugmentSection(color_jitter=1.0)
     fixed = {"brightness": 0.5, "saturation": 0.5}
-    flat = recolour(PICTURES, numbers(contrast=0.0, **fixed), section).float()
+    flat = color_jitter(PICTURES, numbers(contrast=0.0, **fixed), section).float()
     luma = (PICTURES.float() * torch.tensor([0.299, 0.587, 0.114])).sum(-1).mean(dim=(1, 2))
     assert (flat - luma[:, None, None, None]).abs().max() <= 0.51
-    middle = recolour(PICTURES, numbers(contrast=0.25, **fixed), section).float()
+    middle = color_jitter(PICTURES, numbers(contrast=0.25, **fixed), section).float()
     # Values are whole numbers: at most half of 1 is rounded off.
     assert (middle - (PICTURES.float() + luma[:, None, None, None]) / 2).abs().max() <= 0.51
 
 
 def test_grayscale_and_invert_equal_pillow() -> None:
-    gray = recolour(PICTURES, numbers(), AugmentSection(grayscale=1.0))
-    inverted = recolour(PICTURES, numbers(), AugmentSection(invert=1.0))
+    gray = color_jitter(PICTURES, numbers(), AugmentSection(grayscale=1.0))
+    inverted = color_jitter(PICTURES, numbers(), AugmentSection(invert=1.0))
     for row in range(5):
         image = Image.fromarray(PICTURES[row].numpy())
         expected = np.asarray(image.convert("L").convert("RGB"), dtype=int)
@@ -90,19 +90,19 @@ def test_grayscale_and_invert_equal_pillow() -> None:
 
 
 def test_shares_are_kept_to() -> None:
-    changed = recolour(PICTURES, numbers(), AugmentSection(invert=0.25, grayscale=0.25))
+    changed = color_jitter(PICTURES, numbers(), AugmentSection(invert=0.25, grayscale=0.25))
     same = sum(torch.equal(changed[row], PICTURES[row]) for row in range(40))
     assert 12 < same < 33
 
 
-def test_a_picture_s_change_does_not_depend_on_its_batch() -> None:
+def test_a_image_s_change_does_not_depend_on_its_batch() -> None:
     section = AugmentSection(shift=2, flip=True, color_jitter=0.4, grayscale=0.2, invert=0.2)
     many = PICTURES.repeat(5, 1, 1, 1)  # more than are changed at a time
     draws = uniforms(0, 0, np.arange(200), len(DRAWS))
-    together = recolour(move(many, torch.arange(200), draws, section), draws, section)
+    together = color_jitter(move(many, torch.arange(200), draws, section), draws, section)
     for row in range(0, 200, 23):
         one = draws[row : row + 1]
-        assert torch.equal(recolour(move(many, torch.tensor([row]), one, section), one, section)[0], together[row])
+        assert torch.equal(color_jitter(move(many, torch.tensor([row]), one, section), one, section)[0], together[row])
 
 
 def test_crop_boxes_lie_inside_and_have_the_asked_shape() -> None:
@@ -191,20 +191,20 @@ def test_further_numbers_are_even_and_their_own() -> None:
 
 
 def test_resized_crop_is_pillow_s() -> None:
-    picture = PICTURES[0].numpy()
-    whole = resized_crop(picture, np.array([0.0, 0, SIZE, SIZE]), SIZE)
-    np.testing.assert_array_equal(whole, picture)
-    part = resized_crop(picture, np.array([2.0, 4, 10, 12]), 8)
-    np.testing.assert_array_equal(part, picture[4:12, 2:10])
+    image = PICTURES[0].numpy()
+    whole = resized_crop(image, np.array([0.0, 0, SIZE, SIZE]), SIZE)
+    np.testing.assert_array_equal(whole, image)
+    part = resized_crop(image, np.array([2.0, 4, 10, 12]), 8)
+    np.testing.assert_array_equal(part, image[4:12, 2:10])
 
 
 @pytest.mark.parametrize("size", [10, 16, 37])
 def test_crops_of_a_batch_equal_pillow_s(size: int) -> None:
     smooth = torch.nn.functional.interpolate(PICTURES[:, :4, :4].permute(0, 3, 1, 2).float(), (24, 20), mode="bilinear")
-    pictures = smooth.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous()
+    images = smooth.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous()
     sizes = np.tile([[20.0, 24.0]], (40, 1))
     boxes = crop_boxes(sizes, numbers(), AugmentSection(crop_scale=(0.4, 1.0)))
-    batch = resized_crops(pictures, boxes, size)
+    batch = resized_crops(images, boxes, size)
     for row in range(40):
-        expected = resized_crop(pictures[row].numpy(), boxes[row], size)
+        expected = resized_crop(images[row].numpy(), boxes[row], size)
         assert np.abs(batch[row].numpy().astype(int) - expected.astype(int)).max() <= 2

@@ -1,4 +1,4 @@
-"""Which captions are drawn: several of a picture in one step, none twice where there are enough."""
+"""Which captions are drawn: several of an image in one step, none twice where there are enough."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_draws_of_one_place_do_not_follow_from_those_of_another() -> None:
     within(abs(np.corrcoef(second, again)[0, 1]), 0.08, "five deviations of 0.016")
 
 
-def test_a_batch_holds_several_captions_of_each_picture(tmp_path: Path) -> None:
+def test_a_batch_holds_several_captions_of_each_image(tmp_path: Path) -> None:
     texts = [[f"{word} {number}" for word in ("one", "two", "three", "four")[: 1 + number % 4]] for number in range(12)]
     tokenizer = train_bpe([text for several in texts for text in several], 560, context_length=10)
     source = open_pairs(DataSection(train=str(write_parquet(tmp_path / "t.parquet", range(12)))))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pair_files import captions_of, encoded, picture, write_tar
+from pair_files import captions_of, encoded, image, write_tar
 
 from cloob_cli.data.pairs import open_pairs
 from cloob_cli.data.sources.tar_index import index_tar
@@ -47,7 +47,7 @@ def check(source: WebdatasetSource, folder: Path, numbers: list[int]) -> None:
     assert [int(Path(source.name(index)).name) for index in range(len(source))] == numbers
     for index, number in enumerate(numbers):
         assert source.captions(index) == captions_of(number)[:1]
-        difference = np.asarray(source.image(index), dtype=int) - np.asarray(picture(number), dtype=int)
+        difference = np.asarray(source.image(index), dtype=int) - np.asarray(image(number), dtype=int)
         assert np.abs(difference).max() <= 20  # JPEG
     assert all(name.startswith(str(folder)) for name, _ in source.unusable)
 
@@ -123,7 +123,7 @@ def test_an_early_end_is_told(tar: Path, where: str) -> None:
 def test_samples_that_lack_something_are_named(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for name, data in {
-            "0.jpg": encoded(0, form="JPEG"), "0.txt": b"picture number 0", "1.jpg": encoded(1, form="JPEG"),
+            "0.jpg": encoded(0, form="JPEG"), "0.txt": b"image number 0", "1.jpg": encoded(1, form="JPEG"),
             "2.txt": b"text", "3.txt": captions_of(3)[0].encode(), "3.jpg": encoded(3, form="JPEG"),
         }.items():  # fmt: skip
             member = tarfile.TarInfo(name)

@@ -133,14 +133,18 @@ def test_a_tiff_that_claims_a_huge_tile_is_taken_at_its_word() -> None:
 
 
 def test_nothing_is_decoded_before_the_memory_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+
     def load(image: Image.Image) -> None:
-        raise AssertionError("decoded")
+        decoded.append(image.format)
+        raise OSError("decoded")
 
     small = {name: make((64, 48)) for name, make in KINDS.items() if available(name)}
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
     monkeypatch.setattr(Image.Image, "load", load)
     for name, data in small.items():
         assert expected_bytes(data) > 0, name
+        assert not decoded, name
 
 
 def test_budget_does_not_change_pixels() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pair_files import picture, write_folder, write_parquet, write_table, write_tar
+from pair_files import image, write_folder, write_parquet, write_table, write_tar
 
 from cloob_cli.data.fingerprint import Part, changes, digest, digest_of, from_json, short_names, to_json
 from cloob_cli.data.pairs import open_pairs
@@ -91,7 +91,7 @@ def test_another_caption_image_or_name_changes_a_folder(tmp_path: Path) -> None:
     assert changes(before, parts_of(folder)) == ["data has other contents"]
     (folder / "007.txt").write_text(text)
     assert changes(before, parts_of(folder)) == []
-    picture(7, (60, 60)).save(folder / "007.png")
+    image(7, (60, 60)).save(folder / "007.png")
     assert changes(before, parts_of(folder)) == ["data has other contents"]
 
 

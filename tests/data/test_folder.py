@@ -41,23 +41,23 @@ def test_every_suffix_but_heif_is_one_that_pillow_opens() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
 def test_link_loops_end_and_each_folder_counts_once(tmp_path: Path) -> None:
-    touch(tmp_path / "pictures", "one.png", "deep/two.png")
-    (tmp_path / "pictures/deep/up").symlink_to(tmp_path / "pictures", target_is_directory=True)
-    (tmp_path / "pictures/gone.png").symlink_to(tmp_path / "nothing.png")
-    names = [path.name for path in list_images(tmp_path / "pictures")]
+    touch(tmp_path / "images", "one.png", "deep/two.png")
+    (tmp_path / "images/deep/up").symlink_to(tmp_path / "images", target_is_directory=True)
+    (tmp_path / "images/gone.png").symlink_to(tmp_path / "nothing.png")
+    names = [path.name for path in list_images(tmp_path / "images")]
     assert names == ["two.png", "one.png"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
 def test_a_linked_folder_is_followed(tmp_path: Path) -> None:
     touch(tmp_path / "elsewhere", "one.png")
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures/link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    assert list_images(tmp_path / "pictures") == [tmp_path / "pictures/link/one.png"]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert list_images(tmp_path / "images") == [tmp_path / "images/link/one.png"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-def test_a_pipe_with_a_picture_s_name_is_not_opened(tmp_path: Path) -> None:
+def test_a_pipe_with_a_image_s_name_is_not_opened(tmp_path: Path) -> None:
     touch(tmp_path, "one.png")
     os.mkfifo(tmp_path / "pipe.png")
     assert list_images(tmp_path) == [tmp_path / "one.png"]

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from pair_files import FatalSource, captions_of, picture, write_folder, write_parquet, write_tar
+from pair_files import FatalSource, captions_of, image, write_folder, write_parquet, write_tar
 
 from cloob_cli.data import loader as loader_module
 from cloob_cli.data.images import Preprocess
@@ -24,6 +24,7 @@ from cloob_cli.data.loader import PairBatch, PairLoader
 from cloob_cli.data.order import epoch_order
 from cloob_cli.data.pairs import PairSource, open_pairs
 from cloob_cli.data.sources.parquet import ParquetSource
+from cloob_cli.data.streaming import PairStream
 from cloob_cli.data.text import Tokenizer, train_bpe
 from cloob_cli.errors import DataError
 from cloob_cli.recipe import AugmentSection, DataSection
@@ -43,7 +44,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> PairSource:
-    path = write_parquet(tmp_path_factory.mktemp("pairs") / "t.parquet", range(COUNT), pair13=b"no picture")
+    path = write_parquet(tmp_path_factory.mktemp("pairs") / "t.parquet", range(COUNT), pair13=b"no image")
     return open_pairs(DataSection(train=str(path)))
 
 
@@ -72,7 +73,7 @@ def test_a_batch(source: PairSource, tokenizer: Tokenizer) -> None:
         assert batch.pixels.shape == (len(wanted), 3, 16, 16)
         assert batch.pixels.dtype == torch.uint8
         for row, index in enumerate(wanted):
-            crop = torch.from_numpy(preprocess.crop(picture(index))).permute(2, 0, 1)
+            crop = torch.from_numpy(preprocess.crop(image(index))).permute(2, 0, 1)
             assert torch.equal(batch.pixels[row], crop)
             assert batch.tokens[row, 0].tolist() in tokenizer(captions_of(index)).tolist()
 
@@ -82,7 +83,7 @@ def test_the_unreadable_pair_is_left_out_and_named(source: PairSource, tokenizer
         skipped = [
             entry for batch in loader(source, tokenizer, in_memory=in_memory).batches(1) for entry in batch.skipped
         ]
-        assert skipped == [(source.name(13), "not a picture in a known format")]
+        assert skipped == [(source.name(13), "not an image in a known format")]
 
 
 def test_equal_captions_have_equal_ids(source: PairSource, tokenizer: Tokenizer) -> None:
@@ -180,10 +181,10 @@ def test_only_the_given_pairs(source: PairSource, tokenizer: Tokenizer) -> None:
         assert sorted(torch.cat([batch.indices for batch in made.batches(0)]).tolist()) == sorted(wanted)
 
 
-def test_pictures_of_different_sizes(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_images_of_different_sizes(tokenizer: Tokenizer, tmp_path: Path) -> None:
     folder = write_folder(tmp_path, range(12))
-    picture(3, (90, 30)).save(folder / "003.png")
-    picture(0, (16, 50)).save(folder / "000.png")
+    image(3, (90, 30)).save(folder / "003.png")
+    image(0, (16, 50)).save(folder / "000.png")
     source = open_pairs(DataSection(train=str(folder)))
     for augment in (PLAIN, MUCH):
         kept, anew = (loader(source, tokenizer, augment, batch_size=12, in_memory=m) for m in (True, False))
@@ -333,3 +334,31 @@ def test_automatic_workers_share_the_cores_of_their_own_machine(
     for local in (8, None):
         loader(source, tokenizer, in_memory=False, workers="auto", processes=16, local_processes=local)
     assert asked == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("problem", "lost"),
+    [
+        (RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly"), True),
+        (ConnectionResetError(104, "Connection reset by peer"), True),
+        (FileNotFoundError(2, "No such file or directory"), True),  # the socket through which a batch is fetched
+        (EOFError(), True),
+        (RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback"), False),
+        (FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0.\nOriginal Traceback"), False),
+        (RuntimeError("something else"), False),
+    ],
+)
+def test_however_a_lost_worker_shows_it_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, problem: Exception, lost: bool
+) -> None:
+    """What a living worker raises is not taken for a lost one."""
+
+    def parts() -> Iterator[PairBatch]:
+        raise problem
+        yield
+
+    streamed = PairStream(mock.Mock(), 0)
+    monkeypatch.setattr(streamed, "_loader", parts())
+    with pytest.raises(DataError if lost else type(problem)) as caught:
+        list(streamed.batches(0, [(np.arange(4), 16)]))
+    assert ("ended from outside" in str(caught.value)) == lost

@@ -17,7 +17,11 @@ COMMAND = [sys.executable, "-m", "cloob_cli"]
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment without settings that would change what cloob does; one thread for torch."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CLOOB_")}
-    return kept | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", "NO_COLOR": "1"} | changes
+    return (
+        kept
+        | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "default"), "NO_COLOR": "1"}
+        | changes
+    )
 
 
 def cloob(*arguments: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from cloob_cli import assets, load
 from cloob_cli.errors import ChecksumError, DownloadError
 from cloob_cli.registry import install, store
-from cloob_cli.registry.connection import Patience
+from cloob_cli.registry.connection import RetryPolicy
 from cloob_cli.registry.events import Event
 from cloob_cli.registry.fetch import remote_size
 from cloob_cli.registry.inventory import install_record, inventory
@@ -28,7 +28,7 @@ from cloob_cli.registry.trust import trusted_hash
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINTS = {"mljku": GOLDEN / "mljku_rn" / "checkpoint.pt", "crowsonkb": GOLDEN / "crowsonkb" / "checkpoint.pkl"}
-QUICK = install.Options(patience=Patience(attempts=2, first_wait=0.01, longest_wait=0.02, stall_seconds=1))
+QUICK = install.Options(patience=RetryPolicy(attempts=2, first_wait=0.01, longest_wait=0.02, stall_seconds=1))
 
 
 def inline(value: object) -> str:
@@ -68,7 +68,7 @@ def card(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     def write(format: str, **source: str) -> None:
         url = f"{server.url}/{CHECKPOINTS[format].name}"
-        lines = ['name = "golden"', 'summary = "s"', 'architecture = "a"', 'data = "d"', 'licence = "MIT"']
+        lines = ['name = "golden"', 'summary = "s"', 'architecture = "a"', 'data = "d"', 'license = "MIT"']
         lines += ["image_size = 64", "embed_dim = 24", "[source]", f'format = "{format}"', f'url = "{url}"']
         lines += [f'{key} = "{value}"' for key, value in source.items()]
         config = json.loads(CHECKPOINTS[format].with_name("config.json").read_text())
@@ -91,7 +91,7 @@ def test_a_card_becomes_a_model_that_computes_what_its_original_does(card: Calla
     close(found, features, "unit rows in float32 through a dozen layers", atol=1e-5)
     assert "license: mit" in (folder / "README.md").read_text()
     (entry,) = inventory()
-    assert (entry.name, entry.state, entry.licence) == ("golden", "installed", "MIT")
+    assert (entry.name, entry.state, entry.license) == ("golden", "installed", "MIT")
 
 
 @pytest.mark.usefixtures("trusting")
@@ -102,8 +102,9 @@ def test_a_published_hash_is_held(card: Callable[..., None], server: FileServer)
     assert install_record(install.pull(resolve("golden"), QUICK))["published_hash"] is True
     shutil.rmtree(store.installed_folder("golden"))
     server.faults = [Fault(corrupt_at=1000)]
-    with pytest.raises(ChecksumError, match=digest):
+    with pytest.raises(ChecksumError, match=digest) as caught:
         install.pull(resolve("golden"), QUICK)
+    assert "another name can have it: --name NAME --sha256 " in str(caught.value.hint)
 
 
 @pytest.mark.usefixtures("trusting")

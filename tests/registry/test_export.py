@@ -17,15 +17,15 @@ from margins import close
 from PIL import Image
 from safetensors.torch import load_file
 
+from cloob_cli.checkpoint.fingerprint import fixed_images
+from cloob_cli.convert import convert_checkpoint
 from cloob_cli.core.config import ARCHITECTURES, ModelConfig
 from cloob_cli.core.model import build
 from cloob_cli.data.images import open_image
 from cloob_cli.data.text import Tokenizer, clean, clip_tokenizer, train_bpe
 from cloob_cli.errors import NotExportableError, UsageError
-from cloob_cli.registry.convert import convert_checkpoint
-from cloob_cli.registry.export import export_model
-from cloob_cli.registry.export_open_clip import open_clip_config
-from cloob_cli.registry.fingerprint import fixed_pictures
+from cloob_cli.export import export_model
+from cloob_cli.export.open_clip import open_clip_config
 from cloob_cli.registry.store import open_model, save_model
 
 HELPERS = Path(__file__).parents[1] / "helpers"
@@ -67,7 +67,7 @@ def save(folder: Path, changes: dict[str, Any]) -> Path:
 
 def ours(folder: Path) -> dict[str, torch.Tensor]:
     model = open_model(folder, "cpu", torch.float32)
-    pixels = torch.stack([model.preprocess(picture) for picture in fixed_pictures()])
+    pixels = torch.stack([model.preprocess(image) for image in fixed_images()])
     tokens = model.tokenize(TEXTS)
     return {
         "pixels": pixels,
@@ -82,13 +82,13 @@ OPEN_CLIP = """
 import json, sys, torch, open_clip
 from safetensors.torch import save_file
 given = json.loads(sys.stdin.read())
-from cloob_cli.registry.fingerprint import fixed_pictures
+from cloob_cli.checkpoint.fingerprint import fixed_images
 for folder in sys.argv[1:]:
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(given)
     model.eval()
     with torch.no_grad():
-        pixels = torch.stack([preprocess(picture) for picture in fixed_pictures()])
+        pixels = torch.stack([preprocess(image) for image in fixed_images()])
         images, texts = model.encode_image(pixels, normalize=True), model.encode_text(tokens, normalize=True)
     found = {"pixels": pixels, "tokens": tokens, "images": images, "texts": texts}
     found["inv_tau"] = model.logit_scale.exp().reshape(1)
@@ -201,7 +201,7 @@ for folder in sys.argv[1:]:
 
 def unusual_images(folder: Path) -> list[Path]:
     """A transparent, a palette, and a rotated image, all saved as PNG."""
-    image = fixed_pictures()[0]
+    image = fixed_images()[0]
     transparent = image.copy()
     transparent.putalpha(image.convert("L").point(lambda value: 255 * (value > 90)))
     rotated = Image.Exif()

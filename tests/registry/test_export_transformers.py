@@ -18,7 +18,7 @@ from cloob_cli.core.model import build
 from cloob_cli.data.images import open_image
 from cloob_cli.data.text import Tokenizer, clip_tokenizer, train_bpe
 from cloob_cli.errors import NotExportableError
-from cloob_cli.registry.export import export_model
+from cloob_cli.export import export_model
 from cloob_cli.registry.store import open_model, save_model
 
 CAPTIONS = ["a red bicycle", "two cats on a roof", "the sea at night", "bicycles under the roof at night"]

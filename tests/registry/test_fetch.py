@@ -16,17 +16,17 @@ from file_server import Fault, FileServer, serving
 
 from cloob_cli.errors import ChecksumError, CloobError, DiskSpaceError, DownloadError, UsageError
 from cloob_cli.registry import fetch
-from cloob_cli.registry.connection import Patience, retry_after
+from cloob_cli.registry.connection import RetryPolicy, retry_after
 from cloob_cli.registry.events import Event, Notice, Received, Started
 from cloob_cli.registry.hub import listing, parse_reference
 from cloob_cli.registry.origin import resolve
-from cloob_cli.registry.storage import downloads_folder, rejected_folder
+from cloob_cli.registry.storage import downloads_folder, quarantine_folder
 from cloob_cli.registry.transfer import Downloaded, Transfer
 
 CONTENT = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(250_000)
 HASH = hashlib.sha256(CONTENT).hexdigest()
-QUICK = Patience(attempts=3, first_wait=0.01, longest_wait=0.02, stall_seconds=0.25, progress_bytes=1)
+QUICK = RetryPolicy(attempts=3, first_wait=0.01, longest_wait=0.02, stall_seconds=0.25, progress_bytes=1)
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_a_wrong_file_is_set_aside_with_both_hashes_in_the_error(server: FileSer
         get(server, wanted)
     assert HASH in caught.value.message
     assert wanted in caught.value.message
-    (aside,) = rejected_folder().iterdir()
+    (aside,) = quarantine_folder().iterdir()
     assert str(aside) in str(caught.value.hint)
     assert aside.read_bytes() == CONTENT
     server.files["/model.pt"] = OTHER

@@ -15,17 +15,17 @@ from file_server import FileServer, serving
 from cloob_cli import assets
 from cloob_cli.errors import ChecksumError, RegistryError, UsageError
 from cloob_cli.registry import install, store
-from cloob_cli.registry.connection import Patience
+from cloob_cli.registry.connection import RetryPolicy
 from cloob_cli.registry.inventory import install_record
 from cloob_cli.registry.origin import resolve
 from cloob_cli.registry.share import bundle_model
-from cloob_cli.registry.storage import rejected_folder
+from cloob_cli.registry.storage import quarantine_folder
 from cloob_cli.registry.trust import trust_file, trusted_hash
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINT = GOLDEN / "mljku_vit" / "checkpoint.pt"
 OTHER = "0" * 64
-QUICK = Patience(attempts=2, first_wait=0.01, longest_wait=0.02, stall_seconds=0.5, progress_bytes=1)
+QUICK = RetryPolicy(attempts=2, first_wait=0.01, longest_wait=0.02, stall_seconds=0.5, progress_bytes=1)
 OPTIONS = install.Options(patience=QUICK)
 
 
@@ -200,7 +200,7 @@ def test_a_file_fetched_by_hand_is_held_to_the_card(
     assert done.returncode == 1
     assert sha256(CHECKPOINT) in done.stderr
     assert mine.read_bytes() == b"something else"
-    assert not rejected_folder().exists()
+    assert not quarantine_folder().exists()
     shutil.copyfile(CHECKPOINT, mine)
     shutil.copyfile(CHECKPOINT.with_name("config.json"), tmp_path / "config.json")
     dry = said(cloob("zoo", "pull", "golden", "--from", str(mine), "--dry-run"))

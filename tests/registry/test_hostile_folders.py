@@ -142,6 +142,20 @@ def test_a_configuration_nested_without_end(cloob: Cloob, model_folder: Path, te
     one_line(cloob("zoo", "add", str(bad), "--name", "worse"), 1, 2)
 
 
+@pytest.mark.parametrize("levels", [100, 300, 900])
+def test_a_sound_configuration_with_depths_in_it(cloob: Cloob, model_folder: Path, levels: int) -> None:
+    """What can be read may still be too deep for what compares, writes and shows it."""
+    path, weights = model_folder / "config.json", model_folder / store.WEIGHTS_FILE
+    config = json.loads(path.read_text())
+    text = json.dumps(config | {"source": {"a": "DEPTH"}}).replace('"DEPTH"', "[" * levels + "]" * levels)
+    path.write_text(text)
+    save_file(load_file(weights), weights, metadata={"config": text})
+    with pytest.raises(ModelFolderError, match="nested"):
+        store.read_config(model_folder)
+    one_line(cloob("zoo", "show", str(model_folder)), 2)
+    one_line(cloob("zoo", "pull", str(weights), "--name", "mine"), 2)
+
+
 def test_a_configuration_in_the_weights_nested_without_end(model_folder: Path) -> None:
     weights = model_folder / store.WEIGHTS_FILE
     (model_folder / "config.json").unlink()

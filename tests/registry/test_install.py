@@ -39,7 +39,7 @@ from cloob_cli.errors import (
 )
 from cloob_cli.registry import install, store
 from cloob_cli.registry.bundle import MANIFEST
-from cloob_cli.registry.connection import Patience
+from cloob_cli.registry.connection import RetryPolicy
 from cloob_cli.registry.events import Event, Notice
 from cloob_cli.registry.fill import convert_to_folder
 from cloob_cli.registry.inventory import INSTALL_RECORD, install_record
@@ -47,12 +47,12 @@ from cloob_cli.registry.locks import is_held, lock_name
 from cloob_cli.registry.origin import Origin, resolve
 from cloob_cli.registry.remove import leftovers
 from cloob_cli.registry.share import bundle_model
-from cloob_cli.registry.storage import downloads_folder, rejected_folder
+from cloob_cli.registry.storage import downloads_folder, quarantine_folder
 from cloob_cli.registry.trust import trust_file, trusted_hash
 from cloob_cli.registry.verify import verify_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-QUICK = Patience(attempts=2, first_wait=0.01, longest_wait=0.02, stall_seconds=0.5, progress_bytes=1)
+QUICK = RetryPolicy(attempts=2, first_wait=0.01, longest_wait=0.02, stall_seconds=0.5, progress_bytes=1)
 OPTIONS = install.Options(patience=QUICK)
 
 
@@ -200,7 +200,7 @@ def test_a_checkpoint_that_lacks_its_configuration_is_kept(
 
     origin = resolve(f"{server.url}/vit.pt")
     with monkeypatch.context() as patched:
-        patched.setattr("cloob_cli.registry.convert.convert_checkpoint", undecided)
+        patched.setattr("cloob_cli.convert.convert_checkpoint", undecided)
         with pytest.raises(MissingConfigurationError) as caught:
             install.pull(origin, OPTIONS)
     assert caught.value.hint == "give it with --config FILE"
@@ -210,7 +210,7 @@ def test_a_checkpoint_that_lacks_its_configuration_is_kept(
         install.pull(origin, install.Options(config=spoilt, patience=QUICK))
     install.pull(origin, install.Options(config=folder / "config.json", patience=QUICK))
     assert server.served_bytes == len(server.files["/vit.pt"])
-    assert not rejected_folder().exists()
+    assert not quarantine_folder().exists()
 
 
 def test_an_unreadable_trust_file_stops_everything(server: FileServer) -> None:

@@ -17,7 +17,7 @@ from command_line import cloob
 from margins import EPS, close, within
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_run import COLOURS, tiny_recipe, write_class_folders, write_pairs, write_recipe
+from tiny_run import COLORS, tiny_recipe, write_class_folders, write_pairs, write_recipe
 
 import cloob_cli
 from cloob_cli.core.zero_shot import class_embeddings
@@ -92,31 +92,31 @@ def test_a_run_learns_and_leaves_a_model_that_opens(data, tmp_path):
     steps = of_kind(events, StepDone)
     assert [event.step for event in steps] == list(range(5, 151, 5))
     assert steps[-1].loss < steps[0].loss - 1
-    assert all(0 <= event.data_wait_share <= 1 and event.images_per_second > 0 for event in steps)
+    assert all(0 <= event.data_wait_fraction <= 1 and event.images_per_second > 0 for event in steps)
     assert [event.step for event in of_kind(events, Validated)] == [60, 120, 150]
     finished = events[-1]
     assert isinstance(finished, Finished)
-    # Rounding makes each machine's model another one. Chance misses 0.84 of the pairs, and 0.875 of 32 pictures with a
+    # Rounding makes each machine's model another one. Chance misses 0.84 of the pairs, and 0.875 of 32 images with a
     # deviation of 0.06.
     within(1 - finished.metrics["retrieval/image_to_text/recall_10"], 0.5, "between a model that learns and chance")
     within(1 - finished.metrics["zero_shot/classes/top1"], 0.6, "between a model that learns and chance")
 
     model = cloob_cli.load(tmp_path / "run" / "model", device="cpu")
-    names = class_embeddings(model.encode_text, model.tokenize, [[c] for c in COLOURS], ["{c}", "a picture of {c}"])
+    names = class_embeddings(model.encode_text, model.tokenize, [[c] for c in COLORS], ["{c}", "a picture of {c}"])
     pixels = torch.stack(
-        [model.preprocess(Image.open(path)) for colour in COLOURS for path in sorted((classes / colour).iterdir())]
+        [model.preprocess(Image.open(path)) for color in COLORS for path in sorted((classes / color).iterdir())]
     )
     right = (model.encode_image(pixels) @ names.T).argmax(1) == torch.arange(8).repeat_interleave(4)
     top1 = finished.metrics["zero_shot/classes/top1"]
-    close(float(right.double().mean()), top1, "a share of 32 pictures; no two classes are equally near", atol=1e-6)
+    close(float(right.double().mean()), top1, "a share of 32 images; no two classes are equally near", atol=1e-6)
 
 
 def test_what_a_run_folder_holds(straight, data):
     rows = read_rows(straight / "metrics.jsonl")
     assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
     assert {"loss", "learning_rate", "images_per_second", "gradient_norm", "inv_tau"} <= rows[0].keys()
-    with Image.open(straight / "loss.png") as picture:
-        picture.load()
+    with Image.open(straight / "loss.png") as image:
+        image.load()
     assert sorted(path.name for path in (straight / "checkpoints").iterdir()) == ["step-00000020", "step-00000030"]
     config = json.loads((straight / "model" / "config.json").read_text())
     assert config["recipe"]["train"]["steps"] == 30
@@ -278,7 +278,7 @@ def test_checkpointed_activations_give_the_same_loss(straight, data, tmp_path):
 
 def test_unreadable_pairs_are_skipped_once_and_listed(tmp_path):
     pairs = write_pairs(tmp_path / "pairs")
-    (pairs / "07.png").write_bytes(b"no picture")
+    (pairs / "07.png").write_bytes(b"no image")
     (pairs / "12.png").write_bytes((pairs / "12.png").read_bytes()[:40])
     events = run(tmp_path / "run", tiny_recipe(pairs, train__steps=12))
     assert sorted(Path(event.name).name for event in of_kind(events, PairSkipped)) == ["07.png", "12.png"]
@@ -288,8 +288,8 @@ def test_unreadable_pairs_are_skipped_once_and_listed(tmp_path):
     assert all(row["reason"] for row in listed)
 
 
-def test_a_share_of_the_pairs_is_held_out_and_never_trained_on(data, tmp_path):
-    recipe = tiny_recipe(data, data__validation_share=0.25, train__steps=2)
+def test_a_fraction_of_the_pairs_is_held_out_and_never_trained_on(data, tmp_path):
+    recipe = tiny_recipe(data, data__validation_fraction=0.25, train__steps=2)
     events = run(tmp_path / "run", recipe)
     started = of_kind(events, Started)[0]
     assert (started.pairs, started.validation_pairs) == (48, 16)
@@ -302,7 +302,7 @@ def test_too_few_pairs_and_missing_validation_data_fail_at_once(data, tmp_path):
     with pytest.raises(DataError, match="no data set"):
         run(tmp_path / "b", tiny_recipe(data, validation__zero_shot=[str(tmp_path / "nowhere")]))
     with pytest.raises(DataError, match="too few"):
-        run(tmp_path / "c", tiny_recipe(data, data__validation_share=0.01))
+        run(tmp_path / "c", tiny_recipe(data, data__validation_fraction=0.01))
 
 
 def test_training_works_outside_the_main_thread(straight, data, tmp_path):
@@ -325,7 +325,7 @@ def test_held_out_pairs_without_a_caption_are_skips(tmp_path, form):
         table = pyarrow.table({"image": [path.read_bytes() for path in images], "caption": captions})
         pairs = tmp_path / "pairs.parquet"
         pyarrow.parquet.write_table(table, pairs)
-    recipe = tiny_recipe(pairs, data__validation_share=0.4, validation__every=4, train__steps=8)
+    recipe = tiny_recipe(pairs, data__validation_fraction=0.4, validation__every=4, train__steps=8)
     events = run(tmp_path / "run", recipe)
     assert len(of_kind(events, Validated)) == 2
     assert {event.reason for event in of_kind(events, PairSkipped)} == {"no caption"}
@@ -334,7 +334,7 @@ def test_held_out_pairs_without_a_caption_are_skips(tmp_path, form):
     cloob_cli.load(tmp_path / "run" / "model", device="cpu")
 
 
-@pytest.mark.parametrize("failing", ["run", "model_card", "draw_loss_curve"])
+@pytest.mark.parametrize("failing", ["run", "trained_model_card", "draw_loss_curve"])
 def test_what_fails_after_the_last_step_does_not_cost_the_model(straight, data, tmp_path, monkeypatch, failing):
     recipe = tiny_recipe(data, data__validation=str(data), validation__every=20)
 
@@ -475,3 +475,16 @@ def test_a_full_disk_is_one_line_that_names_the_folder(data, tmp_path, largest):
     assert "--resume" in caught.value.hint
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
     run(tmp_path / "run", recipe, resume=True)
+
+
+def test_a_run_that_learns_nothing_says_so(data, tmp_path):
+    changes = {"optimizer__learning_rate": 1e-12, "optimizer__warmup_steps": 0, "objective__hopfield_warmup": 0.0}
+    changes |= {"objective__inv_tau": 1e-3, "objective__scale_hopfield": 1e-3}  # any embeddings give equal scores
+    stuck, learning = (run(tmp_path / f"{k}", tiny_recipe(data, **more)) for k, more in enumerate([changes, {}]))
+    assert ["nothing is learned" in event.text for event in of_kind(stuck, Notice)] == [True]
+    assert of_kind(learning, Notice) == []
+
+
+def test_validation_without_anything_to_validate_on_is_told(data, tmp_path):
+    events = run(tmp_path / "run", tiny_recipe(data, validation__every=1, train__steps=2))
+    assert ["validation.every has nothing" in event.text for event in of_kind(events, Notice)] == [True]

@@ -46,7 +46,7 @@ def test_restarts_equal_torchs_warm_restarts():
 
 
 def test_first_step_moves_and_the_end_is_zero():
-    section = OptimizerSection(learning_rate=1.0, warmup_share=0.1, schedule="cosine")
+    section = OptimizerSection(learning_rate=1.0, warmup_fraction=0.1, schedule="cosine")
     rates = [learning_rate(step, 100, section) for step in range(101)]
     half = 0.5 * (1 + math.cos(math.pi * 0.5))
     close([rates[step] for step in (0, 9, 10, 55, 100)], [0.1, 1.0, 1.0, half, 0.0], RATE, atol=1e-12)
@@ -94,7 +94,7 @@ def test_warm_up_from_zero_equals_lambdalr():
         schedule.step()
 
 
-def test_frozen_parameters_are_not_optimised():
+def test_frozen_parameters_are_not_optimized():
     model = torch.nn.Linear(2, 2)
     model.bias.requires_grad_(False)
     optimizer = build_optimizer(model, OptimizerSection())

@@ -17,11 +17,11 @@ import torch
 from margins import EPS, close
 from tiny_run import tiny_recipe, write_pairs
 
+from cloob_cli.checkpoint.card import trained_model_card
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.errors import DeviceError, Interrupted, MissingExtraError
 from cloob_cli.training import data_record, precision, setup, telemetry
-from cloob_cli.training.average import WeightAverage
-from cloob_cli.training.card import model_card
+from cloob_cli.training.ema import EMA
 from cloob_cli.training.events import Started, StepDone, Validated
 from cloob_cli.training.interrupt import StopRequest, stop_on_signals
 from cloob_cli.training.setup import choose_device, model_config, recipe_record
@@ -37,7 +37,7 @@ def step_done(step: int, **changes: float) -> StepDone:
 @pytest.mark.numeric
 def test_the_average_follows_its_formula():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    average = WeightAverage(model, decay=0.5)
+    average = EMA(model, decay=0.5)
     expected = model[0].weight.detach().clone()
     for step in range(12):
         with torch.no_grad():
@@ -154,7 +154,7 @@ def test_differences_of_recipes():
 
 
 def test_processes_compare_their_data_by_its_fingerprint(tmp_path):
-    recipe = tiny_recipe(write_pairs(tmp_path / "pairs"), data__validation_share=0.25)
+    recipe = tiny_recipe(write_pairs(tmp_path / "pairs"), data__validation_fraction=0.25)
 
     def facts():
         data = setup.open_data(recipe.data, 10)
@@ -184,7 +184,7 @@ def test_the_card_tells_what_was_done(tmp_path: Path):
         "metrics": {"loss": 1.5, "zero_shot/flags/top1": 0.4321}, "recipe": {"seed": 7},
     })  # fmt: skip
     started = Started(30, 0, "cpu", "bf16", 1, 25_985, 1234, 56, 16, None)
-    text = model_card(config, "A test.", started, skipped=3, seconds=3725)
+    text = trained_model_card(config, "A test.", started, skipped=3, seconds=3725)
     parts = ["# tiny", "A test.", "25,985", "1,234 pairs", "3 could not be read", "1 h 2 min", "0.4321", '"seed": 7']
     assert [part for part in parts if part not in text] == []
     assert text.startswith("---\n")

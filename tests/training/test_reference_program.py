@@ -17,7 +17,7 @@ from tiny_run import tiny_recipe
 from cloob_cli import assets
 from cloob_cli.core.model import CloobModel
 from cloob_cli.data.batch import PairBatch
-from cloob_cli.data.images import normalise
+from cloob_cli.data.images import normalize
 from cloob_cli.recipe import Recipe, load_recipe
 from cloob_cli.training import setup
 from cloob_cli.training.step import TrainingStep
@@ -137,7 +137,7 @@ def test_five_steps_equal_the_reference_programs(tower: str, cards: int) -> None
         precision="fp32", steps=TOTAL, share=PAIRS, seed=0,
     )  # fmt: skip
     for number, batch in enumerate(batches()):
-        expected = reference.step(number, normalise(batch.pixels, model.config.preprocess), batch.tokens[:, 0])
+        expected = reference.step(number, normalize(batch.pixels, model.config.preprocess), batch.tokens[:, 0])
         loss, _ = ours(batch, number)
         close(float(loss) * 2 / INV_TAU, expected, "float64 through five steps", atol=1e-10)
         close(ours.learning_rate(number), LEARNING_RATE * reference.factor(number), "float64", atol=1e-15)

@@ -17,7 +17,7 @@ from tiny_run import tiny_recipe, write_pairs, write_recipe
 from cloob_cli.core.loss import cloob_loss
 from cloob_cli.core.model import build
 from cloob_cli.data.batch import PairBatch
-from cloob_cli.data.images import normalise
+from cloob_cli.data.images import normalize
 from cloob_cli.training import loop
 from cloob_cli.training.events import CheckpointSaved
 from cloob_cli.training.setup import model_config
@@ -59,7 +59,7 @@ def test_the_loss_and_its_gradient_are_means_over_the_draws(micro_batch_size: in
     ids = torch.randint(0, 5, (8, 3), generator=generator)
 
     plain = build(config, 0)
-    images = plain.encode_image(normalise(pixels, config.preprocess))
+    images = plain.encode_image(normalize(pixels, config.preprocess))
     losses = [cloob_loss(images, plain.encode_text(tokens[:, k]), 30.0, 14.3, caption_ids=ids[:, k]) for k in range(3)]
     expected = sum(losses) / 3
     expected.backward()

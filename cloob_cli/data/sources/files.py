@@ -1,4 +1,4 @@
-"""Pairs whose pictures are files of their own: a folder with captions beside them, or a table of paths."""
+"""Pairs whose images are files of their own: a folder with captions beside them, or a table of paths."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Row = tuple[str, list[str]]
 
 
 class FileSource:
-    """Pairs of a picture's path and its captions, held as Arrow arrays: compact, and cheap to send to a worker."""
+    """Pairs of an image's path and its captions, held as Arrow arrays: compact, and cheap to send to a worker."""
 
     blocks = None
 
@@ -61,13 +61,13 @@ class FileSource:
 
 
 def folder_rows(folder: Path, image_key: str | None, caption_key: str | None) -> list[Row]:
-    """Pairs of a folder: those of its metadata.csv, .tsv or .jsonl, or each picture with the NAME.txt beside it.
+    """Pairs of a folder: those of its metadata.csv, .tsv or .jsonl, or each image with the NAME.txt beside it.
 
-    A text file holds one caption a line. A picture without one stays in the list with no caption, so that it is
+    A text file holds one caption a line. An image without one stays in the list with no caption, so that it is
     counted and named among the skipped.
 
     Raises:
-        DataError: not a single picture has a caption.
+        DataError: not a single image has a caption.
     """
     for name in METADATA_NAMES:
         if (folder / name).is_file():
@@ -78,8 +78,8 @@ def folder_rows(folder: Path, image_key: str | None, caption_key: str | None) ->
         rows.append((str(path), _text_lines(beside) if beside.is_file() else []))
     if not any(captions for _, captions in rows):
         raise DataError(
-            f"none of the {len(rows)} pictures in {folder} has a caption",
-            f"put NAME.txt beside each picture, or one {' or '.join(METADATA_NAMES)} in the folder",
+            f"none of the {len(rows)} images in {folder} has a caption",
+            f"put NAME.txt beside each image, or one {' or '.join(METADATA_NAMES)} in the folder",
         )
     return rows
 

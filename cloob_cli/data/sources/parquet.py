@@ -1,4 +1,4 @@
-"""Pairs in parquet files: a column with the picture's bytes, one with its caption or captions."""
+"""Pairs in parquet files: a column with the image's bytes, one with its caption or captions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CACHE_BYTES = 512 * 2**20
 class ParquetSource:
     """Row groups are read when a row of theirs is asked for, and the last used ones kept within `cache_bytes`.
 
-    The picture is a binary column, a struct of `bytes` and `path` as Hugging Face writes it, or a column of paths
+    The image is a binary column, a struct of `bytes` and `path` as Hugging Face writes it, or a column of paths
     relative to the file; the caption is a string or a list of strings.
 
     Raises:
@@ -93,7 +93,7 @@ class ParquetSource:
         if isinstance(value, str):
             value = self._files[self._groups[group][0]].parent / value
         if not value:
-            raise ImageError("no picture in this row")
+            raise ImageError("no image in this row")
         return open_image(value, size_hint)
 
     def parts(self) -> list[Part]:

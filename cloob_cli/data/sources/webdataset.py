@@ -16,7 +16,9 @@ from cloob_cli.data.images import open_image
 from cloob_cli.data.sources.columns import caption_list
 from cloob_cli.data.sources.tar_index import index_tar
 from cloob_cli.errors import DataError, ImageError
+from cloob_cli.schema import nearest
 
+_TRIED = 8  # samples whose .json is read at once, so that a wrong key fails within seconds
 _CAPTION_SUFFIXES = ("txt", "text", "caption", "json")
 
 
@@ -67,6 +69,7 @@ class WebdatasetSource:
         self._keys = pa.array(keys, pa.large_string())
         self._places = np.array(places, dtype=np.int64).reshape(-1, 6)
         self._counts = counts
+        self._check_field()
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -83,6 +86,26 @@ class WebdatasetSource:
             return caption_list(json.loads(text).get(self._field))
         except (ValueError, AttributeError):
             return []
+
+    def _check_field(self) -> None:
+        """Raise DataError where the captions are a field of JSON files and none of some of them has it."""
+        seen: Counter[str] = Counter()
+        for index in np.unique(np.linspace(0, len(self) - 1, _TRIED).astype(np.int64)).tolist():
+            file, _, _, offset, size, is_json = self._places[index].tolist()
+            try:
+                fields = json.loads(self._read(file, offset, size)) if is_json else None
+            except (ImageError, ValueError):
+                continue
+            if not isinstance(fields, dict) or self._field in fields:
+                return
+            seen.update(fields)
+        if seen:
+            near = nearest(self._field, seen)
+            hint = f"; did you mean {near!r}?" if near else "; name one with data.caption_key"
+            raise DataError(
+                f"the .json files in {self._files[0]} have no key {self._field!r}",
+                f"keys found: {', '.join(sorted(seen))}{hint}",
+            )
 
     def image(self, index: int, size_hint: int | None = None) -> Image.Image:
         file, offset, size, *_ = self._places[index].tolist()

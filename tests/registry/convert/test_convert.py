@@ -15,10 +15,10 @@ from margins import close
 from safetensors.torch import load_file
 
 import cloob_cli
+from cloob_cli.convert import convert_checkpoint
+from cloob_cli.convert.haiku_pickle import read_haiku_pickle
 from cloob_cli.core.model import unit_norm
 from cloob_cli.errors import ConversionError
-from cloob_cli.registry.convert import convert_checkpoint
-from cloob_cli.registry.convert.haiku_pickle import read_haiku_pickle
 from cloob_cli.registry.store import save_model
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -156,7 +156,7 @@ def test_truncated_files(name: str, share: float, tmp_path: Path) -> None:
             convert_checkpoint(file, format, config=GOLDEN / name / "config.json")
 
 
-@pytest.mark.parametrize("format", [None, "mljku", "crowsonkb", "japanese"])
+@pytest.mark.parametrize("format", [None, "mljku", "crowsonkb", "rinna"])
 @pytest.mark.parametrize("contents", [b"", b"hello\n", b"\x00" * 100, b"PK\x03\x04 no zip", b"\x80\x04K\x01."])
 def test_files_that_are_no_checkpoint(format: str | None, contents: bytes, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(contents)

@@ -1,4 +1,4 @@
-"""What the commands share that run a model over pictures: opening it, following the work, telling what became of it."""
+"""What the commands share that run a model over images: opening it, following the work, telling what became of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cloob_cli.inference.reading import Failure
 
 _PATIENCE = 0.5  # seconds before the search for images shows a bar
-_LISTED = 10  # skipped pictures that stderr names where a file lists them all
+_LISTED = 10  # skipped images that stderr names where a file lists them all
 
 
 class Batch(Protocol):
@@ -82,8 +82,8 @@ def _introduce_bundled() -> None:
     console.hint("for photographs choose a larger model with --model; `cloob zoo list` shows them")
 
 
-def find_pictures(sources: Sequence[Path]) -> list[Path | Failure]:
-    """The pictures that the arguments mean; what looks like one and cannot be read here is told in one notice."""
+def find_images(sources: Sequence[Path]) -> list[Path | Failure]:
+    """The images that the arguments mean; what looks like one and cannot be read here is told in one notice."""
     from cloob_cli.data.folder import describe_passed_over
     from cloob_cli.inference.reading import collect_images
 
@@ -136,7 +136,7 @@ class Work:
         console.talk(f"{verb} {self.rows:,} {self._unit} in {took} ({rate:,.3g} a second) with {model}")
         if self.failures:
             where = f", listed in {self._listing}" if self._listing else ""
-            console.warn(f"{len(self.failures)} picture(s) skipped{where}")
+            console.warn(f"{len(self.failures)} image(s) skipped{where}")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 
-class WeightAverage:
+class EMA:
     """Keeps `average = d * average + (1 - d) * weights` in float32, with d = min(decay, (1 + step) / (10 + step)).
 
     The smaller decay of the first steps keeps the random initial weights from lingering. BatchNorm's running

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cloob_cli.core.model import CloobModel
     from cloob_cli.data.text import Tokenizer
 
-FORMATS = ("mljku", "crowsonkb", "japanese")
+FORMATS = ("mljku", "crowsonkb", "rinna")
 CONFIG_FILE = "config.json"
 _WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin", "checkpoint.pt", "checkpoint.pkl")
 
@@ -55,12 +55,12 @@ def convert_checkpoint(
             `{"architecture": "RN50"}` names an architecture instead.
         architecture: an open_clip name, where there is no configuration. Without either the shapes decide.
         name: the model's name, for its configuration.
-        tokenizer: the folder of a sentence-piece vocabulary (format "japanese"); None: the checkpoint's folder.
+        tokenizer: the folder of a sentence-piece vocabulary (format "rinna"); None: the checkpoint's folder.
 
     Raises:
         UnsafeCheckpointError: it asks for anything but numbers in containers; nothing of it was run.
         ConversionError: it is damaged or does not have the layout of its format.
-        MissingExtraError: format "japanese" without the extra `transformers`.
+        MissingExtraError: format "rinna" without the extra `transformers`.
     """
     from cloob_cli.core.model import with_weights
 
@@ -69,7 +69,7 @@ def convert_checkpoint(
     if upstream is not None and set(upstream) == {"architecture"}:
         architecture, upstream = str(upstream["architecture"]), None
     contents = _read(path, format)
-    format = format or _recognise(path, contents)
+    format = format or _recognize(path, contents)
     model_config, tensors, ignored = _converter(format)(contents, upstream, architecture)
     del contents
     model_config, vocabulary = _with_tokenizer(
@@ -113,8 +113,8 @@ def _upstream(path: Path, config: Path | dict[str, Any] | None) -> dict[str, Any
 
 
 def _read(path: Path, format: str | None) -> Any:
-    from cloob_cli.registry.convert.haiku_pickle import read_haiku_pickle
-    from cloob_cli.registry.convert.torch_file import is_torch_file, read_safetensors, read_torch_file
+    from cloob_cli.convert.haiku_pickle import read_haiku_pickle
+    from cloob_cli.convert.torch_file import is_torch_file, read_safetensors, read_torch_file
 
     if path.suffix == ".safetensors":
         return read_safetensors(path)
@@ -122,15 +122,15 @@ def _read(path: Path, format: str | None) -> Any:
     return read_haiku_pickle(path) if is_haiku else read_torch_file(path)
 
 
-def _recognise(path: Path, contents: Any) -> str:
-    from cloob_cli.registry.convert import japanese, mljku
+def _recognize(path: Path, contents: Any) -> str:
+    from cloob_cli.convert import mljku, rinna
 
     if isinstance(contents, dict) and "params" in contents:
         return "crowsonkb"
-    if mljku.recognises(contents):
+    if mljku.recognizes(contents):
         return "mljku"
-    if japanese.recognises(contents):
-        return "japanese"
+    if rinna.recognizes(contents):
+        return "rinna"
     raise ConversionError(f"{path} has none of the layouts that cloob converts", f"they are {', '.join(FORMATS)}")
 
 
@@ -138,12 +138,12 @@ _Converter = Callable[[Any, "dict[str, Any] | None", "str | None"], "tuple[Model
 
 
 def _converter(format: str) -> _Converter:
-    from cloob_cli.registry.convert import crowsonkb, japanese, mljku
+    from cloob_cli.convert import crowsonkb, mljku, rinna
 
     known: dict[str, _Converter] = {
         "mljku": mljku.convert,
         "crowsonkb": crowsonkb.convert,
-        "japanese": japanese.convert,
+        "rinna": rinna.convert,
     }
     if format not in known:
         raise ConversionError(f"unknown format {format!r}", f"known: {', '.join(FORMATS)}")
@@ -151,8 +151,8 @@ def _converter(format: str) -> _Converter:
 
 
 def _with_tokenizer(config: ModelConfig, folder: Path) -> tuple[ModelConfig, Tokenizer]:
+    from cloob_cli.convert.sentencepiece_vocabulary import read_sentencepiece
     from cloob_cli.data.text import Tokenizer, clip_tokenizer
-    from cloob_cli.registry.convert.sentencepiece_vocabulary import read_sentencepiece
 
     if config.tokenizer.kind != "roberta":
         return config, clip_tokenizer(config.text.context_length)

@@ -16,10 +16,10 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
+from cloob_cli.convert.torch_file import plain_tensor
 from cloob_cli.core.config import Activation, ModelConfig
 from cloob_cli.errors import ConversionError, MissingConfigurationError
-from cloob_cli.registry.convert.torch_file import plain_tensor
-from cloob_cli.schema import Section, parse
+from cloob_cli.schema import StrictModel, parse
 
 MOST_TOKENS = 78  # the reference tokenizer's 77 and the [CLS] before them
 
@@ -31,7 +31,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-class _Tower(Section):
+class _Tower(StrictModel):
     # What is left out has the value that transformers gives it.
     model_config = ConfigDict(extra="ignore")
 
@@ -57,7 +57,7 @@ class TextTower(_Tower):
     pad_token_id: int = 1
 
 
-class UpstreamConfig(Section):
+class UpstreamConfig(StrictModel):
     """The `config.json` of the Hub's repository."""
 
     model_config = ConfigDict(extra="ignore")
@@ -69,7 +69,7 @@ class UpstreamConfig(Section):
     text_config: TextTower
 
 
-def recognises(checkpoint: Any) -> bool:
+def recognizes(checkpoint: Any) -> bool:
     """Whether a file's contents look like this model's."""
     return isinstance(checkpoint, Mapping) and any(str(name).startswith("vision_model.") for name in checkpoint)
 
@@ -252,5 +252,5 @@ def _description(upstream: UpstreamConfig) -> dict[str, Any]:
         "tokenizer": {"kind": "roberta", "pad_id": text.pad_token_id, "truncation": "mljku"},
         "inv_tau": upstream.init_inv_tau,
         "scale_hopfield": upstream.scale_hopfield,
-        "source": {"format": "japanese"},
+        "source": {"format": "rinna"},
     }

@@ -1,8 +1,8 @@
-"""A model's fingerprint: what it makes of fixed pictures and texts, stored with it and recomputed on request.
+"""A model's fingerprint: what it makes of fixed images and texts, stored with it and recomputed on request.
 
 Hashes show that files are the same; the fingerprint shows that they still mean the same, with this version of
-cloob, torch, Pillow and tokenizers. Pictures and texts are made by code. Every stage is compared on its own, so that
-the error names the one that is wrong: what preprocessing makes of the pictures, what the tokenizer makes of the texts,
+cloob, torch, Pillow and tokenizers. Images and texts are made by code. Every stage is compared on its own, so that
+the error names the one that is wrong: what preprocessing makes of the images, what the tokenizer makes of the texts,
 and what the towers make of a fixed pattern of pixels and of those ids.
 """
 
@@ -12,10 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloob_cli.errors import VerificationError
+from cloob_cli.errors import ModelFolderError, VerificationError
 
 if TYPE_CHECKING:
-    import torch
     from PIL.Image import Image
     from torch import Tensor
 
@@ -31,8 +30,8 @@ TEXTS = [
 ]
 _SIZES = ((160, 120), (97, 131), (64, 64))  # width, height: wide, tall and square
 
-# Resamplers of other processors may round some pixels otherwise, by one greylevel of 255 (0.015 after normalisation);
-# another filter or another normalisation moves most of them.
+# Resamplers of other processors may round some pixels otherwise, by one graylevel of 255 (0.015 after normalization);
+# another filter or another normalization moves most of them.
 _PIXEL_TOLERANCE, _MEAN_PIXEL_TOLERANCE = 0.03, 0.002
 
 # Largest difference of a coordinate of two unit embeddings. Processors differ by some 1e-7 in float32; erf and tanh
@@ -42,10 +41,10 @@ _HALF_TOLERANCE = 2e-2
 
 
 def compute_fingerprint(model: CloobModel) -> dict[str, Tensor]:
-    """What a loaded model makes of the fixed inputs.
+    """Compute what a loaded model makes of the fixed inputs.
 
     Returns:
-        `tokens` int64 [T, context]; `pixels` float32, some pixels of every preprocessed picture;
+        `tokens` int64 [T, context]; `pixels` float32, some pixels of every preprocessed image;
         `image_embeddings` [2, D] and `text_embeddings` [T, D], float32 of unit norm. All on the CPU.
     """
     import torch
@@ -53,7 +52,7 @@ def compute_fingerprint(model: CloobModel) -> dict[str, Tensor]:
     if model.preprocess is None or model.tokenize is None:
         raise VerificationError("a fingerprint needs a model with its preprocessing and tokenizer")
     device = model.logit_scale.device
-    pixels = torch.stack([model.preprocess(picture) for picture in fixed_pictures()])
+    pixels = torch.stack([model.preprocess(image) for image in fixed_images()])
     tokens = _tokens(model.tokenize)
     with torch.inference_mode():
         images = model.encode_image(_fixed_pixels(pixels.shape[-1]).to(device))
@@ -68,40 +67,16 @@ def compute_fingerprint(model: CloobModel) -> dict[str, Tensor]:
     }
 
 
-def write_fingerprint(folder: Path) -> None:
-    """Open the model in `folder` as anybody would, and store its fingerprint there.
+def compare_fingerprint(model: CloobModel, expected: dict[str, Tensor]) -> str:
+    """Compare what a model computes with its stored fingerprint; gives a line that says how near it is.
 
-    Raises:
-        ModelFolderError: it cannot be opened.
-    """
-    import torch
-
-    from cloob_cli.files import replacing
-    from cloob_cli.registry.store import open_model
-    from cloob_cli.registry.tensor_file import write_tensors
-
-    found = compute_fingerprint(open_model(folder, "cpu", torch.float32))
-    with replacing(Path(folder) / FINGERPRINT_FILE) as temporary:
-        write_tensors(found, temporary)
-
-
-def check_fingerprint(folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> str:
-    """Compare what the model in `folder` computes with its stored fingerprint; gives a line that says how near it is.
-
-    Args:
-        device, dtype: where and in what it is computed; None: float32. Only float32 can tell apart neighbouring
-            activations, like GELU's erf and tanh forms.
+    Only float32 can tell apart neighboring activations, like GELU's erf and tanh forms.
 
     Raises:
         VerificationError: a stage gives something else; the first one is named.
-        ModelFolderError: the model or its fingerprint cannot be opened.
     """
     import torch
 
-    from cloob_cli.registry.store import open_model
-
-    expected = _read(Path(folder) / FINGERPRINT_FILE)
-    model = open_model(folder, device, dtype or torch.float32)
     found = compute_fingerprint(model)
     if not torch.equal(expected["tokens"], found["tokens"]):
         raise VerificationError("the tokenizer gives other ids than when the model was stored")
@@ -123,23 +98,41 @@ def check_fingerprint(folder: Path, device: str = "cpu", dtype: torch.dtype | No
     return f"embeddings as stored, to {worst:.1g}"
 
 
-def fixed_pictures() -> list[Image]:
-    """The pictures of every fingerprint: colour ramps with fine stripes, from whole-number arithmetic alone."""
+def read_fingerprint(path: Path) -> dict[str, Tensor]:
+    """Read a stored fingerprint.
+
+    Raises:
+        ModelFolderError: the file is missing, damaged or lacks a part.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        stored = load_file(path)
+    except (SafetensorError, OSError) as problem:
+        raise ModelFolderError(f"{path} cannot be read ({problem})") from None
+    if missing := {"tokens", "pixels", "image_embeddings", "text_embeddings"} - stored.keys():
+        raise ModelFolderError(f"{path} lacks {', '.join(sorted(missing))}")
+    return stored
+
+
+def fixed_images() -> list[Image]:
+    """The images of every fingerprint: color ramps with fine stripes, from whole-number arithmetic alone."""
     import numpy as np
     from PIL import Image
 
-    pictures = []
+    images = []
     for number, (width, height) in enumerate(_SIZES):
         y, x = np.mgrid[0:height, 0:width]
         red = 255 * x // (width - 1)
         green = 255 * y // (height - 1)
         blue = 255 * ((x // (2 + number) + y // 3) % 2)
-        pictures.append(Image.fromarray(np.stack([red, green, blue], axis=-1).astype(np.uint8)))
-    return pictures
+        images.append(Image.fromarray(np.stack([red, green, blue], axis=-1).astype(np.uint8)))
+    return images
 
 
 def _fixed_pixels(size: int) -> Tensor:
-    """float32 [2, 3, size, size]: normalised pixels that no picture library had a hand in."""
+    """float32 [2, 3, size, size]: normalized pixels that no image library had a hand in."""
     import torch
 
     numbers = torch.arange(2 * 3 * size * size, dtype=torch.int64)
@@ -158,18 +151,3 @@ def _differences(expected: Tensor, found: Tensor) -> Tensor:
     if expected.shape != found.shape:
         return expected.new_full((1,), float("inf"))
     return (expected.float() - found.float()).abs()
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from cloob_cli.errors import ModelFolderError
-
-    try:
-        stored = load_file(path)
-    except (SafetensorError, OSError) as problem:
-        raise ModelFolderError(f"{path} cannot be read ({problem})") from None
-    if missing := {"tokens", "pixels", "image_embeddings", "text_embeddings"} - stored.keys():
-        raise ModelFolderError(f"{path} lacks {', '.join(sorted(missing))}")
-    return stored

@@ -9,8 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloob_cli.files import replacing_folder
-from cloob_cli.registry.export_parts import (
+from cloob_cli.export.parts import (
     OPEN_RGB,
     foreign_padding,
     not_of_clip,
@@ -18,6 +17,7 @@ from cloob_cli.registry.export_parts import (
     write_readme,
     write_tokenizer,
 )
+from cloob_cli.files import replacing_folder
 from cloob_cli.registry.store import open_model
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """A sentence-piece model as a `tokenizer.json`, so that nothing but the tokenizers library is needed afterwards.
 
 Kudo & Richardson, "SentencePiece" (2018), unigram models only. The steps are those of the reference tokenizer of
-rinnakk/japanese-clip: lower case, the model's own normalisation, pieces, and a [CLS] token in front. The ids are the
+rinnakk/japanese-clip: lower case, the model's own normalization, pieces, and a [CLS] token in front. The ids are the
 same but for one oddity of the tokenizers library, which drops a combining accent that follows a full-width letter.
 """
 

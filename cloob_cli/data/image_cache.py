@@ -1,4 +1,4 @@
-"""Decoded training pictures: what is kept of each before its random changes, and a store that keeps all of them."""
+"""Decoded training images: what is kept of each before its random changes, and a store that keeps all of them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from cloob_cli.recipe import AugmentSection
 
 _SHARE_OF_MEMORY = 0.4  # of what is free, at most so much is taken without being asked
 _SHARE_OF_DEVICE = 0.25
-_AT_ONCE = 64  # pictures that a thread decodes in one go
-_TRIED = 32  # pictures that stand for all when their size is estimated
+_AT_ONCE = 64  # images that a thread decodes in one go
+_TRIED = 32  # images that stand for all when their size is estimated
 
 
-class Bases:
-    """What random changes start from: without random crops the picture as inference would crop it; with them the
-    whole picture, made smaller only where it has many more pixels than the smallest crop needs.
+class ImageDecoder:
+    """What random changes start from: without random crops the image as inference would crop it; with them the
+    whole image, made smaller only where it has many more pixels than the smallest crop needs.
     """
 
     def __init__(self, preprocess: Preprocess, augment: AugmentSection) -> None:
@@ -36,7 +36,7 @@ class Bases:
         self._enough = math.ceil(self.size / math.sqrt(augment.crop_scale[0])) if crops(augment) else None
 
     def of(self, source: PairSource, index: int) -> np.ndarray:
-        """The picture of one pair -> uint8 [H, W, 3]. Raises ImageError."""
+        """The image of one pair -> uint8 [H, W, 3]. Raises ImageError."""
         if self._enough is None:
             return self._preprocess.crop(source.image(index, self.size))
         image = source.image(index, self._enough)
@@ -47,18 +47,18 @@ class Bases:
         return np.array(image)
 
 
-class PictureStore:
+class ImageCache:
     """The bases of `pairs`, each decoded when it is first asked for and kept from then on.
 
     Rows are numbered as in `pairs`. Threads may load different rows at the same time.
     """
 
-    def __init__(self, source: PairSource, bases: Bases, pairs: np.ndarray) -> None:
+    def __init__(self, source: PairSource, bases: ImageDecoder, pairs: np.ndarray) -> None:
         self.unreadable: dict[int, str] = {}  # row, reason
         self._source, self._bases, self._pairs = source, bases, pairs
         self._known = np.zeros(len(pairs), dtype=bool)
-        self._tensor: torch.Tensor | None = None  # uint8 [n, H, W, 3], H and W those of the first picture
-        self._odd: dict[int, np.ndarray] = {}  # pictures of another size
+        self._tensor: torch.Tensor | None = None  # uint8 [n, H, W, 3], H and W those of the first image
+        self._odd: dict[int, np.ndarray] = {}  # images of another size
         self._lock = threading.Lock()
 
     def load(self, rows: np.ndarray) -> None:
@@ -92,44 +92,44 @@ class PictureStore:
             return move(self._tensor, torch.from_numpy(rows).to(self._tensor.device), random, augment)
         if self._tensor.device.type == "cpu":
             kept = self._tensor.numpy()
-            pictures = cropped([self._odd.get(row, kept[row]) for row in rows.tolist()], random, augment, size)
+            images = cropped([self._odd.get(row, kept[row]) for row in rows.tolist()], random, augment, size)
         else:
             height, width = self._tensor.shape[1:3]
             boxes = _boxes(np.tile([[width, height]], (len(rows), 1)), random, augment)
-            pictures = resized_crops(self._tensor[torch.from_numpy(rows).to(self._tensor.device)], boxes, size)
-        return move(pictures, torch.arange(len(pictures), device=pictures.device), random, augment)
+            images = resized_crops(self._tensor[torch.from_numpy(rows).to(self._tensor.device)], boxes, size)
+        return move(images, torch.arange(len(images), device=images.device), random, augment)
 
-    def _put(self, row: int, picture: np.ndarray) -> None:
+    def _put(self, row: int, image: np.ndarray) -> None:
         with self._lock:
             if self._tensor is None:
-                # Not touched before it is filled, so that memory is taken as pictures come.
-                self._tensor = torch.from_numpy(np.zeros((len(self._pairs), *picture.shape), dtype=np.uint8))
-        if self._tensor.shape[1:] == picture.shape:
-            self._tensor[row] = torch.from_numpy(picture)
+                # Not touched before it is filled, so that memory is taken as images come.
+                self._tensor = torch.from_numpy(np.zeros((len(self._pairs), *image.shape), dtype=np.uint8))
+        if self._tensor.shape[1:] == image.shape:
+            self._tensor[row] = torch.from_numpy(image)
         else:
-            self._odd[row] = picture
+            self._odd[row] = image
 
 
-def cropped(pictures: list[np.ndarray], random: np.ndarray, augment: AugmentSection, size: int) -> torch.Tensor:
-    """Bases, uint8 [H, W, 3] each -> uint8 [B, size, size, 3]: at random or, without random crops, as a whole."""
-    result = np.empty((len(pictures), size, size, 3), dtype=np.uint8)
-    if pictures:
-        sizes = np.array([picture.shape[1::-1] for picture in pictures])
+def cropped(images: list[np.ndarray], random: np.ndarray, augment: AugmentSection, size: int) -> torch.Tensor:
+    """Crop decoded images, uint8 [H, W, 3] each -> uint8 [B, size, size, 3]: at random, or the whole."""
+    result = np.empty((len(images), size, size, 3), dtype=np.uint8)
+    if images:
+        sizes = np.array([image.shape[1::-1] for image in images])
         for row, box in enumerate(_boxes(sizes, random, augment)):
-            whole = not crops(augment) and pictures[row].shape[:2] == (size, size)
-            result[row] = pictures[row] if whole else resized_crop(pictures[row], box, size)
+            whole = not crops(augment) and images[row].shape[:2] == (size, size)
+            result[row] = images[row] if whole else resized_crop(images[row], box, size)
     return torch.from_numpy(result)
 
 
 def _boxes(sizes: np.ndarray, random: np.ndarray, augment: AugmentSection) -> np.ndarray:
-    """`crop_boxes`, or the whole pictures where no random crops are asked for."""
+    """`crop_boxes`, or the whole images where no random crops are asked for."""
     if crops(augment):
         return crop_boxes(sizes, random, augment)
     return np.concatenate([np.zeros(sizes.shape), sizes], axis=1)
 
 
-def fits_in_memory(source: PairSource, bases: Bases, pairs: np.ndarray, processes: int) -> bool:
-    """Whether all decoded pictures, once a process, take at most 0.4 of the memory that is free."""
+def fits_in_memory(source: PairSource, bases: ImageDecoder, pairs: np.ndarray, processes: int) -> bool:
+    """Whether all decoded images, once a process, take at most 0.4 of the memory that is free."""
     sizes = []
     for index in pairs[np.linspace(0, len(pairs) - 1, _TRIED).astype(np.int64)].tolist():
         try:

@@ -23,15 +23,15 @@ def export_model(folder: Path, to: str, output: Path) -> None:
     """
     folder, output = Path(folder), Path(output)
     if to == "open_clip":
-        from cloob_cli.registry.export_open_clip import export_open_clip
+        from cloob_cli.export.open_clip import export_open_clip
 
         export_open_clip(folder, output)
     elif to == "transformers":
-        from cloob_cli.registry.export_transformers import export_transformers
+        from cloob_cli.export.transformers import export_transformers
 
         export_transformers(folder, output)
     elif to == "onnx":
-        from cloob_cli.registry.export_onnx import export_onnx
+        from cloob_cli.export.onnx import export_onnx
 
         export_onnx(folder, output)
     else:
