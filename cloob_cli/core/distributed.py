@@ -219,22 +219,13 @@ class _Ring:
 
     def pass_on(self, outgoing: list[Tensor], distance: int, piece: int) -> _Transfer:
         """Send to the next process; receive from the one before it what has come `distance` steps."""
-        layout = self.layout
-        assert layout.group is not None
-        next_one, one_before = (
-            distributed.get_global_rank(layout.group, (layout.rank + step) % layout.processes) for step in (1, -1)
-        )
+        layout, group = self.layout, self.layout.group
+        assert group is not None
+        to, source = (distributed.get_global_rank(group, (layout.rank + step) % layout.processes) for step in (1, -1))
         rows = self.joint_rows(distance, piece)
         received = [tensor.new_empty(rows.stop - rows.start, *tensor.shape[1:]) for tensor in outgoing]
         sent = [tensor.contiguous() for tensor in outgoing]
-        operations = [
-            distributed.P2POp(operation, tensor, peer, layout.group)
-            for operation, peer, tensors in (
-                (distributed.isend, next_one, sent),
-                (distributed.irecv, one_before, received),
-            )
-            for tensor in tensors
-            if tensor.numel()
-        ]
+        operations = [distributed.P2POp(distributed.isend, each, to, group) for each in sent if each.numel()]
+        operations += [distributed.P2POp(distributed.irecv, each, source, group) for each in received if each.numel()]
         works = distributed.batch_isend_irecv(operations) if operations else []
         return _Transfer(works, sent, received)

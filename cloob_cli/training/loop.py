@@ -19,7 +19,6 @@ from accelerate.utils import gather_object
 from cloob_cli.checkpoint.card import trained_model_card
 from cloob_cli.checkpoint.folder import save_model
 from cloob_cli.core.device import PRECISIONS
-from cloob_cli.core.loss_forms.choice import choose_implementation
 from cloob_cli.data.classification import open_classification_set
 from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import PairBatch, PairLoader, check_enough
@@ -316,8 +315,6 @@ class Run:
 
     def _started(self) -> Started:
         batch_size, processes = self.recipe.train.batch_size, self.accelerator.num_processes
-        wanted = self.recipe.objective.implementation
-        form = choose_implementation(self.device, torch.float32, batch_size, processes, wanted)
         return Started(
             steps=self.steps,
             first_step=self.step,
@@ -329,7 +326,7 @@ class Run:
             validation_pairs=len(self.data.held_out) if self.data.held_out else 0,
             batch_size=batch_size,
             micro_batch_size=self.train_step.micro_batch_size,
-            loss_implementation=f"{form.name}, {form.reason}",
+            loss_implementation=", ".join(self.train_step.loss_implementation),
         )
 
     def _step_done(self, window: Window) -> StepDone:

@@ -1,4 +1,4 @@
-"""The tiled form in float32 and with bfloat16 products against the definition in float64, hard inputs included."""
+"""The tiled implementation in float32 and with bfloat16 products against the definition in float64; hard inputs."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_row_far_from_all_others(scale_hopfield, spread, opposite):
 
 
 def test_two_groups_far_apart():
-    """So far that tiles lose precision at large scales: then the maximum of each row is taken out."""
+    """So far that tiles lose precision at large scales: then the maximum of each row is subtracted."""
     x = normalize(
         unit_rows(1, 3, 0) * torch.tensor([1.0] * 19 + [-1.0] * 3)[:, None] + 0.05 * unit_rows(22, 3, 1), dim=1
     )

@@ -1,8 +1,8 @@
 """One of several gloo processes: `python loss_process.py FOLDER RANK PROCESSES`.
 
-For each number of processes from 1 to PROCESSES, each objective and each form, computes the loss of this process's part
-of FOLDER/batch.pt under DDP and saves loss, gradients and counted bytes as FOLDER/result-RANK.pt. Then the same for
-cached gradients.
+For each number of processes from 1 to PROCESSES, each objective and each implementation, computes the loss of this
+process's part of FOLDER/batch.pt under DDP and saves loss, gradients and counted bytes as FOLDER/result-RANK.pt. Then
+the same for cached gradients.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def run(batch: dict, rank: int, processes: int, group: distributed.ProcessGroup,
     images, texts = (normalize(rows @ batch[name], dim=1) for rows, name in ((pixels, "image"), (tokens, "text")))
     if len(images):
         images, texts = images.requires_grad_(), texts.requires_grad_()
-    else:  # nothing to learn from here, in whatever format
+    else:  # nothing to learn from here, in whatever dtype
         images, texts = images.float(), texts.float()
     loss = contrastive_loss(images, texts, process_group=group)
     if len(images):

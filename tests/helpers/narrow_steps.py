@@ -1,4 +1,4 @@
-"""Products of bfloat16 operands with float32 results, which only CUDA has, in their formats on any device."""
+"""Products of bfloat16 operands with float32 results, which only CUDA has, in their dtypes on any device."""
 
 from __future__ import annotations
 

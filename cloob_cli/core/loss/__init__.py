@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import time
+from functools import cache
+from itertools import product
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
-from cloob_cli.core.distributed import RowLayout, gather_with_gradient, largest_over_processes, sum_over_processes
+from cloob_cli.core.distributed import gather_with_gradient, sum_over_processes
 from cloob_cli.core.loss.definition import clip_loss, cloob_loss, hopfield_retrieve, infoloob_loss
 from cloob_cli.core.loss.inputs import LossInputs, check_inputs
 from cloob_cli.core.loss.negatives import Gradient, sums_over_negatives
@@ -32,6 +33,8 @@ __all__ = ["clip_loss", "cloob_loss", "contrastive_loss", "hopfield_retrieve", "
 Objective = Literal["cloob", "infoloob", "clip"]
 Implementation = Literal["auto", "definition", "tiled", "triton"]
 Precision = Literal["fp32", "tf32", "bf16"]
+
+TILED_FROM = 256  # from here on "tiled" is at least as fast as "definition" on a CPU (tests/benchmarks/bench_loss.py)
 
 
 def contrastive_loss(
@@ -57,8 +60,9 @@ def contrastive_loss(
         caption_ids: int64 [N]. Pairs with equal ids are not negatives of each other: their terms are left out of the
             sums over negatives, and of nothing else. Retrieval stores and finds them as before, and each still has
             its own positive. A row without any negative exists only where all ids are equal, which is refused.
-        implementation: "definition" keeps N x N matrices, "tiled" does not, "triton" is "tiled" with fused kernels;
-            "auto" is the fastest (`choose_implementation`).
+        implementation: "definition" keeps N x N matrices, "tiled" does not; "triton" is "tiled" with fused kernels
+            where these can serve (`kernels_obstacle`). "auto" is "tiled" from 256 pairs on, or several processes.
+            Training measures instead which one is the fastest on a GPU (`training/implementation.py`).
         precision: of the operands of the matrix products of "tiled" and "triton"; sums are float32 always. None is
             "fp32". Ignored for float64; "bf16" becomes "tf32" for scale_hopfield above 20. "definition" multiplies as
             torch is set to (`torch.backends.cuda.matmul`).
@@ -81,9 +85,18 @@ def contrastive_loss(
     inputs = check_inputs(image_embeddings, text_embeddings, inv_tau, caption_ids, process_group)
     if precision not in (None, "fp32", "tf32", "bf16"):
         raise LossInputError(f"unknown precision '{precision}'", "use fp32, tf32 or bf16")
-    precision = precision or "fp32"
-    chosen = choose_implementation(inputs.layout, inputs.x, objective, precision, implementation)
-    return _loss(inputs, objective, scale_hopfield, chosen.name, precision)
+    if implementation not in ("auto", "definition", "tiled", "triton"):
+        raise UsageError(f"unknown implementation '{implementation}'", "use auto, definition, tiled or triton")
+    if implementation == "auto":
+        small = inputs.layout.processes == 1 and inputs.layout.total < TILED_FROM
+        implementation = "definition" if small else "tiled"
+    elif implementation == "triton" and kernels_obstacle(inputs.x.device, inputs.x.dtype):
+        implementation = "tiled"
+    return _loss(inputs, objective, scale_hopfield, implementation, precision or "fp32")
+
+
+def _triton_steps() -> ModuleType:
+    return importlib.import_module("cloob_cli.core.loss.triton_steps")  # triton exists for Linux only
 
 
 def _loss(
@@ -147,107 +160,41 @@ def _cloob(inputs: LossInputs, beta: float, steps: Steps) -> tuple[Tensor, Gradi
     return loss, (*retrieval.backward(), grad_inv_tau) if inputs.needs_grad else None
 
 
-# --- the choice of the implementation ---------------------------------------------------------------------------------
+@cache
+def kernels_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot serve on `device`; None if they can.
 
-# On a CPU the tiled implementation is at least as fast from here on (tests/benchmarks/bench_loss.py).
-_TILED_FROM = 256
-# Above, a dozen N x N matrices might not fit beside a model that is trained.
-_DEFINITION_UP_TO = 4096
-
-
-class Choice(NamedTuple):
-    """`name` is "definition", "tiled" or "triton"; `reason` is for the log."""
-
-    name: str
-    reason: str
-
-
-_measured: dict[tuple[object, ...], Choice] = {}
-
-
-def choose_implementation(
-    layout: RowLayout, like: Tensor, objective: Objective, precision: Precision, requested: str = "auto"
-) -> Choice:
-    """The implementation that `contrastive_loss` takes for the joint batch of `layout`, of rows `like` [n, D].
-
-    "auto" goes by the number of pairs on a CPU. On other devices it is measured (`measure_implementations`), once for
-    batches of similar size. "triton" is a wish: "tiled" stands in for kernels that cannot serve. All processes of the
-    layout must call this together.
-
-    Raises:
-        UsageError: `requested` is none of auto, definition, tiled, triton.
+    On the first call a few small losses are computed with them and with plain torch: what a driver, a compiler or a
+    version of torch gets wrong is found here and not in a model.
     """
-    if requested not in ("auto", "definition", "tiled", "triton"):
-        raise UsageError(f"unknown implementation '{requested}'", "use auto, definition, tiled or triton")
-    if requested in ("definition", "tiled"):
-        return Choice(requested, "as asked for")
-    if requested == "auto" and like.device.type == "cpu":
-        if layout.processes == 1 and layout.total < _TILED_FROM:
-            return Choice("definition", f"{layout.total} pairs are fewer than {_TILED_FROM}")
-        return Choice("tiled", f"{layout.total} pairs on a CPU")
-    size = layout.total.bit_length(), layout.group
-    key = (requested, like.device, like.dtype, like.shape[1], objective, precision, *size)
-    if key not in _measured:
-        _measured[key] = measure_implementations(layout, like, objective, precision, requested)
-    return _measured[key]
-
-
-def measure_implementations(
-    layout: RowLayout, like: Tensor, objective: Objective, precision: Precision, requested: str = "auto"
-) -> Choice:
-    """Run the implementations that can serve, forward and backward on random embeddings, and choose the fastest.
-
-    Of several processes the slowest counts. The definition, which needs N x N matrices, is tried on one process with up
-    to 4,096 pairs. The kernels can serve if they run and find the gradient that plain torch finds; with "triton"
-    `requested` only that is tried.
-    """
-    generator = torch.Generator().manual_seed(0)
-    own = torch.randn(2, layout.counts[layout.rank], like.shape[1], generator=generator, dtype=like.dtype)
-    x, y = (normalize(rows, dim=1).to(like.device) for rows in own)
-    obstacle = _obstacle_to_kernels(x, y, objective, precision)
-    if largest_over_processes(x.new_tensor(obstacle is not None), layout) and obstacle is None:
-        obstacle = "another process found an obstacle"
-    if requested == "triton":
-        wish = Choice("triton", "as asked for")
-        return wish if obstacle is None else Choice("tiled", f"the Triton kernels cannot serve: {obstacle}")
-    names = ["tiled"] + (["triton"] if obstacle is None else [])
-    names += ["definition"] if layout.processes == 1 and layout.total <= _DEFINITION_UP_TO else []
-    seconds = [_timed_gradient(x, y, objective, name, precision, layout.group)[1] for name in names]
-    slowest = largest_over_processes(x.new_tensor(seconds), layout).tolist()
-    report = ", ".join(f"{name} {1000 * each:.1f} ms" for name, each in zip(names, slowest, strict=True))
-    return Choice(names[slowest.index(min(slowest))], f"measured: {report}")
-
-
-def _timed_gradient(
-    x: Tensor, y: Tensor, objective: Objective, name: str, precision: Precision, group: ProcessGroup | None = None
-) -> tuple[Tensor, float]:
-    """The gradient [2 n, D] for a batch and the seconds that it takes the second time, when all is compiled."""
-    for _ in range(2):
-        start, rows = time.perf_counter(), [each.detach().requires_grad_() for each in (x, y)]
-        _loss(check_inputs(*rows, 30.0, None, group), objective, 8.0, name, precision).backward()
-        gradient = torch.cat([each.grad for each in rows if each.grad is not None])
-        gradient.sum().item()  # waits for the device
-    return gradient, time.perf_counter() - start
-
-
-def _obstacle_to_kernels(x: Tensor, y: Tensor, objective: Objective, precision: Precision) -> str | None:
-    """Why the Triton kernels cannot serve for these embeddings, on this process alone; None if they can."""
-    if x.dtype != torch.float32:
-        return f"they compute in float32, not {str(x.dtype).removeprefix('torch.')}"
-    interpreted = x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-    if x.device.type != "cuda" and not interpreted:
-        return f"they need a CUDA device, not {x.device.type}"
+    if dtype != torch.float32:
+        return f"they compute in float32, not {str(dtype).removeprefix('torch.')}"
+    interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" and not interpreted:
+        return f"they need a CUDA device, not {device.type}"
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    x, y = x[:_DEFINITION_UP_TO], y[:_DEFINITION_UP_TO]
-    try:
-        found, expected = (_timed_gradient(x, y, objective, name, precision)[0] for name in ("triton", "tiled"))
-    except Exception as problem:  # whatever a compiler or a driver may raise: plain torch serves
-        return f"{type(problem).__name__}: {one_line(problem)}"
-    error = float((found - expected).norm() / expected.norm())
-    # Well above rounding, well below any mistake.
-    return None if error <= (1e-4 if precision == "fp32" else 3e-2) else f"their gradient has an error of {error:.1e}"
+    # Sizes that are multiples of nothing, and multiples of 16 as in training, with rows of more than one piece.
+    sizes = 57, _triton_steps().ELEMENTS.value + 160
+    objectives: tuple[Objective, ...] = ("cloob", "clip")
+    limits: dict[Precision, float] = {"fp32": 1e-4, "bf16": 3e-2}  # well above rounding, well below any mistake
+    for rows, objective, precision in product(sizes, objectives, limits):
+        try:
+            found, expected = (
+                _small_gradient(device, name, rows, objective, precision) for name in ("triton", "tiled")
+            )
+        except Exception as problem:  # whatever a compiler or a driver may raise: plain torch serves
+            return f"their check failed ({one_line(problem)})"
+        error = float((found - expected).norm() / expected.norm())
+        if not error <= limits[precision]:
+            return f"their check found an error of {error:.1e} in {precision}"
+    return None
 
 
-def _triton_steps() -> ModuleType:
-    return importlib.import_module("cloob_cli.core.loss.triton_steps")  # triton exists for Linux only
+def _small_gradient(
+    device: torch.device, implementation: str, rows: int, objective: Objective, precision: Precision
+) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (normalize(torch.randn(rows, 24, generator=generator), dim=1).to(device).requires_grad_() for _ in "xy")
+    _loss(check_inputs(x, y, 5.0), objective, 8.0, implementation, precision).backward()
+    return torch.cat([each.grad for each in (x, y) if each.grad is not None])

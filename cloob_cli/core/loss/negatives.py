@@ -11,7 +11,6 @@ from cloob_cli.core.distributed import RingBlock, mean_of_rows, parts_for_own_ro
 from cloob_cli.core.loss.inputs import LossInputs
 from cloob_cli.core.loss.steps import LOWEST, RowSoftmax, Steps, row_products
 
-
 # Of a scalar: for two matrices of this process's rows [n, D], and for the scalar inv_tau.
 Gradient = tuple[Tensor, Tensor, Tensor]
 
@@ -69,7 +68,8 @@ class _ScoreMatrix:
         """Find the sums of rows and, where they count, columns. Returns the chunk if one was the whole matrix."""
         column_parts = self.left.new_full((self.inputs.layout.total,), -torch.inf)
         made = 0
-        for made, chunk in enumerate(self._chunks(), start=1):
+        for chunk in self._chunks():
+            made += 1
             block, rows, _, softmax = chunk
             self._sum_up(rows, softmax)
             if self.both:

@@ -14,6 +14,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from cloob_cli.core.device import matmul_precision
+
 LOWEST = -1e30  # below every logit and, unlike -inf, subtractable from itself
 
 
@@ -94,26 +96,10 @@ class Steps:
     @contextmanager
     def prepared(self) -> Iterator[None]:
         """Device, no autocast and precision of products as the steps need them, whatever the program around has set."""
-        cuda, cpu = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
-        older = cpu is None or not hasattr(cuda, "fp32_precision")  # torch before 2.9
-        before = (torch.get_float32_matmul_precision(),) if older else (cuda.fp32_precision, cpu.fp32_precision)
-
-        def set_precision(*values: str) -> None:
-            if older:
-                torch.set_float32_matmul_precision(*values)
-            else:
-                cuda.fp32_precision, cpu.fp32_precision = values
-
         # Triton launches on the current device, which need not be that of the embeddings.
         on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
-        with on_device, torch.autocast(self.device.type, enabled=False):
-            try:
-                set_precision(
-                    *((self._tf32 and "high") or "highest",) if older else ("tf32" if self._tf32 else "ieee", "ieee")
-                )
-                yield
-            finally:
-                set_precision(*before)
+        with on_device, torch.autocast(self.device.type, enabled=False), matmul_precision(tf32=self._tf32):
+            yield
 
     def chunks(self, rows: int, columns: int, tallest: int | None = None) -> list[slice]:
         """Pieces of `rows` rows, each of whole rows of `columns` elements; of at most `tallest` rows."""

@@ -49,7 +49,7 @@ class TritonSteps(Steps):
     def softmax_of_rows(self, logits: Tensor, column_bias: Tensor, keep_logits: bool) -> RowSoftmax:
         rows, columns = logits.shape
         largest, total = logits.new_empty(2, rows, 1).unbind()
-        softmax_kernel[(rows,)](logits, column_bias, largest, total, columns, ELEMENTS, **OPTIONS)
+        softmax_kernel[(rows,)](logits, column_bias, largest, total, columns, **OPTIONS)
         return RowSoftmax(logits, largest, total)
 
     def softmax_gradient(
@@ -64,11 +64,12 @@ class TritonSteps(Steps):
         return self.operand(weights)
 
     def _operand_like(self, name: str, tile: Tensor) -> Tensor:
-        return self.buffer(name, *tile.shape, torch.bfloat16 if self.narrow else torch.float32)
+        rows, columns = tile.shape
+        return self.buffer(name, rows, columns, torch.bfloat16 if self.narrow else torch.float32)
 
 
 def _blocks(tile: Tensor) -> tuple[int, int]:
-    return (triton.cdiv(tile.shape[0], ROWS), triton.cdiv(tile.shape[1], COLUMNS))
+    return (triton.cdiv(tile.shape[0], ROWS.value), triton.cdiv(tile.shape[1], COLUMNS.value))
 
 
 # --- kernels: a program a block of ROWS x COLUMNS, a row, or COLUMNS columns ------------------------------------------
@@ -139,13 +140,13 @@ def exponentials_kernel(
 
 
 @triton.jit
-def softmax_kernel(logits, column_bias, maxima, totals, columns, BLOCK: tl.constexpr):
+def softmax_kernel(logits, column_bias, maxima, totals, columns):
     """Add the bias to a row, in place; its maximum and its sum of exp(logits - maximum)."""
     row = tl.program_id(0).to(tl.int64)
     largest = LOWEST
     total = 0.0
-    for start in range(0, columns, BLOCK):
-        column = start + tl.arange(0, BLOCK)
+    for start in range(0, columns, ELEMENTS):
+        column = start + tl.arange(0, ELEMENTS)
         inside = column < columns
         value = tl.load(logits + row * columns + column, mask=inside, other=-float("inf"))
         value += tl.load(column_bias + column, mask=inside, other=0.0)
