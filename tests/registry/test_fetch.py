@@ -129,6 +129,16 @@ def test_a_file_that_changed_between_two_tries_is_fetched_whole(server: FileServ
     assert "the file changed; starting over" in notices(events)
 
 
+def test_a_part_of_another_file_is_not_put_behind_what_is_here(server: FileServer) -> None:
+    """A server that sends the part although the condition does not hold; its validator tells."""
+    server.faults = [Fault(cut_after=100_000), Fault(ignore_condition=True, new_content=OTHER)]
+    data, result, events = get(server, None)
+    assert data == OTHER
+    assert result.sha256 == hashlib.sha256(OTHER).hexdigest()
+    assert "the file changed; starting over" in notices(events)
+    assert server.requests[1][2] == "bytes=100000-"
+
+
 def test_a_file_that_keeps_changing_is_an_error(server: FileServer) -> None:
     server.faults = [Fault(cut_after=1000, new_content=bytes([n]) * 9000) for n in range(9)]
     with pytest.raises(DownloadError, match="the file changed, 3 times"):
