@@ -19,10 +19,10 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from cloob_cli import assets
 from cloob_cli.core.config import ARCHITECTURES, PreprocessConfig, TextConfig, TokenizerConfig, VisionConfig
 from cloob_cli.errors import RecipeError
-from cloob_cli.schema import Section, nearest, parse
+from cloob_cli.schema import StrictModel, nearest, parse
 
 
-class ModelSection(Section):
+class ModelSection(StrictModel):
     """Either `architecture`, a name (RN50, RN50x4, ViT-B-32, ViT-B-16, each also with -quickgelu), or `embed_dim` with
     `vision` and `text`.
 
@@ -63,7 +63,7 @@ class ModelSection(Section):
         return self
 
 
-class TokenizerSection(Section):
+class TokenizerSection(StrictModel):
     """`clip` is CLIP's 49,408 entries; `bpe` trains one of `vocab_size` entries on the recipe's own captions."""
 
     kind: Literal["clip", "bpe"] = Field(default="clip", description="where the vocabulary comes from")
@@ -91,7 +91,7 @@ def _local(value: str | list[str] | None) -> str | list[str] | None:
     return value
 
 
-class DataSection(Section):
+class DataSection(StrictModel):
     """Where the pairs are. `train` is a folder, a file or a pattern like `data/{00000..00099}.tar`, or a list."""
 
     train: Annotated[str | list[str], AfterValidator(_local)] = Field(description="the training pairs")
@@ -109,7 +109,7 @@ class DataSection(Section):
     workers: int | Literal["auto"] = Field(default="auto", description="processes that read and decode; 0: none")
 
 
-class AugmentSection(Section):
+class AugmentSection(StrictModel):
     """Random changes of a training image; all off gives the same crop as inference."""
 
     crop_scale: tuple[float, float] = Field(default=(1.0, 1.0), description="area share of a random resized crop")
@@ -130,7 +130,7 @@ class AugmentSection(Section):
         return self
 
 
-class ObjectiveSection(Section):
+class ObjectiveSection(StrictModel):
     """The loss. See docs/loss.md."""
 
     name: Literal["cloob", "infoloob", "clip"] = Field(
@@ -153,7 +153,7 @@ class ObjectiveSection(Section):
     )
 
 
-class OptimizerSection(Section):
+class OptimizerSection(StrictModel):
     """AdamW, alone or beside Muon. Biases and the temperature never decay; for the rest see `decay`."""
 
     name: Literal["adamw", "muon"] = Field(
@@ -191,7 +191,7 @@ class OptimizerSection(Section):
         return 0.0 if value is None else value  # JSON has a null, TOML has none
 
 
-class TrainSection(Section):
+class TrainSection(StrictModel):
     """How long and how large.
 
     `batch_size` is the contrastive batch over all processes: every pair sees that many minus one negatives.
@@ -252,7 +252,7 @@ class TrainSection(Section):
         return self
 
 
-class ValidationSection(Section):
+class ValidationSection(StrictModel):
     every: int | None = Field(default=None, gt=0, description="steps between validations; left out: only at the end")
     retrieval_pairs: int = Field(default=5000, gt=1, description="at most so many held-out pairs")
     zero_shot: Annotated[list[str], AfterValidator(_local)] = Field(
@@ -260,7 +260,7 @@ class ValidationSection(Section):
     )
 
 
-class Recipe(Section):
+class Recipe(StrictModel):
     """A whole recipe. `name` is also the model's."""
 
     name: str = Field(

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from cloob_cli.recipe import Recipe
-from cloob_cli.schema import Section
+from cloob_cli.schema import StrictModel
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -70,7 +70,7 @@ def recipe_reference() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _section(title: str, prefix: str, section: type[Section]) -> list[str]:
+def _section(title: str, prefix: str, section: type[StrictModel]) -> list[str]:
     heading = f"## `[{prefix}]`" if prefix else f"## {title}"
     lines = [heading, "", " ".join((section.__doc__ or "").split()), ""]
     inner, rows = [], []
@@ -85,9 +85,9 @@ def _section(title: str, prefix: str, section: type[Section]) -> list[str]:
     return lines + inner
 
 
-def _nested(annotation: Any) -> type[Section] | None:
+def _nested(annotation: Any) -> type[StrictModel] | None:
     candidates = [annotation, *typing.get_args(annotation)]
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, StrictModel)), None)
 
 
 def _type(annotation: Any) -> str:

@@ -19,17 +19,17 @@ from torch import Tensor
 from cloob_cli.convert.shapes import count_layers, grid_of, heads_of
 from cloob_cli.core.config import CLIP_MEAN, CLIP_STD, ModelConfig
 from cloob_cli.errors import ConversionError
-from cloob_cli.schema import Section, parse
+from cloob_cli.schema import StrictModel, parse
 
 IMAGE, TEXT = "vi_t_image_encoder", "text_encoder"
 
 
-class Normalize(Section):
+class Normalize(StrictModel):
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 
 
-class ImageEncoder(Section):
+class ImageEncoder(StrictModel):
     type: Literal["ViT"] = "ViT"
     image_size: int
     input_channels: Literal[3] = 3
@@ -40,7 +40,7 @@ class ImageEncoder(Section):
     n_heads: int
 
 
-class TextEncoder(Section):
+class TextEncoder(StrictModel):
     type: Literal["transformer"] = "transformer"
     tokenizer: Literal["clip"] = "clip"
     text_size: int
@@ -50,7 +50,7 @@ class TextEncoder(Section):
     n_heads: int
 
 
-class UpstreamConfig(Section):
+class UpstreamConfig(StrictModel):
     """The JSON beside the author's checkpoints."""
 
     model_config = ConfigDict(extra="ignore")

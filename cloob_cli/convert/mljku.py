@@ -17,13 +17,13 @@ from cloob_cli.convert.shapes import count_layers, grid_of, heads_of
 from cloob_cli.convert.torch_file import plain_tensor
 from cloob_cli.core.config import ARCHITECTURES, ModelConfig
 from cloob_cli.errors import ConversionError
-from cloob_cli.schema import Section, nearest, parse
+from cloob_cli.schema import StrictModel, nearest, parse
 
 HOPFIELD = "logit_scale_hopfield"
 _RENAMED = {"logit_inv_tau": "logit_scale"}
 
 
-class UpstreamConfig(Section):
+class UpstreamConfig(StrictModel):
     """The keys of the reference program's `model_configs/*.json` that describe the model."""
 
     model_config = ConfigDict(extra="ignore")

@@ -19,7 +19,7 @@ from torch import Tensor
 from cloob_cli.convert.torch_file import plain_tensor
 from cloob_cli.core.config import Activation, ModelConfig
 from cloob_cli.errors import ConversionError, MissingConfigurationError
-from cloob_cli.schema import Section, parse
+from cloob_cli.schema import StrictModel, parse
 
 MOST_TOKENS = 78  # the reference tokenizer's 77 and the [CLS] before them
 
@@ -31,7 +31,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-class _Tower(Section):
+class _Tower(StrictModel):
     # What is left out has the value that transformers gives it.
     model_config = ConfigDict(extra="ignore")
 
@@ -57,7 +57,7 @@ class TextTower(_Tower):
     pad_token_id: int = 1
 
 
-class UpstreamConfig(Section):
+class UpstreamConfig(StrictModel):
     """The `config.json` of the Hub's repository."""
 
     model_config = ConfigDict(extra="ignore")

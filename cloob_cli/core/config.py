@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from cloob_cli.schema import Section
+from cloob_cli.schema import StrictModel
 
 FORMAT_VERSION = 1
 
@@ -20,7 +20,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class VisionConfig(Section):
+class VisionConfig(StrictModel):
     """The image tower.
 
     `kind = "resnet"` is CLIP's modified ResNet (three-convolution stem, blur-pooled strides, attention pooling),
@@ -81,7 +81,7 @@ class VisionConfig(Section):
         return max(1, self.width * 32 // 64 if self.kind == "resnet" else self.width // 64)
 
 
-class TextConfig(Section):
+class TextConfig(StrictModel):
     """The text tower, a transformer.
 
     `causal` with `pooling = "end"` is CLIP's. crowsonkb's is not causal, pools the first token and has
@@ -117,7 +117,7 @@ class TextConfig(Section):
         return self
 
 
-class PreprocessConfig(Section):
+class PreprocessConfig(StrictModel):
     """How an image becomes a tensor: resize of the short side, center crop, scale to [0, 1], normalize."""
 
     mean: tuple[float, float, float] = Field(default=CLIP_MEAN, description="of the channels, taken off")
@@ -126,7 +126,7 @@ class PreprocessConfig(Section):
     interpolation: Literal["bicubic", "bilinear"] = Field(default="bicubic", description="of the resize")
 
 
-class TokenizerConfig(Section):
+class TokenizerConfig(StrictModel):
     """How a text becomes ids. The vocabulary itself is the folder's `tokenizer.json`.
 
     `kind`: "clip" is CLIP's byte-level BPE, "bpe" one of the same form trained on a recipe's captions, "roberta"
@@ -143,7 +143,7 @@ class TokenizerConfig(Section):
     truncation: Literal["end", "mljku"] = "end"
 
 
-class ModelConfig(Section):
+class ModelConfig(StrictModel):
     """Everything that is needed to rebuild a model and to use it as it was trained."""
 
     format_version: Literal[1] = 1

@@ -11,12 +11,12 @@ from pydantic import Field, model_validator
 
 from cloob_cli import assets
 from cloob_cli.errors import UnknownModelError, ZooEntryError
-from cloob_cli.schema import Section, nearest, parse
+from cloob_cli.schema import StrictModel, nearest, parse
 
 Format = Literal["cloob", "mljku", "crowsonkb", "rinna"]
 
 
-class Source(Section):
+class Source(StrictModel):
     """Where the original is: `bundled` in the package, a `url`, or a `repository` on the Hugging Face Hub.
 
     `format` is the layout of the original; anything but "cloob" is converted when it is pulled.
@@ -40,7 +40,7 @@ class Source(Section):
         return self
 
 
-class Score(Section):
+class Score(StrictModel):
     """One measured number, in percent, and who measured it how.
 
     `clip` is the same of the CLIP that the same people trained on the same data.
@@ -53,7 +53,7 @@ class Score(Section):
     by: str = Field(description="who measured it, and where it is published or with which command")
 
 
-class Card(Section):
+class Card(StrictModel):
     """What a model is, where it comes from and how well it does."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
@@ -119,3 +119,15 @@ def all_cards() -> list[Card]:
         ZooEntryError: one of them has wrong fields.
     """
     return [read_card(path) for path in sorted(assets.zoo_folder().glob("*.toml"))]
+
+
+def score_rows(card: Card) -> list[dict[str, str]]:
+    """The rows of a table of a card's scores, with a column for the CLIP trained beside the model, where one was."""
+    beside = any(score.clip is not None for score in card.scores)
+    rows = []
+    for score in card.scores:
+        row = {"data": score.dataset, "measure": score.metric, "score": f"{score.value:g} %"}
+        if beside:
+            row["CLIP, same data"] = f"{score.clip:g} %" if score.clip is not None else ""
+        rows.append(row | {"by": score.by})
+    return rows

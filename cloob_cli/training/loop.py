@@ -16,6 +16,8 @@ from statistics import fmean
 import torch
 from accelerate.utils import gather_object
 
+from cloob_cli.checkpoint.card import trained_model_card
+from cloob_cli.checkpoint.folder import save_model
 from cloob_cli.core.device import PRECISIONS
 from cloob_cli.core.loss_forms.choice import choose_implementation
 from cloob_cli.data.classification import open_classification_set
@@ -31,9 +33,7 @@ from cloob_cli.errors import (
     one_line,
 )
 from cloob_cli.recipe import Recipe
-from cloob_cli.registry.store import save_model
 from cloob_cli.training import curriculum, data_record, processes, setup, state
-from cloob_cli.training.card import model_card
 from cloob_cli.training.collapse import CollapseWatch
 from cloob_cli.training.disk import naming_a_full_disk
 from cloob_cli.training.events import (
@@ -425,7 +425,7 @@ class Run:
                 "metrics": metrics,
             }
         )
-        card = card or model_card(
+        card = card or trained_model_card(
             self.model.config, self.recipe.description, self._started(), len(self.skipped), self._seconds()
         )
         dtype = PRECISIONS[self.recipe.train.save_precision]

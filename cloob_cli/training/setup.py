@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
-from cloob_cli import __version__
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.device import pick_device
 from cloob_cli.core.model import CloobModel, build
@@ -29,6 +28,7 @@ from cloob_cli.recipe import DataSection, ModelSection, Recipe, TokenizerSection
 from cloob_cli.training.precision import Precision
 from cloob_cli.training.processes import on_main
 from cloob_cli.training.validation import HeldOut
+from cloob_cli.version import __version__
 
 # Rank 0 validates and saves while the others wait for it; the usual ten minutes can be too short for that.
 _PATIENCE = timedelta(hours=4)

@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 
-from cloob_cli import __version__
 from cloob_cli.errors import TrainingError, UsageError
 from cloob_cli.files import remove_abandoned, replacing, replacing_folder, sha256_of
 from cloob_cli.recipe import Recipe
@@ -38,6 +37,7 @@ from cloob_cli.training.events import Finished
 from cloob_cli.training.lock import LOCK_FILE
 from cloob_cli.training.precision import Precision
 from cloob_cli.training.processes import send_tensors
+from cloob_cli.version import __version__
 
 _RESULT_KEYS = ("step", "metrics", "skipped", "seconds")
 

@@ -334,7 +334,7 @@ def test_held_out_pairs_without_a_caption_are_skips(tmp_path, form):
     cloob_cli.load(tmp_path / "run" / "model", device="cpu")
 
 
-@pytest.mark.parametrize("failing", ["run", "model_card", "draw_loss_curve"])
+@pytest.mark.parametrize("failing", ["run", "trained_model_card", "draw_loss_curve"])
 def test_what_fails_after_the_last_step_does_not_cost_the_model(straight, data, tmp_path, monkeypatch, failing):
     recipe = tiny_recipe(data, data__validation=str(data), validation__every=20)
 

@@ -17,10 +17,10 @@ import torch
 from margins import EPS, close
 from tiny_run import tiny_recipe, write_pairs
 
+from cloob_cli.checkpoint.card import trained_model_card
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.errors import DeviceError, Interrupted, MissingExtraError
 from cloob_cli.training import data_record, precision, setup, telemetry
-from cloob_cli.training.card import model_card
 from cloob_cli.training.ema import EMA
 from cloob_cli.training.events import Started, StepDone, Validated
 from cloob_cli.training.interrupt import StopRequest, stop_on_signals
@@ -184,7 +184,7 @@ def test_the_card_tells_what_was_done(tmp_path: Path):
         "metrics": {"loss": 1.5, "zero_shot/flags/top1": 0.4321}, "recipe": {"seed": 7},
     })  # fmt: skip
     started = Started(30, 0, "cpu", "bf16", 1, 25_985, 1234, 56, 16, None)
-    text = model_card(config, "A test.", started, skipped=3, seconds=3725)
+    text = trained_model_card(config, "A test.", started, skipped=3, seconds=3725)
     parts = ["# tiny", "A test.", "25,985", "1,234 pairs", "3 could not be read", "1 h 2 min", "0.4321", '"seed": 7']
     assert [part for part in parts if part not in text] == []
     assert text.startswith("---\n")
