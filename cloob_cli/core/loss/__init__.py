@@ -175,7 +175,7 @@ def kernels_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     # Sizes that are multiples of nothing, and multiples of 16 as in training, with rows of more than one piece.
-    sizes = 57, _triton_steps().ELEMENTS.value + 160
+    sizes = 57, _triton_steps().ELEMENTS.value + 32
     objectives: tuple[Objective, ...] = ("cloob", "clip")
     limits: dict[Precision, float] = {"fp32": 1e-4, "bf16": 3e-2}  # well above rounding, well below any mistake
     for rows, objective, precision in product(sizes, objectives, limits):
