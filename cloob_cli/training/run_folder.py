@@ -1,48 +1,43 @@
-"""A run's folder: its recipe, its checkpoints, and how to go on from the newest good one.
+"""The folder of a run: its paths, its lock, its recipe and its result.
 
     RUN/recipe.json                      the recipe with all defaults, paths made absolute
     RUN/tokenizer.json                   the tokenizer that the run trains with
     RUN/metrics.jsonl                    a row every `log_every` steps and every validation
-    RUN/loss.png                         a picture of the loss (extra `report`)
+    RUN/loss.png                         the loss curve (extra `report`)
     RUN/skipped.jsonl                    pairs that could not be read
-    RUN/checkpoints/step-00001000/       model.safetensors, average.safetensors (with train.ema), optimizer.pt,
-                                         state.json (step, fingerprint of the data, hashes of
-                                         the other files; written last)
+    RUN/checkpoints/step-00001000/       see checkpoints.py
     RUN/model/                           the finished model
     RUN/result.json                      step, metrics, skipped pairs and seconds; written when everything is done
     RUN/run.lock                         held by the process that trains here
-
-Which sample comes when, the learning rate and the random numbers of a step are functions of the seed and the step
-number, so a checkpoint needs no more than the tensors and the step.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
-from cloob_cli import __version__
-from cloob_cli.errors import TrainingError, UsageError
-from cloob_cli.files import remove_abandoned, replacing, replacing_folder, sha256_of
+from cloob_cli.errors import UsageError
+from cloob_cli.files import remove_abandoned, replacing
 from cloob_cli.recipe import Recipe
 from cloob_cli.registry.store import is_model_folder
 from cloob_cli.schema import parse
-from cloob_cli.training.ema import EMA
+from cloob_cli.training.checkpoints import Progress, load_progress, newest_valid
 from cloob_cli.training.events import Finished
-from cloob_cli.training.lock import LOCK_FILE
-from cloob_cli.training.precision import Precision
-from cloob_cli.training.processes import send_tensors
+from cloob_cli.training.precision import pick_precision
+from cloob_cli.training.telemetry import last_loss, read_rows
+
+LOCK_FILE = "run.lock"
 
 _RESULT_KEYS = ("step", "metrics", "skipped", "seconds")
 
 # Keys that may change between a run and its continuation: they do not change what the weights become. Where the data
-# lie does not either; whether they are the same data, the checkpoint knows (data_record.py).
+# lie does not either; whether they are the same data, the checkpoint knows (data_split.py).
 _FREE_KEYS = {
     "description", "data.train", "data.validation", "data.workers", "data.in_memory", "train.log_every",
     "train.checkpoint_every", "train.keep_checkpoints", "train.save_precision", "validation.every",
@@ -131,13 +126,117 @@ class RunFolder:
             temporary.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
 
     def finished(self) -> Finished | None:
-        """How the run ended, if it is done and its model still there."""
+        """The run's end, if it is done and its model still there."""
         try:
             stored = json.loads(self.result.read_text(encoding="utf-8"))
             values = {name: stored[name] for name in _RESULT_KEYS}
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return Finished(model_folder=self.model, already=True, **values) if is_model_folder(self.model) else None
+
+
+class RunLock:
+    """The lock of a run's folder: one process at a time. The operating system takes it back from one that ends."""
+
+    def __init__(self) -> None:
+        self._lock: FileLock | None = None
+
+    @property
+    def held(self) -> bool:
+        return self._lock is not None
+
+    def take(self, folder: Path) -> str | None:
+        """Take the lock of `folder`, which exists. Taken already: do nothing.
+
+        Returns:
+            A notice where the file system has no locks, else None.
+
+        Raises:
+            UsageError: another process holds it.
+        """
+        if self._lock is not None:
+            return None
+        lock = FileLock(folder / LOCK_FILE, thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(
+                f"another process is training in {folder}", "wait for it or stop it, or choose another --out"
+            ) from None
+        except (NotImplementedError, OSError) as problem:
+            if isinstance(problem, PermissionError | FileNotFoundError | NotADirectoryError):
+                raise
+            return f"{folder} cannot be locked ({problem}): nothing keeps a second run out of it"
+        self._lock = lock
+        return None
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """The state from which a run starts, as its folder tells it.
+
+    Attributes:
+        checkpoint: the one to go on from, in the main process's file system; None: from the beginning.
+        progress: of that checkpoint. Its precision is the run's in either case.
+        last_loss: the one that was last written down, or not a number.
+        skipped: names of the pairs that were skipped so far.
+        notices: for the user.
+        finished: the run's end, where there is nothing left to do.
+    """
+
+    checkpoint: Path | None
+    progress: Progress
+    last_loss: float
+    skipped: list[str]
+    notices: list[str]
+    finished: Finished | None = None
+
+
+def find_start(folder: RunFolder, recipe: Recipe, device: torch.device, resume: bool, lock: RunLock) -> Start:
+    """Look into the run's folder; take its lock where there is a run already.
+
+    Raises:
+        UsageError: `folder` holds something else, or a run that is not to be resumed, that has another recipe, or
+            that another process works on.
+        TrainingError: every checkpoint is damaged.
+    """
+    notices: list[str] = []
+    if folder.recipe.exists():
+        notices += filter(None, [lock.take(folder.path)])
+    folder.check(recipe, resume)
+    finished = folder.finished() if resume else None
+    if finished:
+        return Start(None, Progress(finished.step, finished.seconds, "fp32"), 0.0, [], [], finished)
+    checkpoint = None
+    if resume:
+        folder.clean()
+        checkpoint, damaged = newest_valid(folder.checkpoints)
+        notices += damaged
+    if checkpoint:
+        progress = load_progress(checkpoint)
+    else:
+        progress = Progress(0, 0.0, pick_precision(recipe.train.precision, device))
+    skipped = [row["name"] for row in read_rows(folder.skipped)] if folder.skipped.exists() else []
+    return Start(checkpoint, progress, last_loss(folder.metrics, progress.step), skipped, notices)
+
+
+def claim(folder: RunFolder, recipe: Recipe, resume: bool, lock: RunLock) -> str | None:
+    """Make the folder and take its lock; a notice where the file system has no locks.
+
+    Raises:
+        UsageError: another process has made a run of it meanwhile.
+    """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    found = lock.held  # by `find_start`: then the run is the one that was found there
+    notice = lock.take(folder.path)
+    folder.check(recipe, resume and found)
+    folder.create(recipe)
+    return notice
 
 
 def check_writable(path: Path) -> None:
@@ -159,134 +258,3 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
         elif old != new and name not in _FREE_KEYS:
             found.append((name, old, new))
     return found
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands.
-
-    Attributes:
-        seconds: of training so far.
-        precision: kept so that a continuation uses the same.
-        data: what the run was trained on (data_record.py); empty where the checkpoint does not say.
-    """
-
-    step: int
-    seconds: float
-    precision: Precision
-    data: dict[str, Any] = field(default_factory=dict)
-
-
-def save_checkpoint(
-    folder: Path,
-    progress: Progress,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: Any | None,
-    average: EMA | None,
-    keep: int,
-) -> Path:
-    """Write the checkpoint of a finished step under `folder`, then remove all but the newest `keep`."""
-    from safetensors.torch import save_file
-
-    path = folder / f"step-{progress.step:08d}"
-    with replacing_folder(path) as temporary:
-        save_file(_plain(model.state_dict()), temporary / "model.safetensors")
-        if average is not None:
-            save_file(_plain(average.tensors), temporary / "average.safetensors")
-        torch.save(
-            {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None},
-            temporary / "optimizer.pt",
-        )
-        state = {
-            "step": progress.step,
-            "seconds": progress.seconds,
-            "precision": progress.precision,
-            "data": progress.data,
-            "cloob": __version__,
-            "torch": str(torch.__version__),
-            "sha256": {file.name: sha256_of(file) for file in sorted(temporary.iterdir())},
-        }
-        (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    for old in checkpoints(folder)[:-keep]:
-        _remove(old)
-    return path
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoint folders under `folder`, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name))
-
-
-def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files are whole, and what is wrong with every newer one.
-
-    Raises:
-        TrainingError: there are checkpoints, and every one of them is damaged.
-    """
-    problems: list[str] = []
-    found = checkpoints(folder)
-    for path in reversed(found):
-        problem = damage(path)
-        if problem is None:
-            return path, problems
-        problems.append(f"the checkpoint {path} is damaged ({problem})")
-    if found:
-        raise TrainingError(f"every checkpoint in {folder} is damaged", "start again with another --out")
-    return None, problems
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
-    try:
-        hashes = json.loads((path / "state.json").read_text(encoding="utf-8"))["sha256"]
-        wrong = [name for name, sha256 in hashes.items() if sha256_of(path / name) != sha256]
-    except FileNotFoundError as missing:
-        return f"{Path(missing.filename).name} is missing"
-    except (OSError, ValueError, KeyError, AttributeError):
-        return "state.json cannot be read"
-    return f"{wrong[0]} is not what was written" if wrong else None
-
-
-def load_progress(path: Path) -> Progress:
-    """The `state.json` of a whole checkpoint."""
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return Progress(state["step"], state["seconds"], state["precision"], state.get("data", {}))
-
-
-def load_checkpoint(
-    path: Path,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: Any | None,
-    average: EMA | None,
-    device: torch.device,
-) -> None:
-    """Put a whole checkpoint's tensors back; the main process reads them and sends them to the others over `device`."""
-    from safetensors.torch import load_file
-
-    def read(name: str) -> Any:
-        if name.endswith(".safetensors"):
-            return load_file(path / name)
-        return torch.load(path / name, map_location="cpu", weights_only=True)
-
-    model.load_state_dict(send_tensors(lambda: read("model.safetensors"), device))
-    if average is not None:
-        for name, tensor in send_tensors(lambda: read("average.safetensors"), device).items():
-            average.tensors[name].copy_(tensor)
-    stored = send_tensors(lambda: read("optimizer.pt"), device)
-    optimizer.load_state_dict(stored["optimizer"])
-    if scaler is not None and stored["scaler"]:
-        scaler.load_state_dict(stored["scaler"])
-
-
-def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-
-
-def _remove(checkpoint: Path) -> None:
-    # state.json goes first: a removal that is cut short leaves a folder that is known to be damaged.
-    (checkpoint / "state.json").unlink(missing_ok=True)
-    for file in checkpoint.iterdir():
-        file.unlink()
-    checkpoint.rmdir()
