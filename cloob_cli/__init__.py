@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cloob_cli.version import __version__
+
 if TYPE_CHECKING:
     import torch
 
     from cloob_cli.core.model import CloobModel
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 

@@ -10,7 +10,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from cloob_cli import __version__
+from cloob_cli.version import __version__
 
 _PACKAGES = (
     "torch",

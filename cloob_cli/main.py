@@ -7,9 +7,10 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cloob_cli import __version__, console, signals
+from cloob_cli import console, signals
 from cloob_cli.commands import classify, doctor, embed, examples, train, zoo
 from cloob_cli.errors import CloobError, UsageError
+from cloob_cli.version import __version__
 
 app = typer.Typer(
     name="cloob",

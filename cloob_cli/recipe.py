@@ -17,7 +17,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from cloob_cli import assets
-from cloob_cli.core.config import ARCHITECTURES, CLIP_VOCAB_SIZE, PreprocessConfig, TextConfig, TokenizerConfig, VisionConfig
+from cloob_cli.core.config import (
+    ARCHITECTURES,
+    CLIP_VOCAB_SIZE,
+    PreprocessConfig,
+    TextConfig,
+    TokenizerConfig,
+    VisionConfig,
+)
 from cloob_cli.errors import RecipeError
 from cloob_cli.schema import StrictModel, nearest, parse
 

@@ -14,7 +14,7 @@ from command_line import environment
 PACKAGE = Path(__file__).resolve().parents[1] / "cloob_cli"
 
 # What the modules of a folder may import from the package, anywhere in the file. The top level is ".".
-BASE = {"errors", "schema", "files", "assets", "__version__"}
+BASE = {"errors", "schema", "files", "assets", "version"}
 ALLOWED = {
     "core": BASE | {"core"},
     "data": BASE | {"core", "data", "recipe"},

@@ -12,10 +12,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloob_cli.checkpoint.fingerprint import FINGERPRINT_FILE
+from cloob_cli.checkpoint.fingerprint import (
+    FINGERPRINT_FILE,
+    compare_fingerprint,
+    compute_fingerprint,
+    read_fingerprint,
+)
 from cloob_cli.checkpoint.tensor_file import write_tensors
 from cloob_cli.errors import ModelFolderError
-from cloob_cli.files import replacing_folder, sha256_of
+from cloob_cli.files import replacing, replacing_folder, sha256_of
 from cloob_cli.schema import parse
 
 if TYPE_CHECKING:
@@ -58,8 +63,6 @@ def save_model(
 
     The folder is opened once and its fingerprint stored in it, for `cloob zoo verify --deep`.
     """
-    from cloob_cli.checkpoint.fingerprint import write_fingerprint
-
     with replacing_folder(Path(folder)) as temporary:
         tensors = {
             name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
@@ -70,7 +73,7 @@ def save_model(
         write_config(temporary, model.config)
         tokenizer.save(temporary / TOKENIZER_FILE)
         (temporary / README_FILE).write_text(card_text, encoding="utf-8")
-        write_fingerprint(temporary)
+        store_fingerprint(temporary)
 
 
 def write_config(folder: Path, config: ModelConfig) -> None:
@@ -116,6 +119,31 @@ def open_model(
     model.preprocess = Preprocess(config.vision.image_size, config.preprocess)
     model.tokenize = tokenizer
     return model
+
+
+def store_fingerprint(folder: Path) -> None:
+    """Open the model in `folder` as anybody would, and store its fingerprint there.
+
+    Raises:
+        ModelFolderError: it cannot be opened.
+    """
+    found = compute_fingerprint(open_model(folder, "cpu", "fp32"))
+    with replacing(Path(folder) / FINGERPRINT_FILE) as temporary:
+        write_tensors(found, temporary)
+
+
+def check_fingerprint(folder: Path, device: str = "cpu", dtype: torch.dtype | str | None = None) -> str:
+    """Compare what the model in `folder` computes with its stored fingerprint; gives a line that says how near it is.
+
+    Args:
+        device, dtype: where and in what it is computed; None: float32.
+
+    Raises:
+        VerificationError: a stage gives something else; the first one is named.
+        ModelFolderError: the model or its fingerprint cannot be opened.
+    """
+    expected = read_fingerprint(Path(folder) / FINGERPRINT_FILE)
+    return compare_fingerprint(open_model(folder, device, dtype or "fp32"), expected)
 
 
 def _short(dtype: str | None) -> str | None:

@@ -6,6 +6,7 @@ Parameter names are those of open_clip's `CLIP` class (`visual.*`, `transformer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob_cli.core.config import ModelConfig, TextConfig
-from cloob_cli.core.initialization import initialize
+from cloob_cli.core.initialization import initialize_attention, initialize_image_tower, initialize_text_tower
 from cloob_cli.core.resnet import ModifiedResNet
 from cloob_cli.core.token_rows import end_of_longest
 from cloob_cli.core.transformer import Transformer, VisionTransformer, project
@@ -74,6 +75,14 @@ class CloobModel(nn.Module):
             self.text_projection = nn.Linear(text.width, embed_dim)
         else:
             self.text_projection = nn.Parameter(torch.empty(text.width, embed_dim))
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Draw every weight from torch's current random state as CLIP does; layers that torch initializes are kept."""
+        initialize_attention(self)
+        initialize_image_tower(self.visual)
+        initialize_text_tower(self.token_embedding, self.positional_embedding, self.transformer, self.text_projection)
+        self.logit_scale.fill_(math.log(self.config.inv_tau))
 
     @property
     def inv_tau(self) -> Tensor:
@@ -146,7 +155,7 @@ def build(config: ModelConfig, seed: int | None = None) -> CloobModel:
         if seed is not None:
             torch.manual_seed(seed)
         model = CloobModel(config)
-        initialize(model)
+        model.initialize()
     return model
 
 

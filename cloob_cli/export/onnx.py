@@ -17,6 +17,7 @@ from cloob_cli.files import replacing_folder
 from cloob_cli.registry.store import README_FILE, TOKENIZER_FILE, open_model, write_config
 
 _OPSET = 18
+_LARGEST_BATCH = 1 << 30  # torch 2.7 cannot show that a batch without a bound is shorter than a slice's open end
 _LARGEST_FILE = 1_900_000_000  # a protobuf message holds at most 2 GiB; larger weights go beside it
 
 
@@ -75,7 +76,7 @@ def _export(encoder: nn.Module, name: str, example: Tensor, path: Path) -> None:
             path,
             input_names=[name],
             output_names=["embeddings"],
-            dynamic_shapes={name: {0: torch.export.Dim("batch")}},
+            dynamic_shapes={name: {0: torch.export.Dim("batch", max=_LARGEST_BATCH)}},
             opset_version=_OPSET,
             dynamo=True,
             external_data=bytes_of_weights > _LARGEST_FILE,

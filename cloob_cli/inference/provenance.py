@@ -31,7 +31,7 @@ def describe_texts(
 
 
 def _describe(command: Command, model: CloobModel, name: str, weights_sha256: str) -> dict[str, str]:
-    from cloob_cli import __version__
+    from cloob_cli.version import __version__
 
     config = model.config
     preprocessing = {"image_size": config.vision.image_size, **config.preprocess.model_dump(mode="json")}

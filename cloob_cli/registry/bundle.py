@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from cloob_cli import __version__
 from cloob_cli.errors import ChecksumError, RegistryError
 from cloob_cli.files import replacing, sha256_of
+from cloob_cli.version import __version__
 
 MANIFEST = "cloob-bundle.json"
 _LARGEST_MANIFEST = 1 << 20

@@ -119,3 +119,15 @@ def all_cards() -> list[Card]:
         ZooEntryError: one of them has wrong fields.
     """
     return [read_card(path) for path in sorted(assets.zoo_folder().glob("*.toml"))]
+
+
+def score_rows(card: Card) -> list[dict[str, str]]:
+    """The rows of a table of a card's scores, with a column for the CLIP trained beside the model, where one was."""
+    beside = any(score.clip is not None for score in card.scores)
+    rows = []
+    for score in card.scores:
+        row = {"data": score.dataset, "measure": score.metric, "score": f"{score.value:g} %"}
+        if beside:
+            row["CLIP, same data"] = f"{score.clip:g} %" if score.clip is not None else ""
+        rows.append(row | {"by": score.by})
+    return rows

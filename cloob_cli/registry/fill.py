@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 from cloob_cli.errors import ModelFolderError
 from cloob_cli.registry import store
 from cloob_cli.registry.bundle import extract_bundle, is_bundle
-from cloob_cli.registry.cards import Card
+from cloob_cli.registry.cards import Card, score_rows
 from cloob_cli.registry.claims import refuse_taken_name
 from cloob_cli.registry.events import Notice, Report
 from cloob_cli.registry.inventory import read_json_object
-from cloob_cli.registry.model_card import model_card
 from cloob_cli.registry.obtain import Obtained
 from cloob_cli.registry.origin import Origin
 from cloob_cli.registry.storage import in_plain_names
@@ -70,12 +69,12 @@ def convert_to_folder(
 
 def _prove(folder: Path) -> None:
     """Open the model as anybody would; hold it against the fingerprint that it brought, or store its first one."""
-    from cloob_cli.checkpoint.fingerprint import check_fingerprint, write_fingerprint
+    from cloob_cli.checkpoint.folder import check_fingerprint, store_fingerprint
 
     if (folder / store.FINGERPRINT_FILE).is_file():
         check_fingerprint(folder)
     else:
-        write_fingerprint(folder)
+        store_fingerprint(folder)
 
 
 def _is_ours(folder: Path) -> bool:
@@ -121,8 +120,25 @@ def _convert(folder: Path, source: Obtained, origin: Origin, config: Path | None
 
 
 def _save(folder: Path, converted: Converted, origin: str, sha256: str | None, card: Card | None) -> None:
+    from cloob_cli.checkpoint.card import model_card
+
     model = converted.model
     source = model.config.source | {"origin": origin} | ({"sha256": sha256} if sha256 else {})
     model.config = model.config.model_copy(update={"source": source})
-    text = model_card(model.config.name, model.config, card)
+    text = model_card(
+        model.config,
+        summary=f"{card.summary}. Trained by its authors on {card.data}." if card else "",
+        license=card.license if card else None,
+        languages=card.languages if card else (),
+        facts=_facts(source, card),
+        scores=score_rows(card) if card else (),
+        usage=model.config.name,
+    )
     store.save_model(folder, model, converted.tokenizer, card_text=text)
+
+
+def _facts(source: dict[str, Any], card: Card | None) -> dict[str, str]:
+    known = {"converted from": source.get("origin"), "sha256 of the original": source.get("sha256")}
+    if card:
+        known |= {"license": card.license, "note": card.license_note, "home": card.homepage, "paper": card.paper}
+    return {label: str(value) for label, value in known.items() if value}

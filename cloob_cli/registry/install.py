@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cloob_cli import __version__
 from cloob_cli.convert import locate
 from cloob_cli.errors import (
     ChecksumError,
@@ -35,6 +34,7 @@ from cloob_cli.registry.obtain import Obtained, Options, known_hash, obtain, off
 from cloob_cli.registry.origin import Origin
 from cloob_cli.registry.storage import in_plain_names, quarantine
 from cloob_cli.registry.trust import trust, trusted_hash
+from cloob_cli.version import __version__
 
 __all__ = ["Options", "Plan", "plan", "pull"]
 

@@ -1,4 +1,4 @@
-"""Builds a run from its recipe: device, data, tokenizer, model, batches, optimizer, and its checkpoint if it has one."""
+"""The parts of a run, built from its recipe: device, data, tokenizer, model, batches and optimizer; its checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from cloob_cli import __version__
 from cloob_cli.core.device import pick_device
 from cloob_cli.core.model import CloobModel
 from cloob_cli.data.classification import open_classification_set
@@ -34,6 +33,7 @@ from cloob_cli.training.schedules import warmup_length
 from cloob_cli.training.step import TrainingStep
 from cloob_cli.training.telemetry import CollapseWatch
 from cloob_cli.training.validation import Validator
+from cloob_cli.version import __version__
 
 _LOCAL_KEYS = {"data.workers", "data.in_memory"}  # recipe keys that each process may have for itself
 

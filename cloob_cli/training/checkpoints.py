@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 
-from cloob_cli import __version__
 from cloob_cli.errors import DiskSpaceError, TrainingError
 from cloob_cli.files import replacing_folder, sha256_of
 from cloob_cli.training.ema import EMA
 from cloob_cli.training.precision import Precision
 from cloob_cli.training.processes import send_tensors
+from cloob_cli.version import __version__
 
 # No room on the disk; no room for this user; the largest file that this process may write.
 _FULL_DISK = {errno.ENOSPC, errno.EFBIG} | ({errno.EDQUOT} if hasattr(errno, "EDQUOT") else set())

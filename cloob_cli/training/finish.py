@@ -8,12 +8,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from cloob_cli.checkpoint.card import trained_model_card
+from cloob_cli.checkpoint.folder import save_model
 from cloob_cli.core.device import PRECISIONS
 from cloob_cli.errors import MissingExtraError, TrainingError, one_line
 from cloob_cli.recipe import PATH_KEYS, Recipe
-from cloob_cli.registry.store import save_model
 from cloob_cli.training.build import Run
-from cloob_cli.training.card import model_card
 from cloob_cli.training.events import Event, Finished, Notice, Validated
 from cloob_cli.training.reporting import started, validate
 from cloob_cli.training.telemetry import draw_loss_curve
@@ -42,7 +42,9 @@ def finish(run: Run) -> Iterator[Event]:
                 yield event
             stop.nothing_to_save = None
         if run.is_main:
-            card = model_card(run.model.config, run.recipe.description, started(run), len(run.skipped), run.seconds)
+            card = trained_model_card(
+                run.model.config, run.recipe.description, started(run), len(run.skipped), run.seconds
+            )
             _save_model(run, metrics, card)
     collapsed = run.collapse.at_the_end()
     yield from [Notice(collapsed)] if collapsed else []
@@ -79,7 +81,7 @@ def recipe_record(recipe: Recipe) -> dict[str, Any]:
     return record
 
 
-def _save_model(run: Run, metrics: dict[str, float], card: str) -> None:
+def _save_model(run: Run, metrics: dict[str, float], card: str | None = None) -> None:
     run.model.config = run.model.config.model_copy(
         update={
             "inv_tau": float(run.model.inv_tau.detach()),
@@ -87,5 +89,7 @@ def _save_model(run: Run, metrics: dict[str, float], card: str) -> None:
             "metrics": metrics,
         }
     )
+    summary = run.recipe.description
+    card = card or trained_model_card(run.model.config, summary, started(run), len(run.skipped), run.seconds)
     dtype = PRECISIONS[run.recipe.train.save_precision]
     save_model(run.folder.model, run.model, run.tokenizer, card_text=card, dtype=dtype)

@@ -1,14 +1,14 @@
 """The folder of a run: its paths, its lock, its recipe and its result.
 
-    RUN/recipe.json                      the recipe with all defaults, paths made absolute
-    RUN/tokenizer.json                   the tokenizer that the run trains with
-    RUN/metrics.jsonl                    a row every `log_every` steps and every validation
-    RUN/loss.png                         the loss curve (extra `report`)
-    RUN/skipped.jsonl                    pairs that could not be read
-    RUN/checkpoints/step-00001000/       see checkpoints.py
-    RUN/model/                           the finished model
-    RUN/result.json                      step, metrics, skipped pairs and seconds; written when everything is done
-    RUN/run.lock                         held by the process that trains here
+RUN/recipe.json                      the recipe with all defaults, paths made absolute
+RUN/tokenizer.json                   the tokenizer that the run trains with
+RUN/metrics.jsonl                    a row every `log_every` steps and every validation
+RUN/loss.png                         the loss curve (extra `report`)
+RUN/skipped.jsonl                    pairs that could not be read
+RUN/checkpoints/step-00001000/       see checkpoints.py
+RUN/model/                           the finished model
+RUN/result.json                      step, metrics, skipped pairs and seconds; written when everything is done
+RUN/run.lock                         held by the process that trains here
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from cloob_cli.checkpoint.folder import is_model_folder
 from cloob_cli.errors import UsageError
 from cloob_cli.files import remove_abandoned, replacing
 from cloob_cli.recipe import Recipe
-from cloob_cli.registry.store import is_model_folder
 from cloob_cli.schema import parse
 from cloob_cli.training.checkpoints import Progress, load_progress, newest_valid
 from cloob_cli.training.events import Finished

@@ -16,11 +16,11 @@ from command_line import cloob_here
 from tiny_model import save_tiny_model
 
 from cloob_cli import assets, console
+from cloob_cli.checkpoint.card import model_card
 from cloob_cli.core.config import ARCHITECTURES, ModelConfig
 from cloob_cli.core.model import CloobModel
 from cloob_cli.errors import ZooEntryError
 from cloob_cli.registry import cards, store
-from cloob_cli.registry.model_card import model_card
 
 Cloob = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -197,10 +197,11 @@ def test_the_paper_s_scores_with_the_clip_beside_each(name: str, published: list
 
 def test_a_model_s_own_card_has_a_column_for_the_clip_beside_it() -> None:
     config = ModelConfig.model_validate(ARCHITECTURES["RN50-quickgelu"])
-    text = model_card("x", config, cards.card("cloob-rn50-yfcc"))
+    text = model_card(config, scores=cards.score_rows(cards.card("cloob-rn50-yfcc")))
     assert "| data | measure | score | CLIP, same data | by |\n| --- | --- | --- | --- | --- |" in text
     assert "| ImageNet | zero-shot top-1 | 35.7 % | 34.6 % | its authors" in text
-    assert "CLIP" not in model_card("x", config, cards.card("cloob-vit-xs-pictograms")).partition("| data |")[2]
+    own = model_card(config, scores=cards.score_rows(cards.card("cloob-vit-xs-pictograms")))
+    assert "CLIP" not in own.partition("| data |")[2]
 
 
 def test_list_only_what_is_on_this_machine(cloob: Cloob, installed: Path) -> None:

@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cloob_cli.checkpoint.fingerprint import FINGERPRINT_FILE, TEXTS, check_fingerprint, fixed_images
+from cloob_cli.checkpoint.fingerprint import FINGERPRINT_FILE, TEXTS, fixed_images
+from cloob_cli.checkpoint.folder import check_fingerprint
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import build
 from cloob_cli.data.text import clip_tokenizer, train_bpe
