@@ -12,7 +12,7 @@ from PIL import Image
 from cloob_cli.data.fingerprint import changes, from_json, to_json
 from cloob_cli.data.order import hold_out
 from cloob_cli.data.pairs import PairSource, open_pairs
-from cloob_cli.errors import DataError, ImageError, UsageError
+from cloob_cli.errors import DataError, Failure, ImageError, UsageError
 from cloob_cli.recipe import DataSection
 
 _SHOWN = 5  # changes that a message names
@@ -54,8 +54,8 @@ class DataSplit:
     held_out: HeldOut | None
 
     @property
-    def unusable(self) -> list[tuple[str, str]]:
-        """(name, reason) of what lies with the pairs of either source and is not among them."""
+    def unusable(self) -> list[Failure]:
+        """All that lies with the pairs of either source and is not among them."""
         other = self.held_out.source if self.held_out else self.source
         return self.source.unusable + (other.unusable if other is not self.source else [])
 

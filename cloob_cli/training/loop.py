@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from cloob_cli.data.batch import PairBatch
-from cloob_cli.errors import Interrupted, NonFiniteEmbeddingsError
+from cloob_cli.errors import Failure, Interrupted, NonFiniteEmbeddingsError
 from cloob_cli.recipe import Recipe
 from cloob_cli.training import processes
 from cloob_cli.training.build import Run, build_run
@@ -104,7 +104,7 @@ def batches(run: Run) -> Generator[PairBatch, None, None]:
 
 def _steps(run: Run) -> Iterator[Event]:
     section, window = run.recipe.train, Window()
-    skipped: list[tuple[str, str]] = []
+    skipped: list[Failure] = []
     with closing(batches(run)) as coming:
         while run.step < run.steps:
             with window.waiting():

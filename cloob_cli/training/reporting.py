@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import gather_object
 
 from cloob_cli.core.loss_forms.choice import choose_implementation
-from cloob_cli.errors import NonFiniteLossError, one_line
+from cloob_cli.errors import Failure, NonFiniteLossError, one_line
 from cloob_cli.training.build import Run
 from cloob_cli.training.events import Event, Notice, PairSkipped, Started, StepDone, Validated
 from cloob_cli.training.telemetry import Window, memory_gib
@@ -81,17 +81,17 @@ def not_finite(run: Run, what: str, step: int) -> NonFiniteLossError:
     )
 
 
-def report_skips(run: Run, skipped: list[tuple[str, str]]) -> Iterator[Event]:
+def report_skips(run: Run, skipped: list[Failure]) -> Iterator[Event]:
     """Count, list and report pairs that were not skipped before; every process takes part."""
     if run.accelerator.num_processes > 1:
         skipped = gather_object(skipped)
-    for name, reason in skipped:
-        if name not in run.skipped:
-            run.skipped.add(name)
+    for failure in skipped:
+        if failure.name not in run.skipped:
+            run.skipped.add(failure.name)
             if run.is_main:
                 with run.folder.skipped.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps({"name": name, "reason": reason}) + "\n")
-            yield PairSkipped(name, reason)
+                    stream.write(json.dumps(failure._asdict()) + "\n")
+            yield PairSkipped(failure.name, failure.reason)
 
 
 def validate(run: Run) -> Iterator[Event]:
