@@ -20,7 +20,7 @@ from cloob_cli.registry.inventory import install_record
 from cloob_cli.registry.origin import resolve
 from cloob_cli.registry.share import bundle_model
 from cloob_cli.registry.storage import quarantine_folder
-from cloob_cli.registry.trust import trust_file, trusted_hash
+from cloob_cli.registry.trust import trust, trust_file, trusted_hash
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINT = GOLDEN / "mljku_vit" / "checkpoint.pt"
@@ -119,6 +119,15 @@ def test_the_new_hash_of_a_changed_file_is_accepted_once_and_remembered(
     assert cloob("zoo", "pull", url, "--force", "-q", "--sha256", new).returncode == 0
     assert trusted_hash(url) == new
     assert cloob("zoo", "pull", url, "--force", "-q").returncode == 0
+
+
+def test_the_hash_of_the_first_use_stays_until_another_is_accepted() -> None:
+    first, second = "1" * 64, "2" * 64
+    trust("https://example.org/a.pt", first)
+    trust("https://example.org/a.pt", second)
+    assert trusted_hash("https://example.org/a.pt") == first
+    trust("https://example.org/a.pt", second, replace=True)
+    assert trusted_hash("https://example.org/a.pt") == second
 
 
 def test_what_is_accepted_is_not_remembered_where_it_is_no_model(server: FileServer) -> None:

@@ -135,6 +135,17 @@ def test_a_corrupt_file_is_set_aside(hub: Hub, cloob: Cloob) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_files_of_two_commits_never_make_one_model(hub: Hub, cloob: Cloob) -> None:
+    """Somebody pushes between the listing and the download: every single file is whole, and right by its own hash."""
+    hub.later = {store.README_FILE: b"# another commit\n"}
+    done = cloob("zoo", "pull", "hf://org/tiny")
+    assert done.returncode == 1
+    assert "hf://org/tiny changed while it was fetched" in done.stderr
+    assert store.installed_models() == []
+    done = cloob("zoo", "pull", "hf://org/tiny")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", ["../../evil", "/etc/evil", "..\\evil", "C:/evil"])
 def test_a_file_list_that_leaves_its_folder_is_refused(hub: Hub, cloob: Cloob, name: str) -> None:
     hub.listed_extra = [name]
