@@ -63,9 +63,7 @@ def read_sentencepiece(folder: Path) -> tuple[bytes, int]:
     if rules.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(" +"), " "), normalizers.Strip()]
     vocabulary.normalizer = normalizers.Sequence(steps)
-    vocabulary.pre_tokenizer = pre_tokenizers.Metaspace(
-        prepend_scheme="always" if rules.add_dummy_prefix else "never"
-    )
+    vocabulary.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always" if rules.add_dummy_prefix else "never")
     special = [AddedToken(token, normalized=False, special=True) for token in _special_tokens(folder, names)]
     vocabulary.add_special_tokens(special)
     vocabulary.post_processor = processors.TemplateProcessing(
