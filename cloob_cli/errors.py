@@ -12,8 +12,8 @@ turns them into text and exit codes; everything else raises them.
     |   +-- LabelError                a label or template file that cannot be used
     |   +-- ImageError                one image that cannot be read (folders list it and go on)
     |   +-- ModelFolderError          a model folder with a missing, truncated or foreign file
-    |   +-- UnknownModelError         a name that no card, folder or installed model has
-    |   +-- ZooEntryError                 a zoo card with wrong fields
+    |   +-- UnknownModelError         a name that no entry, folder or installed model has
+    |   +-- ZooEntryError                 a zoo entry with wrong fields
     |   +-- NothingFoundError         a folder without a single usable image
     |   +-- LossInputError            embeddings that a loss is not defined for (batch 1, shapes)
     |   |   +-- NonFiniteEmbeddingsError   embeddings that are not finite numbers, on whichever process
@@ -23,7 +23,7 @@ turns them into text and exit codes; everything else raises them.
     |   +-- NonFiniteLossError        the loss became infinite or not a number
     +-- RegistryError             1   a model cannot be fetched, converted, installed or removed
     |   +-- DownloadError             the other side did not deliver
-    |   +-- ChecksumError             a file is not the one that its card names
+    |   +-- ChecksumError             a file is not the one that its entry names
     |   +-- UnsafeCheckpointError     a checkpoint that asks for code to be run
     |   +-- ConversionError           a checkpoint that does not have the layout its format promises
     |   |   +-- MissingConfigurationError  a checkpoint that needs its own configuration beside it

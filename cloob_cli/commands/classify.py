@@ -69,13 +69,13 @@ def classify(
     """
     console.configure(quiet=quiet)
     with signals.leaving_at_once():
+        from cloob_cli.checkpoint.folder import weights_sha256
         from cloob_cli.commands.inference_run import description, find_images, following, model_name, open_model
         from cloob_cli.inference import classify as inference
         from cloob_cli.inference.existing import check_output, failures_path, output_files
         from cloob_cli.inference.labels import DEFAULT_TEMPLATES, read_labels, read_templates
         from cloob_cli.inference.provenance import describe_images
         from cloob_cli.inference.tokens import label_tokens
-        from cloob_cli.registry.store import weights_sha256
 
     # Everything that can be wrong with the input is found before the model is opened.
     if output is not None:

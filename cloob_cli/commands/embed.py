@@ -58,12 +58,12 @@ def embed(
     if bool(images) == (text is not None):
         raise UsageError("embed what?", "name folders and images, or a file of texts with --text FILE")
     with signals.leaving_at_once():
+        from cloob_cli.checkpoint.folder import weights_sha256
         from cloob_cli.commands.inference_run import description, find_images, following, model_name, open_model
         from cloob_cli.inference import embed as inference
         from cloob_cli.inference.existing import check_output, failures_path, output_files
         from cloob_cli.inference.labels import read_texts
         from cloob_cli.inference.provenance import describe_images, describe_texts
-        from cloob_cli.registry.store import weights_sha256
 
     check_output(output, "embed", [".npy"], inputs=[*(images or []), *filter(None, [text])], force=force)
     # Everything that can be wrong with the input is found before the model is opened.

@@ -27,10 +27,10 @@ from typing import Any
 
 import torch
 
+from cloob_cli.checkpoint.folder import is_model_folder
 from cloob_cli.errors import TrainingError, UsageError
 from cloob_cli.files import remove_abandoned, replacing, replacing_folder, sha256_of
 from cloob_cli.recipe import Recipe
-from cloob_cli.registry.store import is_model_folder
 from cloob_cli.schema import parse
 from cloob_cli.training.ema import EMA
 from cloob_cli.training.events import Finished
