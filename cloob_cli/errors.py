@@ -35,6 +35,10 @@ turns them into text and exit codes; everything else raises them.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from cloob_cli.text_format import first_line
+
 
 class CloobError(Exception):
     """An expected error. `message` is one line; `hint`, if any, says what to do about it."""
@@ -163,5 +167,12 @@ def one_line(problem: BaseException) -> str:
     """An error as part of a line: the message of an expected one, the kind and first line of any other."""
     if isinstance(problem, CloobError):
         return problem.message
-    first = next((line.strip() for line in str(problem).splitlines() if line.strip()), "")
-    return f"{type(problem).__name__}: {first}" if first else type(problem).__name__
+    kind, first = type(problem).__name__, first_line(problem)
+    return kind if first == kind else f"{kind}: {first}"
+
+
+class Failure(NamedTuple):
+    """An input that was skipped: its name (a path as text, a pair of a source) and the reason in one line."""
+
+    name: str
+    reason: str

@@ -63,6 +63,9 @@ def test_the_quickstart_finds_the_example_images():
         ("objective.objective=clip", "known keys: "),
         ("train.steps=many", "'train.steps'"),
         ("train.batch_size=1", "'train.batch_size'"),
+        ("optimizer.beta1=1.0", "less than 1 (got 1.0)"),  # a mean that no gradient ever enters
+        ("optimizer.beta2=1.0", "less than 1 (got 1.0)"),
+        ("train.ema=1.0", "less than 1 (got 1.0)"),
         ("objective.name=clap", "'objective.name'"),
         ("model.architecture=RN51", "did you mean 'RN50'?"),
         ("model.vision.patch_size=7", "multiple of patch_size"),

@@ -22,6 +22,7 @@ from cloob_cli.checkpoint.tensor_file import write_tensors
 from cloob_cli.errors import ModelFolderError
 from cloob_cli.files import replacing, replacing_folder, sha256_of
 from cloob_cli.schema import parse
+from cloob_cli.text_format import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +115,7 @@ def open_model(
     except ModelFolderError as problem:
         raise ModelFolderError(f"{folder}: {problem.message}", problem.hint) from None
     except (TypeError, OverflowError, RuntimeError) as problem:  # sizes that no tensor can have
-        raise ModelFolderError(f"{folder}: its configuration cannot be built ({_first_line(problem)})") from None
+        raise ModelFolderError(f"{folder}: its configuration cannot be built ({first_line(problem)})") from None
     model.eval().requires_grad_(False)
     model.preprocess = Preprocess(config.vision.image_size, config.preprocess)
     model.tokenize = tokenizer
@@ -204,7 +205,7 @@ def read_header(path: Path) -> tuple[dict[str, tuple[str, list[int]]], dict[str,
             return header, dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as problem:
         raise ModelFolderError(
-            f"{path} is not a valid safetensors file ({_first_line(problem)})", "fetch or write it again"
+            f"{path} is not a valid safetensors file ({first_line(problem)})", "fetch or write it again"
         ) from None
 
 
@@ -299,7 +300,3 @@ def _items(part: Any) -> Iterable[Any]:
     if isinstance(part, dict):
         return part.values()
     return part if isinstance(part, list) else ()
-
-
-def _first_line(problem: BaseException) -> str:
-    return (str(problem).splitlines() or [type(problem).__name__])[0]

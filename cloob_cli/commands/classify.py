@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from cloob_cli.commands.inference_run import Work
+    from cloob_cli.errors import Failure
     from cloob_cli.inference.classify import Classified, ClassifiedBatch
     from cloob_cli.inference.labels import Label
-    from cloob_cli.inference.reading import Failure
     from cloob_cli.inference.tokens import LabelTokens
 
     AddRows = Callable[[Iterable[Classified]], None]

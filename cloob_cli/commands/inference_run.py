@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from cloob_cli import console
 from cloob_cli.errors import Interrupted, NothingFoundError
+from cloob_cli.text_format import duration
 
 if TYPE_CHECKING:
     from cloob_cli.core.model import CloobModel
-    from cloob_cli.inference.reading import Failure
+    from cloob_cli.errors import Failure
 
 _PATIENCE = 0.5  # seconds before the search for images shows a bar
 _LISTED = 10  # skipped images that stderr names where a file lists them all
@@ -112,7 +113,7 @@ class Work:
         if failure is not None:
             self.failures.append(failure)
             if self._listing is None or len(self.failures) <= _LISTED:
-                console.warn(f"skipped {failure.path}: {failure.reason}")
+                console.warn(f"skipped {failure.name}: {failure.reason}")
         self._bar.advance()
 
     def prepared(self, what: str, done: int, total: int) -> None:
@@ -135,7 +136,7 @@ class Work:
     def tell_end(self, verb: str, model: str) -> None:
         """The closing lines: how many in what time by which model, and how many were skipped."""
         seconds = time.monotonic() - self._started
-        took = f"{seconds:.1f} s" if seconds < 100 else console.duration(seconds)
+        took = f"{seconds:.1f} s" if seconds < 100 else duration(seconds)
         rate = self.rows / max(seconds, 1e-9)
         console.talk(f"{verb} {self.rows:,} {self._unit} in {took} ({rate:,.3g} a second) with {model}")
         if self.failures:

@@ -13,6 +13,7 @@ import typer
 from cloob_cli import assets, console, signals
 from cloob_cli.commands import completion
 from cloob_cli.commands.options import DeviceOption, JsonOption, QuietOption
+from cloob_cli.text_format import duration
 
 if TYPE_CHECKING:
     from cloob_cli.recipe import Recipe
@@ -111,7 +112,7 @@ def _show(name: str, events: Iterable[Any]) -> Any:
             f"the run in {folder} was finished after step {finished.step:,}{loss_text}; there is nothing to do"
         )
     else:
-        console.talk(f"trained in {console.duration(finished.seconds)}{loss_text}")
+        console.talk(f"trained in {duration(finished.seconds)}{loss_text}")
         if finished.skipped:
             listed = finished.model_folder.parent / "skipped.jsonl"
             console.warn(f"{finished.skipped} pairs could not be read; they are listed in {listed}")

@@ -6,7 +6,7 @@ Rich is imported on first use, so that commands without output stay quick.
 
 from cloob_cli.console.growing import growing_table
 from cloob_cli.console.messages import can_ask, debugging, hint, show_error, talk, warn
-from cloob_cli.console.progress import Progress, duration, progress
+from cloob_cli.console.progress import Progress, progress
 from cloob_cli.console.results import bytes_text, json_document, json_line, line, on_terminal, table
 from cloob_cli.console.status import Status, live_status
 from cloob_cli.console.streams import configure, finish_streams, flush, is_quiet, prepare_streams, unread_is_no_fault
@@ -18,7 +18,6 @@ __all__ = [
     "can_ask",
     "configure",
     "debugging",
-    "duration",
     "finish_streams",
     "flush",
     "growing_table",

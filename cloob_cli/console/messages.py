@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from cloob_cli.console.streams import err, is_quiet, printable
+from cloob_cli.console.streams import err, is_quiet
 from cloob_cli.errors import CloobError
+from cloob_cli.text_format import printable
 
 
 def talk(text: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from cloob_cli.console.messages import talk
 from cloob_cli.console.results import bytes_text
 from cloob_cli.console.streams import can_draw, drawing, err, is_quiet
+from cloob_cli.text_format import duration
 
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
@@ -135,13 +136,6 @@ def progress(description: str, total: float | None = None, unit: str = "it", del
             yield _BarProgress(bar, description, total, delay)
     finally:
         bar.stop()
-
-
-def duration(seconds: float) -> str:
-    """A length of time for people: "0:07", "1:02:03"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _rate_column(unit: str) -> Any:

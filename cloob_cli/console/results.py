@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from cloob_cli.console.streams import is_drawing, printable, result_console, unwritable
+from cloob_cli.console.streams import is_drawing, result_console, unwritable
+from cloob_cli.text_format import printable
 
 _GAP = 2  # between the columns of a table
 

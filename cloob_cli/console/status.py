@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cloob_cli.console.messages import talk
-from cloob_cli.console.progress import duration
 from cloob_cli.console.streams import can_draw, drawing, err, is_quiet
+from cloob_cli.text_format import duration
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -144,11 +144,6 @@ def _one_terminal() -> bool:
         return True
 
 
-def printable(text: str) -> str:
-    """A file name may hold line breaks, tabs or escape sequences; in a line of text they are spelt out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
 def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
     """What stands for characters that an encoding lacks: a file name's own bytes as they were, else an escape."""
     if not isinstance(error, UnicodeEncodeError):

@@ -7,7 +7,6 @@ operations, on the training device where they fit; otherwise worker processes re
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -25,6 +24,7 @@ from cloob_cli.data.pairs import PairSource
 from cloob_cli.data.streaming import PairReader, PairStream
 from cloob_cli.data.text import Tokenizer
 from cloob_cli.errors import DataError
+from cloob_cli.parallel import core_count
 from cloob_cli.recipe import AugmentSection
 
 __all__ = ["PairBatch", "PairLoader", "check_enough"]
@@ -114,8 +114,10 @@ class PairLoader:
             wanted.append((pairs, image_size(number) if image_size else self._full_size))
         for batch in self._read(epoch, wanted):
             if not len(batch.indices) and len(batch.skipped) > _BY_CHANCE:
-                name, reason = batch.skipped[0]
-                raise DataError(f"not one of the {len(batch.skipped)} pairs of a batch can be read; {name}: {reason}")
+                first = batch.skipped[0]
+                raise DataError(
+                    f"not one of the {len(batch.skipped)} pairs of a batch can be read; {first.name}: {first.reason}"
+                )
             if self._text is not None:
                 batch.tokens = cut_to_longest(batch.tokens, self._text)
             yield batch
@@ -135,5 +137,4 @@ def check_enough(pairs: int, batch_size: int) -> None:
 
 
 def _worker_count(local_processes: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, max(1, cores // local_processes - 1))
+    return min(16, max(1, core_count() // local_processes - 1))

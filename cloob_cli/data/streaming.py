@@ -24,7 +24,7 @@ from cloob_cli.data.image_cache import ImageDecoder, cropped
 from cloob_cli.data.order import uniforms
 from cloob_cli.data.pairs import PairSource
 from cloob_cli.data.text import Tokenizer
-from cloob_cli.errors import DataError, ImageError
+from cloob_cli.errors import DataError, Failure, ImageError
 from cloob_cli.recipe import AugmentSection
 
 _CHUNK = 256  # pairs that a worker hands over at once: large enough to be cheap, small enough to spread a batch
@@ -65,7 +65,7 @@ class PairReader:
                 texts.append(captions)
                 kept.append(index)
             except ImageError as problem:
-                skipped.append((self.source.name(index), problem.message))
+                skipped.append(Failure(self.source.name(index), problem.message))
         numbers = np.array(kept, dtype=np.int64)
         random = uniforms(self.seed, epoch, numbers, len(DRAWS))
         choosing = caption_numbers(self.seed, epoch, numbers, random, self.captions_per_image)

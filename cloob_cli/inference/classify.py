@@ -16,10 +16,11 @@ from torch import Tensor
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.zero_shot import class_embeddings, probabilities
 from cloob_cli.data.images import Preprocess
+from cloob_cli.errors import Failure
 from cloob_cli.inference.encoding import device_of, encode_images
 from cloob_cli.inference.labels import Label
 from cloob_cli.inference.outputs import parquet_rows
-from cloob_cli.inference.reading import Failure, OnImage, image_batches
+from cloob_cli.inference.reading import OnImage, image_batches
 
 # Called while labels are encoded: with the number of their texts that are done, and of all.
 OnTexts = Callable[[int, int], None]

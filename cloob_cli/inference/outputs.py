@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from cloob_cli.inference.reading import Failure
+from cloob_cli.errors import Failure
 
 if TYPE_CHECKING:
     import pyarrow
@@ -26,7 +25,7 @@ def write_failures(path: Path, failures: Iterable[Failure]) -> None:
         path.unlink(missing_ok=True)
         return
     with path.open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(asdict(failure)) + "\n" for failure in failures)
+        stream.writelines(json.dumps({"path": failure.name, "reason": failure.reason}) + "\n" for failure in failures)
 
 
 class NpyRows:

@@ -16,6 +16,7 @@ from cloob_cli.files import sha256_of
 from cloob_cli.registry.events import Received, Report, Started, unreported
 from cloob_cli.registry.http import check_proxies, distrusted_certificate
 from cloob_cli.registry.storage import check_space, quarantine
+from cloob_cli.text_format import first_line
 
 _REFERENCE = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?/?")
 
@@ -189,18 +190,14 @@ def plain_errors(reference: Reference) -> Iterator[None]:
             f"{reference} is not in the Hub's cache and could not be fetched", "it needs a network, and no offline mode"
         ) from None
     except (errors.HFValidationError, errors.HfUriError) as problem:
-        raise UsageError(f"{reference}: {_first_line(problem)}") from None
+        raise UsageError(f"{reference}: {first_line(problem)}") from None
     except (errors.HfHubHTTPError, errors.EntryNotFoundError, httpx2.HTTPError, ConnectionError) as problem:
         if distrust := distrusted_certificate(problem):
             raise DownloadError(
                 f"{reference}: the Hub's certificate is not trusted here ({distrust})",
                 "the authority of a company or of its proxy is named with SSL_CERT_FILE",
             ) from None
-        raise DownloadError(f"{reference}: {_first_line(problem)}", "try again later") from None
-
-
-def _first_line(problem: BaseException) -> str:
-    return next((line for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
+        raise DownloadError(f"{reference}: {first_line(problem)}", "try again later") from None
 
 
 def _bar_class(report: Report) -> Any:

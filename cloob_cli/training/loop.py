@@ -24,6 +24,7 @@ from cloob_cli.data.classification import open_classification_set
 from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import PairBatch, PairLoader, check_enough
 from cloob_cli.errors import (
+    Failure,
     Interrupted,
     MissingExtraError,
     NonFiniteEmbeddingsError,
@@ -223,7 +224,7 @@ class Run:
 
     def _steps(self, stop: StopRequest) -> Iterator[Event]:
         section, window = self.recipe.train, Window()
-        skipped: list[tuple[str, str]] = []
+        skipped: list[Failure] = []
         with closing(self._batches()) as batches:
             while self.step < self.steps:
                 with window.waiting():
@@ -366,17 +367,17 @@ class Run:
             'or train.precision = "fp32"',
         )
 
-    def _report_skips(self, skipped: list[tuple[str, str]]) -> Iterator[Event]:
+    def _report_skips(self, skipped: list[Failure]) -> Iterator[Event]:
         """Count, list and report pairs that were not skipped before; every process takes part."""
         if self.accelerator.num_processes > 1:
             skipped = gather_object(skipped)
-        for name, reason in skipped:
-            if name not in self.skipped:
-                self.skipped.add(name)
+        for failure in skipped:
+            if failure.name not in self.skipped:
+                self.skipped.add(failure.name)
                 if self.is_main:
                     with self.folder.skipped.open("a", encoding="utf-8") as stream:
-                        stream.write(json.dumps({"name": name, "reason": reason}) + "\n")
-                yield PairSkipped(name, reason)
+                        stream.write(json.dumps(failure._asdict()) + "\n")
+                yield PairSkipped(failure.name, failure.reason)
 
     def _scores(self) -> Iterator[Event]:
         """Score the model as it is; only the main process computes, the others wait.

@@ -22,7 +22,7 @@ from cloob_cli.core.model import CloobModel, build
 from cloob_cli.data.order import hold_out
 from cloob_cli.data.pairs import PairSource, open_pairs
 from cloob_cli.data.text import Tokenizer, clip_tokenizer, train_bpe
-from cloob_cli.errors import DataError, DeviceError, ImageError
+from cloob_cli.errors import DataError, DeviceError, Failure, ImageError
 from cloob_cli.files import replacing
 from cloob_cli.recipe import DataSection, ModelSection, Recipe, TokenizerSection
 from cloob_cli.training.precision import Precision
@@ -79,8 +79,8 @@ class PairSplit:
     held_out: HeldOut | None
 
     @property
-    def unusable(self) -> list[tuple[str, str]]:
-        """(name, reason) of what lies with the pairs of either source and is not among them."""
+    def unusable(self) -> list[Failure]:
+        """All that lies with the pairs of either source and is not among them."""
         other = self.held_out.source if self.held_out else self.source
         return self.source.unusable + (other.unusable if other is not self.source else [])
 

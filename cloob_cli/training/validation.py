@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from statistics import fmean
 from typing import Protocol
 
@@ -23,7 +22,8 @@ from cloob_cli.data.classification import ClassificationSet
 from cloob_cli.data.images import Preprocess, normalize
 from cloob_cli.data.pairs import PairSource
 from cloob_cli.data.text import Tokenizer
-from cloob_cli.errors import ImageError
+from cloob_cli.errors import Failure, ImageError
+from cloob_cli.parallel import core_count, map_in_order
 
 _BATCH = 256
 _KEEP_BYTES = 1 << 30  # crops of a set stay in memory between two validations up to this size
@@ -74,11 +74,11 @@ class Crops:
 
     def batches(self) -> Iterator[tuple[list[int], Tensor]]:
         """(indices, uint8 [b, H, W, 3]) over all readable images in order."""
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            for start in range(0, len(self.images), _BATCH):
-                wanted = range(start, min(start + _BATCH, len(self.images)))
-                crops = dict(zip(wanted, pool.map(self._crop, wanted), strict=True))
-                readable = {index: crop for index, crop in crops.items() if crop is not None}
+        indices = range(len(self.images))
+        with closing(map_in_order(self._crop, indices, threads=min(8, core_count()), ahead=_BATCH)) as results:
+            crops = enumerate(results)
+            while batch := list(islice(crops, _BATCH)):
+                readable = {index: crop for index, crop in batch if crop is not None}
                 if readable:
                     yield list(readable), torch.from_numpy(np.stack(list(readable.values())))
 
@@ -131,13 +131,13 @@ class Validator:
         top1 = [value for name, value in scores.items() if name.startswith("zero_shot/") and name.endswith("/top1")]
         return scores | ({"zero_shot/mean/top1": fmean(top1)} if top1 else {})
 
-    def unreadable(self) -> list[tuple[str, str]]:
-        """(name, reason) of every image that could not be read so far."""
+    def unreadable(self) -> list[Failure]:
+        """Every image that could not be read so far."""
         found = []
         if self._pairs is not None and self.held_out is not None:
-            found += [(self.held_out.name(i), reason) for i, reason in sorted(self._pairs.unreadable.items())]
+            found += [Failure(self.held_out.name(i), reason) for i, reason in sorted(self._pairs.unreadable.items())]
         for one, crops in self._sets:
-            found += [(f"{one.name}[{i}]", reason) for i, reason in sorted(crops.unreadable.items())]
+            found += [Failure(f"{one.name}[{i}]", reason) for i, reason in sorted(crops.unreadable.items())]
         return found
 
     def _retrieval(self, model: CloobModel) -> dict[str, float]:

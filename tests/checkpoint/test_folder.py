@@ -276,7 +276,7 @@ def test_a_header_that_lies_is_refused(model_folder: Path, data: bytes) -> None:
     fails(model_folder, WEIGHTS_FILE)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 3000), value=st.integers(0, 255))
 def test_any_byte_of_the_header_may_change_without_a_traceback(model_folder: Path, position: int, value: int) -> None:
     path = model_folder / WEIGHTS_FILE
@@ -294,7 +294,7 @@ def test_any_byte_of_the_header_may_change_without_a_traceback(model_folder: Pat
     assert "\n" not in message
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.recursive(
         st.none() | st.booleans() | st.floats() | st.text(),

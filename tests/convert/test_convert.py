@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import shutil
 from pathlib import Path
@@ -125,6 +126,36 @@ def test_shapes_alone_where_the_rule_holds(kind: str, tmp_path: Path) -> None:
     converted = convert_checkpoint(tmp_path / "checkpoint.pt")
     kept = {"embed_dim", "vision", "text"}
     assert converted.config.model_dump(include=kept) == model.config.model_dump(include=kept)
+
+
+def test_a_temperature_keeps_the_digits_that_float32_has(tmp_path: Path) -> None:
+    contents = torch.load(GOLDEN / "mljku_vit/checkpoint.pt", weights_only=True)
+    contents["state_dict"]["module.logit_inv_tau"].fill_(math.log(1 / 0.07))  # CLIP's own, 14.2857
+    contents["state_dict"]["module.logit_scale_hopfield"].fill_(math.log(8.0625))
+    torch.save(contents, tmp_path / "checkpoint.pt")
+    config = convert_checkpoint(tmp_path / "checkpoint.pt", config=GOLDEN / "mljku_vit/config.json").config
+    assert (config.inv_tau, config.scale_hopfield) == (14.2857, 8.0625)
+
+
+def test_shapes_of_a_haiku_checkpoint_give_each_tower_its_own_heads(tmp_path: Path) -> None:
+    """An image tower of 128 channels and a text tower of 64: two heads and one."""
+    width = {"vi_t_image_encoder": 128, "text_encoder": 64}
+
+    def grown(array: np.ndarray, old: int, new: int) -> np.ndarray:
+        return np.zeros([size * new // old if size % old == 0 else size for size in array.shape], np.float32)
+
+    contents = read_haiku_pickle(GOLDEN / "crowsonkb/checkpoint.pkl")
+    described = json.loads((GOLDEN / "crowsonkb/config.json").read_text(encoding="utf-8"))
+    old = {name: described[key]["d_model"] for name, key in zip(width, ("image_encoder", "text_encoder"), strict=True)}
+    for tower in contents["params"]:
+        for module, group in tower.items():
+            name = module.partition("/")[0]
+            for part, array in group.items():
+                group[part] = grown(array, old[name], width[name])
+    (tmp_path / "checkpoint.pkl").write_bytes(pickle.dumps(contents, protocol=4))
+    config = convert_checkpoint(tmp_path / "checkpoint.pkl").config
+    assert (config.vision.width, config.vision.heads) == (128, 2)
+    assert (config.text.width, config.text.heads) == (64, 1)
 
 
 def ml_jku_names(state: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from cloob_cli.registry import install, inventory, paths
 from cloob_cli.registry.http import RetryPolicy
 from cloob_cli.registry.inventory import install_record
 from cloob_cli.registry.paths import pinned_hashes_file, quarantine_folder
-from cloob_cli.registry.pinned_hashes import pinned_hash
+from cloob_cli.registry.pinned_hashes import pin_hash, pinned_hash
 from cloob_cli.registry.publish import bundle_model
 from cloob_cli.registry.resolve import resolve
 
@@ -120,6 +120,15 @@ def test_the_new_hash_of_a_changed_file_is_accepted_once_and_remembered(
     assert cloob("zoo", "pull", url, "--force", "-q", "--sha256", new).returncode == 0
     assert pinned_hash(url) == new
     assert cloob("zoo", "pull", url, "--force", "-q").returncode == 0
+
+
+def test_the_hash_of_the_first_use_stays_until_another_is_accepted() -> None:
+    first, second = "1" * 64, "2" * 64
+    pin_hash("https://example.org/a.pt", first)
+    pin_hash("https://example.org/a.pt", second)
+    assert pinned_hash("https://example.org/a.pt") == first
+    pin_hash("https://example.org/a.pt", second, replace=True)
+    assert pinned_hash("https://example.org/a.pt") == second
 
 
 def test_what_is_accepted_is_not_remembered_where_it_is_no_model(server: FileServer) -> None:

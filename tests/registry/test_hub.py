@@ -16,7 +16,7 @@ import pytest
 from hub_server import Hub, hub_serving, sha256
 
 from cloob_cli import load
-from cloob_cli.checkpoint.folder import WEIGHTS_FILE, read_config
+from cloob_cli.checkpoint.folder import README_FILE, WEIGHTS_FILE, read_config
 from cloob_cli.errors import RegistryError
 from cloob_cli.registry import inventory, paths
 from cloob_cli.registry.hub import check_inside
@@ -132,6 +132,17 @@ def test_a_corrupt_file_is_set_aside(hub: Hub, cloob: Cloob) -> None:
     assert sha256(hub.repositories["org/tiny"][WEIGHTS_FILE]) in done.stderr
     assert "quarantined" in done.stderr
     hub.corrupt = False
+    done = cloob("zoo", "pull", "hf://org/tiny")
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_of_two_commits_never_make_one_model(hub: Hub, cloob: Cloob) -> None:
+    """Somebody pushes between the listing and the download: every single file is whole, and right by its own hash."""
+    hub.later = {README_FILE: b"# another commit\n"}
+    done = cloob("zoo", "pull", "hf://org/tiny")
+    assert done.returncode == 1
+    assert "hf://org/tiny changed while it was fetched" in done.stderr
+    assert inventory.installed_models() == []
     done = cloob("zoo", "pull", "hf://org/tiny")
     assert done.returncode == 0, done.stderr
 

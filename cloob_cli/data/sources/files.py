@@ -15,7 +15,8 @@ from cloob_cli.data.fingerprint import Part, digest, shared_folder
 from cloob_cli.data.folder import list_images
 from cloob_cli.data.images import open_image
 from cloob_cli.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, caption_list, find_column
-from cloob_cli.errors import DataError
+from cloob_cli.errors import DataError, Failure
+from cloob_cli.text_format import first_line
 
 METADATA_NAMES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 _SEPARATORS = ("\t", ",", ";", "|")
@@ -33,7 +34,7 @@ class FileSource:
         for path, texts in rows:
             paths.append(path)
             captions.append(texts)
-        self.unusable: list[tuple[str, str]] = []
+        self.unusable: list[Failure] = []
         self._paths = pa.array(paths, pa.large_string())
         self._captions = pa.array(captions, pa.large_list(pa.large_string()))
 
@@ -136,7 +137,7 @@ def _csv(path: Path, separator: str | None) -> dict[str, list]:
             ),
         )
     except (pa.ArrowInvalid, OSError) as problem:
-        raise DataError(f"{path} cannot be read as a table: {str(problem).splitlines()[0]}") from None
+        raise DataError(f"{path} cannot be read as a table: {first_line(problem)}") from None
     return {name: column.to_pylist() for name, column in zip(table.column_names, table.columns, strict=True)}
 
 
