@@ -115,7 +115,7 @@ def classify(
                 )
                 _write(output, rows, top_k, work, as_json, metadata)
     if output is not None:
-        console.talk(f"wrote {output}")
+        console.info(f"wrote {output}")
     work.tell_end("classified", description(opened, folder))
     if work.failures:
         raise typer.Exit(3)
@@ -179,6 +179,6 @@ def _write(
                 write(batch.rows)
                 if as_json:
                     # The file is the result: it is finished also where nobody reads stdout any more.
-                    with console.unread_is_no_fault():
+                    with console.ignore_closed_stdout():
                         _print_json(batch.rows)
         write_failures(listing, work.failures)

@@ -41,7 +41,7 @@ def open_model(name: str | None, device: str | None, precision: str | None) -> t
     model = open_folder(folder, device, precision)
     is_bundled = folder == assets.bundled_folder(assets.BUNDLED_MODEL)
     if not is_bundled or _is_new():
-        console.talk(f"model {description(model, folder)}")
+        console.info(f"model {description(model, folder)}")
         if is_bundled:
             _introduce_bundled()
     return prepare_for_inference(model), folder
@@ -83,7 +83,7 @@ def _introduce_bundled() -> None:
     from cloob_cli.registry import entries
 
     entry = entries.find_entry(assets.BUNDLED_MODEL)
-    console.talk(f"{entry.summary}. Trained on {entry.data}.")
+    console.info(f"{entry.summary}. Trained on {entry.data}.")
     console.hint("for photographs choose a larger model with --model; `cloob zoo list` shows them")
 
 
@@ -92,7 +92,7 @@ def find_images(sources: Sequence[Path]) -> list[Path | Failure]:
     from cloob_cli.data.folder import describe_passed_over
     from cloob_cli.inference.reading import collect_images
 
-    with console.progress("looking for images", unit="files", delay=_PATIENCE) as bar:
+    with console.track("looking for images", unit="files", delay=_PATIENCE) as bar:
         found = collect_images(sources, bar.advance)
     if found.passed_over:
         console.warn(describe_passed_over(found.passed_over))
@@ -138,7 +138,7 @@ class Work:
         seconds = time.monotonic() - self._started
         took = f"{seconds:.1f} s" if seconds < 100 else duration(seconds)
         rate = self.rows / max(seconds, 1e-9)
-        console.talk(f"{verb} {self.rows:,} {self._unit} in {took} ({rate:,.3g} a second) with {model}")
+        console.info(f"{verb} {self.rows:,} {self._unit} in {took} ({rate:,.3g} a second) with {model}")
         if self.failures:
             where = f", listed in {self._listing}" if self._listing else ""
             console.warn(f"{len(self.failures)} image(s) skipped{where}")
@@ -156,7 +156,7 @@ def following(
     """
     work: Work | None = None
     try:
-        with console.progress(what, total, unit) as bar:
+        with console.track(what, total, unit) as bar:
             work = Work(bar, unit, listing)
             yield work
     except KeyboardInterrupt:

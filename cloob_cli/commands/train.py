@@ -57,7 +57,7 @@ def train(
         from cloob_cli.training.loop import train as run
 
     folder = out or Path("runs") / loaded.name
-    finished = _show(loaded.name, run(loaded, folder, device=device, resume=resume, acknowledge=console.talk))
+    finished = _show(loaded.name, run(loaded, folder, device=device, resume=resume, acknowledge=console.info))
     if finished is None:
         return  # one of several processes: the main one tells the result
     if json_:
@@ -82,16 +82,16 @@ def _show(name: str, events: Iterable[Any]) -> Any:
         for event in events:
             match event:
                 case kinds.Preparing():
-                    console.talk(f"{event.text} ...")
+                    console.info(f"{event.text} ...")
                 case kinds.Started():
                     steps = event.steps
-                    console.talk(_start_text(event))
+                    console.info(_start_text(event))
                 case kinds.StepDone():
                     status.update(event.step, steps, event.seconds_left, _values(event))
                 case kinds.Validated():
-                    console.talk(f"step {event.step:,}: {_scores(event.metrics)}")
+                    console.info(f"step {event.step:,}: {_scores(event.metrics)}")
                 case kinds.CheckpointSaved():
-                    console.talk(f"step {event.step}: saved {event.path}")
+                    console.info(f"step {event.step}: saved {event.path}")
                 case kinds.PairSkipped():
                     skipped += 1
                     if skipped <= _SKIPS_SHOWN:
@@ -108,11 +108,11 @@ def _show(name: str, events: Iterable[Any]) -> Any:
     loss_text = f": loss {loss:.4g}" if loss is not None else ""
     if finished.already:
         folder = finished.model_folder.parent
-        console.talk(
+        console.info(
             f"the run in {folder} was finished after step {finished.step:,}{loss_text}; there is nothing to do"
         )
     else:
-        console.talk(f"trained in {duration(finished.seconds)}{loss_text}")
+        console.info(f"trained in {duration(finished.seconds)}{loss_text}")
         if finished.skipped:
             listed = finished.model_folder.parent / "skipped.jsonl"
             console.warn(f"{finished.skipped} pairs could not be read; they are listed in {listed}")

@@ -41,7 +41,7 @@ def convert(
     _must_be_new(output)
     ignored = convert_to_folder(checkpoint, output, format, config)
     if ignored:
-        console.talk(f"left out, as inference does not need them: {', '.join(ignored)}")
+        console.info(f"left out, as inference does not need them: {', '.join(ignored)}")
     console.line(str(output))
 
 

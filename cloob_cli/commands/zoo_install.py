@@ -74,7 +74,7 @@ def pull(
         if json:
             console.json_document(dataclasses.asdict(plan) | {"folder": str(plan.folder)})
             return
-        size = "none, it is on this disk" if plan.download_bytes == 0 else console.bytes_text(plan.download_bytes)
+        size = "none, it is on this disk" if plan.download_bytes == 0 else console.file_size(plan.download_bytes)
         console.table(
             ["field", "value"],
             [
@@ -163,11 +163,11 @@ def _carry_out(removals: list[Removal], dry_run: bool, yes: bool) -> None:
     from cloob_cli.registry.remove import carry_out
 
     console.table(
-        ["path", "what", "frees"], [(each.path, each.what, console.bytes_text(each.bytes)) for each in removals]
+        ["path", "what", "frees"], [(each.path, each.what, console.file_size(each.bytes)) for each in removals]
     )
-    freed = console.bytes_text(sum(each.bytes for each in removals))
+    freed = console.file_size(sum(each.bytes for each in removals))
     if not removals or dry_run:
-        console.talk(f"{freed} would be freed" if removals else "nothing to remove")
+        console.info(f"{freed} would be freed" if removals else "nothing to remove")
         if not dry_run:
             carry_out([])
         return
@@ -176,7 +176,7 @@ def _carry_out(removals: list[Removal], dry_run: bool, yes: bool) -> None:
             raise UsageError("nobody is there to ask", "give -y to remove these, or --dry-run to only list them")
         typer.confirm(f"Remove these and free {freed}?", abort=True, err=True)
     carry_out(removals)
-    console.talk(f"freed {freed}")
+    console.info(f"freed {freed}")
 
 
 def _what_is_kept(origin: Origin) -> str:
@@ -198,7 +198,7 @@ def _checked_hash(sha256: str | None) -> str | None:
 
 @contextmanager
 def _reporting() -> Iterator[Report]:
-    """Notices become talk; a download gets a bar of bytes, which begins with the first one."""
+    """Show notices as lines, and a download as a bar of bytes that appears with the first one."""
     from cloob_cli.registry.events import Notice, Received, Started
 
     with ExitStack() as stack:
@@ -206,10 +206,10 @@ def _reporting() -> Iterator[Report]:
 
         def report(event: Event) -> None:
             if isinstance(event, Notice):
-                console.talk(event.text)
+                console.info(event.text)
                 return
             if not bars:
-                bars.append(stack.enter_context(console.progress("downloading", unit="B")))
+                bars.append(stack.enter_context(console.track("downloading", unit="B")))
             if isinstance(event, Started):
                 bars[0].restart(event.done, event.total)
                 bars[0].note(event.name)

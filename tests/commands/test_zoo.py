@@ -405,7 +405,7 @@ def test_prune_removes_what_interrupted_pulls_left_and_nothing_else(cloob: Cloob
         path.write_bytes(bytes(1000))
     dry = cloob("zoo", "prune", "--dry-run")
     assert len(dry.stdout.splitlines()) == 1 + len(left)
-    assert "5 kB would be freed" in dry.stderr
+    assert "5.0 kB would be freed" in dry.stderr
     assert all(path.exists() for path in left)
     assert cloob("zoo", "prune", "-y").returncode == 0
     assert not any(path.exists() for path in left)
@@ -493,7 +493,7 @@ def test_pull_dry_run_of_a_entry(cloob: Cloob, home: Path) -> None:
     done = cloob("zoo", "pull", "japanese-cloob-vit-b-16", "--dry-run", "--offline")
     said = dict(line.split("\t") for line in done.stdout.splitlines())
     assert said["from"] == "hf://rinna/japanese-cloob-vit-b-16"
-    assert said["download"] == "787 MB"
+    assert said["download"] == "787.0 MB"
     assert not home.exists()
 
 
