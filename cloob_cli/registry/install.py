@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloob_cli import assets
+from cloob_cli.checkpoint.fingerprint import FINGERPRINT_FILE
 from cloob_cli.checkpoint.folder import (
     CONFIG_FILE,
-    FINGERPRINT_FILE,
     KEPT_FILES,
     TOKENIZER_FILE,
     WEIGHTS_FILE,
