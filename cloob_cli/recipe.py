@@ -11,6 +11,7 @@ import json
 import os
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -327,7 +328,12 @@ def _recipes_like(path: Path) -> str:
     return f"did you mean {near!r}?" if near else f"the shipped ones are {', '.join(shipped)}"
 
 
-_PATH_KEYS = (("data", "train"), ("data", "validation"), ("validation", "zero_shot"))
+def _path_keys() -> Iterator[tuple[str, str]]:
+    """Yield section and key of every value that holds paths, which are those that `_local` checks."""
+    for section, field in Recipe.model_fields.items():
+        for key, inner in getattr(field.annotation, "model_fields", {}).items():
+            if any(isinstance(mark, AfterValidator) and mark.func is _local for mark in inner.metadata):
+                yield section, key
 
 
 def _resolve_paths(data: dict[str, Any], base: Path) -> None:
@@ -336,7 +342,7 @@ def _resolve_paths(data: dict[str, Any], base: Path) -> None:
             return value if _ADDRESS.match(value) else os.path.abspath(base / Path(value).expanduser())
         return [resolve(item) for item in value] if isinstance(value, list) else value
 
-    for section, key in _PATH_KEYS:
+    for section, key in _path_keys():
         if isinstance(data.get(section), dict) and data[section].get(key) is not None:
             data[section][key] = resolve(data[section][key])
 
