@@ -47,7 +47,7 @@ def classify(
         Path | None,
         typer.Option(help="Prompt templates, one a line, with {c} or {}.", show_default="the model's own"),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="How many labels to list for each image, best first.")] = 1,
+    top_k: Annotated[int, typer.Option(min=1, help="Number of labels for each image, best first.")] = 1,
     model: ModelOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,

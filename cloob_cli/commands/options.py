@@ -51,7 +51,7 @@ MemoryBudgetOption = Annotated[
     typer.Option(
         parser=_bytes,
         metavar="SIZE",
-        help="Memory for decoding, like 1GB. Large images wait for memory; those that need more than all are skipped.",
+        help="Memory for decoding, like 1GB. Images wait until enough is free; those that need more are skipped.",
         envvar="CLOOB_MEMORY_BUDGET",
         show_default="a quarter of the machine's",
     ),
