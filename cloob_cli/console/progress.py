@@ -109,7 +109,8 @@ def track(description: str, total: float | None = None, unit: str = "it", delay:
 
 def _rate(task: Task) -> float:
     """The amount done a second over all the time: Rich's own rate makes too much of a batch that is done at once."""
-    return (task.completed - task.fields["before"]) / max(task.finished_time or task.elapsed or 0.0, 1e-9)
+    before: float = task.fields["before"]
+    return (task.completed - before) / max(task.finished_time or task.elapsed or 0.0, 1e-9)
 
 
 def _columns(unit: str) -> list[ProgressColumn]:

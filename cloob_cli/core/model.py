@@ -91,7 +91,8 @@ class CloobModel(nn.Module):
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Raw image features [B, D], before L2 normalization, of normalized pixels [B, 3, H, W] (any float dtype)."""
-        return self.visual(pixels.to(self.visual.conv1.weight.dtype))
+        features: Tensor = self.visual(pixels.to(self.visual.conv1.weight.dtype))
+        return features
 
     def text_features(self, tokens: Tensor) -> Tensor:
         """Raw text features [B, D], before L2 normalization, of token ids int64 [B, context]."""
@@ -196,5 +197,6 @@ def tokens_to_end(tokens: Tensor, end_id: int) -> Tensor:
 
 def _is_traced() -> bool:
     # A compiled or exported graph must not depend on the numbers in a batch.
-    traced: Any = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    traced: Any = tracing or torch.compiler.is_compiling() or torch.compiler.is_exporting()
     return bool(traced)

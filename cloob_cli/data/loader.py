@@ -127,7 +127,8 @@ class PairLoader:
         if self._source.blocks is not None:
             blocks, in_window = self._source.blocks
             windows = block_windows(blocks[self._pairs], in_window, self._seed, epoch)
-        return self._pairs[epoch_order(len(self._pairs), self._seed, epoch, windows)]
+        order: np.ndarray = self._pairs[epoch_order(len(self._pairs), self._seed, epoch, windows)]
+        return order
 
 
 def check_enough(pairs: int, batch_size: int) -> None:

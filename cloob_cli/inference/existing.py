@@ -143,7 +143,7 @@ def _rows_of_parquet(path: Path) -> int:
     from pyarrow import parquet
 
     with path.open("rb") as stream:
-        return parquet.read_metadata(stream).num_rows
+        return int(parquet.read_metadata(stream).num_rows)
 
 
 def _rows_of_npy(path: Path) -> int:

@@ -202,13 +202,13 @@ def plain_errors(reference: Reference) -> Iterator[None]:
 
 def _bar_class(report: Report) -> Any:
     """A tqdm for huggingface_hub that draws nothing and reports instead."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
     class Reporting(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
             # The other bars count files, and the bytes on the wire of what is compressed there.
             self._counts_bytes = options.get("unit") == "B" and not str(options.get("name", "")).endswith("transfer")
-            super().__init__(*args, **(options | {"disable": True}))
+            super().__init__(*args, **(options | {"disable": True}))  # type: ignore[no-untyped-call]
 
         def update(self, n: float | None = 1) -> bool | None:
             if self._counts_bytes:

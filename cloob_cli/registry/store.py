@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloob_cli import assets
+from cloob_cli.checkpoint.fingerprint import FINGERPRINT_FILE
 from cloob_cli.checkpoint.folder import (
     CONFIG_FILE,
     CONFIG_KEY,
-    FINGERPRINT_FILE,
     KEPT_FILES,
     MODEL_FILES,
     README_FILE,

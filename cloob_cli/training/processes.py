@@ -40,7 +40,8 @@ def on_main(work: Callable[[], Result]) -> Result:
         raise unexpected
     if box[1] is not None:
         raise box[1]
-    return box[0]
+    result: Result = box[0]
+    return result
 
 
 def agree(facts: Mapping[str, Any]) -> None:

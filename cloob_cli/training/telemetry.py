@@ -65,7 +65,7 @@ def memory_gib(device: torch.device) -> float:
     """Peak memory on a CUDA device, else what this process holds now, in GiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return psutil.Process().memory_info().rss / 2**30
+    return float(psutil.Process().memory_info().rss) / 2**30
 
 
 class MetricsFile:
