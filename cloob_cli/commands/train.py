@@ -54,10 +54,10 @@ def train(
         return
     launched = _launched()
     with signals.leaving_at_once():
-        from cloob_cli.training.loop import train as run
+        from cloob_cli.training.loop import train_recipe
 
     folder = out or Path("runs") / loaded.name
-    finished = _show(loaded.name, run(loaded, folder, device=device, resume=resume, acknowledge=console.info))
+    finished = _show(loaded.name, train_recipe(loaded, folder, device=device, resume=resume, acknowledge=console.info))
     if finished is None:
         return  # one of several processes: the main one tells the result
     if json_:
@@ -148,9 +148,9 @@ def _scores(metrics: dict[str, float]) -> str:
 
 
 def _dry_run(recipe: Recipe, folder: Path, device: str | None, json_: bool) -> None:
-    from cloob_cli.training.survey import survey
+    from cloob_cli.training.dry_run import dry_run
 
-    found = survey(recipe, folder, device)
+    found = dry_run(recipe, folder, device)
     if json_:
         console.json_document({"recipe": recipe.model_dump(mode="json"), **found})
         return

@@ -15,6 +15,8 @@ FORMAT_VERSION = 1
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
+CLIP_VOCAB_SIZE = 49408
+
 # CLIP's own statistics of its training images (openai/CLIP, clip.py), used by every released CLOOB model too.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -162,7 +164,7 @@ class ModelConfig(StrictModel):
 
 
 def _clip(embed_dim: int, text_width: int, vision: dict[str, Any], activation: Activation) -> dict[str, Any]:
-    text = {"vocab_size": 49408, "width": text_width, "layers": 12, "heads": text_width // 64}
+    text = {"vocab_size": CLIP_VOCAB_SIZE, "width": text_width, "layers": 12, "heads": text_width // 64}
     return {
         "embed_dim": embed_dim,
         "vision": vision | {"activation": activation},

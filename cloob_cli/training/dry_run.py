@@ -1,4 +1,4 @@
-"""What a run would start with, found out without starting it."""
+"""The dry run: everything that a run would start with, found out without starting it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from cloob_cli.data.classification import open_classification_set
 from cloob_cli.data.loader import check_enough
 from cloob_cli.data.text import clip_tokenizer
 from cloob_cli.recipe import Recipe
-from cloob_cli.training.setup import choose_device, model_config, open_data
-from cloob_cli.training.state import check_writable
+from cloob_cli.training.build import choose_device
+from cloob_cli.training.data_split import open_data
+from cloob_cli.training.new_model import model_config
+from cloob_cli.training.run_folder import check_writable
 
 
-def survey(recipe: Recipe, folder: Path, device: str | None = None) -> dict[str, Any]:
-    """The device, pairs, held-out pairs, steps an epoch and parameters of a run in `folder`.
+def dry_run(recipe: Recipe, folder: Path, device: str | None = None) -> dict[str, Any]:
+    """The device, pairs, held-out pairs, steps an epoch and parameters of a run in `folder`, without starting it.
 
     Raises:
         InputError: what would keep the run from starting: data or data sets that are missing, fewer pairs than a
