@@ -1,4 +1,4 @@
-"""What the shell completes: names of models and recipes, devices, precisions. Nothing here imports torch.
+"""Shell completion: names of models and recipes, devices, precisions. Nothing here imports torch.
 
 Where none of these fits, the shell goes on with files and folders.
 """
@@ -12,7 +12,7 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 
 def usable_models(incomplete: str) -> list[str]:
-    """Models that are on this machine."""
+    """Names of the models that are on this machine."""
     from cloob_cli import assets
     from cloob_cli.checkpoint.folder import is_model_folder
     from cloob_cli.registry import entries, inventory
@@ -22,14 +22,14 @@ def usable_models(incomplete: str) -> list[str]:
 
 
 def known_models(incomplete: str) -> list[str]:
-    """Models that have an entry or are installed."""
+    """Names of the models that have a zoo entry or are installed."""
     from cloob_cli.registry import entries, inventory
 
     return _fitting([*entries.entry_names(), *inventory.installed_models()], incomplete)
 
 
 def installed_models(incomplete: str) -> list[str]:
-    """Models that were installed, and so can be removed."""
+    """Names of the models that were installed, and so can be removed."""
     from cloob_cli.registry import inventory
 
     return _fitting(inventory.installed_models(), incomplete)
@@ -43,14 +43,14 @@ def recipes(incomplete: str) -> list[str]:
 
 
 def devices(incomplete: str) -> list[str]:
-    """Kinds of devices, and the NVIDIA GPUs that the system knows."""
+    """Names of the kinds of devices, and of the NVIDIA GPUs that the system knows."""
     gpus = Path("/proc/driver/nvidia/gpus")
     count = len(list(gpus.iterdir())) if gpus.is_dir() else 0
     return _fitting(["auto", "cpu", "cuda", "mps", *(f"cuda:{index}" for index in range(count))], incomplete)
 
 
 def precisions(incomplete: str) -> list[str]:
-    """Precisions for inference."""
+    """Names of the precisions for inference."""
     return _fitting(PRECISIONS, incomplete)
 
 
