@@ -1,4 +1,4 @@
-"""What a bug report needs to say of a machine: versions, devices, folders, decoders, and what looks wrong."""
+"""Collect system information for bug reports: versions, devices, folders, decoders, and warnings."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _VARIABLES = (
 
 
 def diagnose() -> dict[str, Any]:
-    """Everything, as plain values; `warnings` is a list of sentences, empty where nothing looks wrong."""
+    """Collect everything as plain values; `warnings` is a list of sentences, empty where nothing looks wrong."""
     devices, chosen, warnings = _devices()
     model, model_warnings = default_model()
     return {
@@ -61,7 +61,7 @@ def diagnose() -> dict[str, Any]:
 
 
 def default_model() -> tuple[dict[str, str], list[str]]:
-    """The model that is used where none is named, who chose it, and warnings where there is none of that name."""
+    """Return the default model with its source (`chosen_by`), and warnings where it does not exist."""
     from cloob_cli.errors import CloobError
     from cloob_cli.registry import store
 
@@ -81,7 +81,7 @@ def default_model() -> tuple[dict[str, str], list[str]]:
 
 
 def decoders() -> dict[str, bool]:
-    """The image formats and decoders that depend on how Pillow was built, or on an extra."""
+    """Availability of the decoders that depend on the build of Pillow or on an extra."""
     from PIL import features
 
     return {
@@ -97,7 +97,7 @@ def decoders() -> dict[str, bool]:
 
 
 def unusable_gpu(torch: Any) -> str | None:
-    """Why a GPU that this machine has cannot be used by this torch; None where there is none, or it can.
+    """Explain why torch cannot use the GPU of this machine; None where it can, or where there is no GPU.
 
     Args:
         torch: the module itself.
@@ -165,7 +165,7 @@ def _devices() -> tuple[list[dict[str, Any]], dict[str, str], list[str]]:
 
 
 def _runs_on(major: int, minor: int, built_for: set[str]) -> bool:
-    """Whether code for this GPU is in the build: its own, an earlier minor's of the same major, or portable PTX."""
+    """True where the build has code for this GPU: its own, an earlier minor's of the same major, or portable PTX."""
     for name in built_for:
         kind, _, number = name.partition("_")
         digits = number.rstrip("af")  # sm_90a and the like

@@ -1,4 +1,4 @@
-"""What the shell completes: names of models and recipes, devices, precisions. Nothing here imports torch.
+"""Shell completion: names of models and recipes, devices, precisions. Nothing here imports torch.
 
 Where none of these fits, the shell goes on with files and folders.
 """
@@ -12,7 +12,7 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 
 def usable_models(incomplete: str) -> list[str]:
-    """Models that are on this machine."""
+    """Names of the models that are on this machine."""
     from cloob_cli.registry import cards, store
 
     bundled = [name for name in cards.card_names() if store.is_model_folder(store.bundled_folder(name))]
@@ -20,14 +20,14 @@ def usable_models(incomplete: str) -> list[str]:
 
 
 def known_models(incomplete: str) -> list[str]:
-    """Models that have a card or are installed."""
+    """Names of the models that have a zoo entry or are installed."""
     from cloob_cli.registry import cards, store
 
     return _fitting([*cards.card_names(), *store.installed_models()], incomplete)
 
 
 def installed_models(incomplete: str) -> list[str]:
-    """Models that were installed, and so can be removed."""
+    """Names of the models that were installed, and so can be removed."""
     from cloob_cli.registry import store
 
     return _fitting(store.installed_models(), incomplete)
@@ -41,14 +41,14 @@ def recipes(incomplete: str) -> list[str]:
 
 
 def devices(incomplete: str) -> list[str]:
-    """Kinds of devices, and the NVIDIA GPUs that the system knows."""
+    """Names of the kinds of devices, and of the NVIDIA GPUs that the system knows."""
     gpus = Path("/proc/driver/nvidia/gpus")
     count = len(list(gpus.iterdir())) if gpus.is_dir() else 0
     return _fitting(["auto", "cpu", "cuda", "mps", *(f"cuda:{index}" for index in range(count))], incomplete)
 
 
 def precisions(incomplete: str) -> list[str]:
-    """Precisions for inference."""
+    """Names of the precisions for inference."""
     return _fitting(PRECISIONS, incomplete)
 
 

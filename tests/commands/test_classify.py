@@ -23,7 +23,7 @@ from tiny_model import RESNET, save_hostile_images, save_images, save_tiny_model
 
 import cloob_cli
 from cloob_cli import assets
-from cloob_cli.inference.labels import DEFAULT_TEMPLATES
+from cloob_cli.core.zero_shot import DEFAULT_TEMPLATES
 from cloob_cli.registry import cards, store
 
 LABELS = "cat\ndog: puppy | hound\n# not this\nsea\nroof\n"
@@ -155,7 +155,7 @@ def test_labels_of_equal_tokens_are_named_and_cut_texts_counted(place: Path) -> 
     (place / "bare.txt").write_text("{c}\n")
     options = ["-l", "alike.txt", "--templates", "bare.txt", "-m", "model", "-q", "--json"]
     result = cloob_here("classify", "images/0000.png", *options, cwd=place)
-    alike = "these labels become the same tokens, so that the model cannot tell them apart:"
+    alike = "the model cannot tell these labels apart, as they have the same tokens:"
     assert result.returncode == 0
     assert result.stderr.splitlines() == [
         f"warning: {alike} '{fits}1', '{fits}2'",
@@ -209,7 +209,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(place: Path) -> None:
         (["none", "-l", "labels.txt", "-m", "model"], "not one of the 1 images can be read"),
         (["images", "-l", "duplicates.txt"], "stands already on line 1"),
         (["images", "-l", "labels.txt", "--templates", "labels.txt"], "no {c} in the template"),
-        (["images", "-l", "labels.txt", "-o", "out.xls"], "unknown kind of file"),
+        (["images", "-l", "labels.txt", "-o", "out.xls"], "unknown file type"),
         (["images", "-l", "labels.txt", "-m", "images"], "model.safetensors"),
     ]
     for arguments, message in cases:
