@@ -85,11 +85,12 @@ class Run:
 
     @property
     def is_main(self) -> bool:
-        return self.accelerator.is_main_process
+        return bool(self.accelerator.is_main_process)
 
     @property
     def device(self) -> torch.device:
-        return self.accelerator.device
+        device: torch.device = self.accelerator.device
+        return device
 
     @property
     def ema(self) -> EMA | None:
@@ -152,7 +153,8 @@ def built(building: Generator[Event, None, Run | None]) -> Run | None:
         try:
             next(building)
         except StopIteration as end:
-            return end.value
+            run: Run | None = end.value
+            return run
 
 
 def _build(
