@@ -85,11 +85,12 @@ class Run:
 
     @property
     def is_main(self) -> bool:
-        return self.accelerator.is_main_process
+        return bool(self.accelerator.is_main_process)
 
     @property
     def device(self) -> torch.device:
-        return self.accelerator.device
+        device: torch.device = self.accelerator.device
+        return device
 
     @property
     def ema(self) -> EMA | None:
@@ -148,11 +149,12 @@ def build_run(
 
 def built(building: Generator[Event, None, Run | None]) -> Run | None:
     """The result of `build_run`, without its events."""
-    while True:
-        try:
+    try:
+        while True:
             next(building)
-        except StopIteration as end:
-            return end.value
+    except StopIteration as end:
+        run: Run | None = end.value
+    return run
 
 
 def _build(
