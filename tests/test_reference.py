@@ -33,6 +33,13 @@ def test_the_diagram_of_imports_and_the_tree_are_up_to_date() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_every_file_named_on_the_page_of_the_architecture_exists() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## The files")[0]
+    named = re.findall(r"`([\w/]+\.py)`", page)
+    assert len(named) > 20
+    assert [name for name in named if not any((root / name).is_file() for root in (ROOT, ROOT / "cloob_cli"))] == []
+
+
 def test_every_command_is_in_the_readme() -> None:
     assert app.registered_commands
     for command in app.registered_commands:
