@@ -32,7 +32,6 @@ from cloob_cli.training.new_model import model_config
 from cloob_cli.training.run_folder import differences
 from cloob_cli.training.telemetry import MetricsFile, Window, draw_loss_curve, read_rows
 
-
 TEXT = {"context_length": 8, "width": 16, "layers": 2, "heads": 2}
 
 
