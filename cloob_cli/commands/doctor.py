@@ -1,4 +1,4 @@
-"""`cloob doctor`: what a bug report needs."""
+"""`cloob doctor`: system information for bug reports."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def train(
     json_: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train a model by a recipe; the result is the path of its folder."""
+    """Train a model by a recipe and print the path of its folder."""
     console.configure(quiet=quiet)
     from cloob_cli.recipe import load_recipe
 
@@ -69,12 +69,12 @@ def train(
 
 
 def _launched() -> bool:
-    """Whether a launcher started this process: to it every exit code but 0 is a failed run."""
+    """True where a launcher started this process; it takes every exit code but 0 for a failed run."""
     return any(name in os.environ for name in _LAUNCHERS)
 
 
 def _show(name: str, events: Iterable[Any]) -> Any:
-    """Draw the events of a run; its last one, where this process is the one that reports."""
+    """Show the events of a run and return the last one, Finished; None in a process that does not report."""
     from cloob_cli.training import events as kinds
 
     finished, skipped, steps = None, 0, 0
@@ -136,7 +136,7 @@ def _values(event: Any) -> str:
 
 
 def _scores(metrics: dict[str, float]) -> str:
-    """The scores that one line can hold; metrics.jsonl has all of them."""
+    """The most important scores, on one line; metrics.jsonl has all of them."""
     recall = [metrics.get(f"retrieval/{way}/recall_1") for way in ("image_to_text", "text_to_image")]
     top1 = {name.split("/")[1]: v for name, v in metrics.items() if name.startswith("zero_shot/") and "/top1" in name}
     parts = [f"recall@1 {recall[0]:.3f} image to text, {recall[1]:.3f} text to image"] if None not in recall else []

@@ -168,16 +168,16 @@ def with_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> CloobMod
     """
     with torch.device("meta"):
         model = CloobModel(config)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     hint = "the weights do not belong to this configuration"
-    for name in sorted(wanted.keys() | given.keys()):
+    for name in sorted(expected.keys() | given.keys()):
         if name not in given:
             raise ModelFolderError(f"the weights lack the tensor '{name}'", hint)
-        if name not in wanted:
+        if name not in expected:
             raise ModelFolderError(f"the weights hold the tensor '{name}', which this architecture does not have", hint)
-        if wanted[name] != given[name]:
-            shapes = f"{list(given[name])} instead of {list(wanted[name])}"
+        if expected[name] != given[name]:
+            shapes = f"{list(given[name])} instead of {list(expected[name])}"
             raise ModelFolderError(f"the tensor '{name}' has the shape {shapes}", hint)
     model.load_state_dict(weights, strict=True, assign=True)
     return model

@@ -126,7 +126,7 @@ class Block(nn.Module):
         return self._finish(x, self.attn(source, causal=causal, valid_queries=valid_queries, valid_keys=valid_keys))
 
     def one_token(self, x: Tensor, index: Tensor | int, valid_keys: Tensor | None = None) -> Tensor:
-        """What `forward` gives for one token of each sequence: [B, W] of x [B, N, W]."""
+        """The output of `forward` for one token of each sequence: [B, W] of x [B, N, W]."""
         source = x if self.post_norm else self.ln_1(x)
         return self._finish(_pick(x, index), self.attn.attend_from(_pick(source, index), source, valid_keys=valid_keys))
 
@@ -179,7 +179,7 @@ class Transformer(nn.Module):
             index: which token is read: a number, or int64 [B]. It must be a valid query.
             causal: a token attends to itself and to what stands before it. Not together with `valid_keys`.
             valid_queries: bool [B, N]; a token that is not valid attends to all tokens alike.
-            valid_keys: bool [B, N]; a token that is not valid is attended to by nobody.
+            valid_keys: bool [B, N]; no token attends to one that is not valid.
 
         Returns:
             [B, W] in the dtype of x.
