@@ -1,4 +1,4 @@
-"""Finds the files that are shipped with the program: zoo entries, bundled weights and recipes.
+"""Find the files that are shipped with the program: zoo entries, bundled weights and recipes.
 
 In a checkout they are the top-level folders `zoo/` and `recipes/`; a wheel carries copies under `_data/`. The
 checkout's own come first, so that an edited entry takes effect.
@@ -31,7 +31,7 @@ def bundled_weights_folder() -> Path:
 
 
 def bundled_folder(name: str) -> Path:
-    """Where a model of that name is shipped in the package, whether it is or not."""
+    """The folder that a model of that name is shipped in, whether it exists or not."""
     return bundled_weights_folder() / name
 
 
