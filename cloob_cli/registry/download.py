@@ -1,6 +1,8 @@
 """Downloads from https addresses that go on where they stopped, one process at a time for each.
 
 HTTP semantics: RFC 9110, sections 10.2.3 (Retry-After), 13.1.5 (If-Range), 14.2 (Range), 15.3.7 (206 Partial Content).
+huggingface_hub's `http_get` resumes too, but asks without If-Range (a file that changed in between is mixed with the
+old one), follows redirects to plain http, and knows no bound for a file of unknown size.
 """
 
 from __future__ import annotations
