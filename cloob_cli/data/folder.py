@@ -21,7 +21,7 @@ _DANGLING, _SPECIAL = "links that lead nowhere", "pipes, sockets or devices"
 
 @dataclass
 class Scan:
-    """What stands below a folder.
+    """The contents of a folder and its subfolders.
 
     `images` are sorted by path; `unreadable` are folders that could not be listed, each with a reason; `passed_over`
     counts by kind what looks like an image and cannot be read; `others` is the number of further files.

@@ -1,4 +1,4 @@
-"""Which files are images by their names, and what becomes of those that cannot be read here."""
+"""File formats of images by suffix: those that can be read here, and those that need an extra or are unknown."""
 
 from __future__ import annotations
 

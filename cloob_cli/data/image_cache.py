@@ -25,7 +25,7 @@ _TRIED = 32  # images that stand for all when their size is estimated
 
 
 class ImageDecoder:
-    """What random changes start from: without random crops the image as inference would crop it; with them the
+    """The images that random changes start from: without random crops as inference would crop them; with them the
     whole image, made smaller only where it has many more pixels than the smallest crop needs.
     """
 
@@ -129,7 +129,7 @@ def _boxes(sizes: np.ndarray, random: np.ndarray, augment: AugmentSection) -> np
 
 
 def fits_in_memory(source: PairSource, bases: ImageDecoder, pairs: np.ndarray, processes: int) -> bool:
-    """Whether all decoded images, once a process, take at most 0.4 of the memory that is free."""
+    """True where all decoded images, once a process, take at most 0.4 of the memory that is free."""
     sizes = []
     for index in pairs[np.linspace(0, len(pairs) - 1, _TRIED).astype(np.int64)].tolist():
         try:

@@ -1,4 +1,4 @@
-"""Where the members of a tar file lie, also of one that is damaged.
+"""Index of the members of a tar file, also of one that is damaged.
 
 The reading is tarfile's. By itself it stops without a word at the first header that it cannot read, wherever that is;
 here it goes on behind it, and what was passed over is told.
@@ -108,7 +108,7 @@ class _Scan:
         return "; ".join(texts) or None
 
     def _is_padding(self, start: int, stop: int) -> bool:
-        """Whether zeros may be meant: at the end, or few of them. A copy that failed leaves many in the middle."""
+        """True where zeros may be padding: at the end, or few of them. A failed copy leaves many in the middle."""
         return stop == self._length or stop - start <= _PADDING
 
     def _is_zero(self, start: int, stop: int) -> bool:
