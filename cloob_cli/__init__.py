@@ -30,6 +30,6 @@ def load(name: str, device: str | None = None, dtype: torch.dtype | str | None =
         ModelFolderError: the folder is not a valid model folder.
         DeviceError: no such device.
     """
-    from cloob_cli.registry.store import load as load_from_store
+    from cloob_cli.registry.resolve import load as load_model
 
-    return load_from_store(name, device=device, dtype=dtype)
+    return load_model(name, device=device, dtype=dtype)

@@ -62,20 +62,23 @@ def diagnose() -> dict[str, Any]:
 
 def default_model() -> tuple[dict[str, str], list[str]]:
     """Return the default model with its source (`chosen_by`), and warnings where it does not exist."""
+    from cloob_cli import assets
+    from cloob_cli.checkpoint.folder import is_model_folder
     from cloob_cli.errors import CloobError
-    from cloob_cli.registry import store
+    from cloob_cli.registry import inventory
+    from cloob_cli.registry.resolve import find_model
 
-    name = store.default_model()
+    name = inventory.default_model()
     chosen = "CLOOB_MODEL" if os.environ.get("CLOOB_MODEL") else "cloob zoo default"
-    model = {"name": name, "chosen_by": chosen if name != store.BUNDLED_MODEL else "nobody: it is in the package"}
+    model = {"name": name, "chosen_by": chosen if name != assets.BUNDLED_MODEL else "nobody: it is in the package"}
     if name.startswith("hf://"):  # to look for it could mean to download it
         return model, []
     try:
-        folder = store.find(name)
+        folder = find_model(name)
     except CloobError as problem:
         hint = f" ({problem.hint})" if problem.hint else ""
         return model, [f"{model['chosen_by']} names a model that is not there: {problem.message}{hint}"]
-    if not store.is_model_folder(folder):
+    if not is_model_folder(folder):
         return model, [f"{model['chosen_by']} names {folder}, which is not a model folder"]
     return model, []
 
@@ -189,13 +192,13 @@ def _folders() -> dict[str, dict[str, Any]]:
     from huggingface_hub import constants
 
     from cloob_cli import assets
-    from cloob_cli.registry import store
+    from cloob_cli.registry import paths
     from cloob_cli.registry.storage import free_space
 
     places = {
-        "installed models": store.home(),
+        "installed models": paths.home(),
         "Hub cache": Path(constants.HF_HUB_CACHE),
-        "zoo cards": assets.zoo_folder(),
+        "zoo entries": assets.zoo_folder(),
         "recipes": assets.recipes_folder(),
     }
     return {

@@ -69,6 +69,7 @@ def classify(
     """
     console.configure(quiet=quiet)
     with signals.leaving_at_once():
+        from cloob_cli.checkpoint.folder import weights_sha256
         from cloob_cli.commands.inference_run import description, find_images, model_name, open_model, track_work
         from cloob_cli.core.zero_shot import DEFAULT_TEMPLATES
         from cloob_cli.inference import classify as inference
@@ -76,7 +77,6 @@ def classify(
         from cloob_cli.inference.labels import read_labels, read_templates
         from cloob_cli.inference.provenance import describe_images
         from cloob_cli.inference.tokens import label_tokens
-        from cloob_cli.registry.store import weights_sha256
 
     # Everything that can be wrong with the input is found before the model is opened.
     if output is not None:

@@ -13,24 +13,26 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 def usable_models(incomplete: str) -> list[str]:
     """Names of the models that are on this machine."""
-    from cloob_cli.registry import cards, store
+    from cloob_cli import assets
+    from cloob_cli.checkpoint.folder import is_model_folder
+    from cloob_cli.registry import entries, inventory
 
-    bundled = [name for name in cards.card_names() if store.is_model_folder(store.bundled_folder(name))]
-    return _fitting([*bundled, *store.installed_models()], incomplete)
+    bundled = [name for name in entries.entry_names() if is_model_folder(assets.bundled_folder(name))]
+    return _fitting([*bundled, *inventory.installed_models()], incomplete)
 
 
 def known_models(incomplete: str) -> list[str]:
     """Names of the models that have a zoo entry or are installed."""
-    from cloob_cli.registry import cards, store
+    from cloob_cli.registry import entries, inventory
 
-    return _fitting([*cards.card_names(), *store.installed_models()], incomplete)
+    return _fitting([*entries.entry_names(), *inventory.installed_models()], incomplete)
 
 
 def installed_models(incomplete: str) -> list[str]:
     """Names of the models that were installed, and so can be removed."""
-    from cloob_cli.registry import store
+    from cloob_cli.registry import inventory
 
-    return _fitting(store.installed_models(), incomplete)
+    return _fitting(inventory.installed_models(), incomplete)
 
 
 def recipes(incomplete: str) -> list[str]:

@@ -32,12 +32,14 @@ def open_model(name: str | None, device: str | None, precision: str | None) -> t
 
     The bundled model, which nobody chose, is named the first time only, with its purpose.
     """
+    from cloob_cli import assets
+    from cloob_cli.checkpoint.folder import open_model as open_folder
     from cloob_cli.inference.encoding import prepare_for_inference
-    from cloob_cli.registry import store
+    from cloob_cli.registry.resolve import find_model
 
-    folder = store.find(name)
-    model = store.open_model(folder, device, precision)
-    is_bundled = folder == store.bundled_folder(store.BUNDLED_MODEL)
+    folder = find_model(name)
+    model = open_folder(folder, device, precision)
+    is_bundled = folder == assets.bundled_folder(assets.BUNDLED_MODEL)
     if not is_bundled or _is_new():
         console.info(f"model {description(model, folder)}")
         if is_bundled:
@@ -60,11 +62,12 @@ def description(model: CloobModel, folder: Path) -> str:
 
 def _is_new() -> bool:
     """True the first time that this user meets the bundled model; from now on False."""
-    from cloob_cli.registry import store
+    from cloob_cli import assets
+    from cloob_cli.registry import paths
 
     if console.is_quiet():
         return True
-    marker = store.home() / f".{store.BUNDLED_MODEL}.introduced"
+    marker = paths.home() / f".{assets.BUNDLED_MODEL}.introduced"
     try:
         if marker.exists():
             return False
@@ -76,10 +79,11 @@ def _is_new() -> bool:
 
 
 def _introduce_bundled() -> None:
-    from cloob_cli.registry import cards, store
+    from cloob_cli import assets
+    from cloob_cli.registry import entries
 
-    card = cards.card(store.BUNDLED_MODEL)
-    console.info(f"{card.summary}. Trained on {card.data}.")
+    entry = entries.find_entry(assets.BUNDLED_MODEL)
+    console.info(f"{entry.summary}. Trained on {entry.data}.")
     console.hint("for photographs choose a larger model with --model; `cloob zoo list` shows them")
 
 

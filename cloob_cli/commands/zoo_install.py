@@ -17,8 +17,8 @@ from cloob_cli.errors import Interrupted, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from cloob_cli.registry.events import Event, Report
-    from cloob_cli.registry.origin import Origin
     from cloob_cli.registry.remove import Removal
+    from cloob_cli.registry.resolve import Origin
 
 FormatOption = Annotated[
     str | None, typer.Option("--format", help="mljku, crowsonkb, rinna or cloob; left out: the file shows it.")
@@ -64,7 +64,7 @@ def pull(
 ) -> None:
     """Fetch a model, convert it to safetensors where it is something else, verify and install it."""
     from cloob_cli.registry import install
-    from cloob_cli.registry.origin import resolve
+    from cloob_cli.registry.resolve import resolve
 
     console.configure(quiet=quiet)
     origin = resolve(target, name, format, _checked_hash(sha256), at_hand)
@@ -111,7 +111,7 @@ def add(
 ) -> None:
     """Install a model that is on this disk under a name of your own."""
     from cloob_cli.registry import install
-    from cloob_cli.registry.origin import local
+    from cloob_cli.registry.resolve import local
 
     console.configure(quiet=quiet)
     origin = local(source, name, format, _checked_hash(sha256))
@@ -153,7 +153,7 @@ def remove(
 
 
 def prune(dry_run: DryRunOption = False, yes: YesOption = False) -> None:
-    """Remove unfinished downloads, files that were set aside, and what interrupted installs left."""
+    """Remove unfinished downloads, quarantined files, and what interrupted installs left."""
     from cloob_cli.registry import remove as removal
 
     _carry_out(removal.leftovers(), dry_run, yes)

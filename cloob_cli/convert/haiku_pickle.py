@@ -67,7 +67,7 @@ def read_haiku_pickle(path: Path) -> Any:
     except OSError as problem:
         raise ConversionError(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
     except _DAMAGE as problem:
-        raise ConversionError(f"{path} is not a sound Haiku checkpoint ({type(problem).__name__}: {problem})") from None
+        raise ConversionError(f"{path} is not a valid Haiku checkpoint ({type(problem).__name__}: {problem})") from None
 
 
 class _Bounded:

@@ -24,7 +24,7 @@ from tiny_model import RESNET, save_hostile_images, save_images, save_tiny_model
 import cloob_cli
 from cloob_cli import assets
 from cloob_cli.core.zero_shot import DEFAULT_TEMPLATES
-from cloob_cli.registry import cards, store
+from cloob_cli.registry import entries
 
 LABELS = "cat\ndog: puppy | hound\n# not this\nsea\nroof\n"
 OLD_ROWS = "path,label,probability,cosine\nof an earlier run.png,cat,1.0,0.5\n"
@@ -272,7 +272,7 @@ def test_a_bar_on_the_terminal_takes_nothing_from_a_pipe(place: Path) -> None:
 
 def test_the_bundled_model_says_once_what_it_is_good_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assets, "bundled_weights_folder", lambda: place / "weights")
-    save_tiny_model(place / "weights" / store.BUNDLED_MODEL, context_length=40, name=store.BUNDLED_MODEL)
+    save_tiny_model(place / "weights" / assets.BUNDLED_MODEL, context_length=40, name=assets.BUNDLED_MODEL)
     arguments = ["classify", "images", "-l", "labels.txt", "--device", "cpu"]
 
     def said(*further: str, home: str = "home") -> list[str]:
@@ -282,11 +282,11 @@ def test_the_bundled_model_says_once_what_it_is_good_for(place: Path, monkeypatc
 
     assert said("--quiet") == []  # which introduces nothing
     notice, purpose, hint, first = said()
-    assert notice == f"model {store.BUNDLED_MODEL} on cpu in float32"
-    assert cards.card(store.BUNDLED_MODEL).summary in purpose
+    assert notice == f"model {assets.BUNDLED_MODEL} on cpu in float32"
+    assert entries.find_entry(assets.BUNDLED_MODEL).summary in purpose
     assert hint.startswith("hint: for photographs")
     [closing] = said()
     for line in (first, closing):
-        assert line.endswith(f"with {store.BUNDLED_MODEL} on cpu in float32")
+        assert line.endswith(f"with {assets.BUNDLED_MODEL} on cpu in float32")
     (place / "occupied").write_text("a home that cannot be written")
     assert [len(said(home="occupied")) for _ in range(2)] == [4, 4]

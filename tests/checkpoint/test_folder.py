@@ -14,10 +14,20 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cloob_cli import load
+from cloob_cli.checkpoint.folder import (
+    CONFIG_FILE,
+    FINGERPRINT_FILE,
+    MODEL_FILES,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    open_model,
+    read_header,
+    save_model,
+    weights_sha256,
+)
 from cloob_cli.core.model import CloobModel
 from cloob_cli.data.text import Tokenizer
-from cloob_cli.errors import CloobError, ModelFolderError, UnknownModelError
-from cloob_cli.registry import store
+from cloob_cli.errors import ModelFolderError
 
 
 def embeddings(model: CloobModel) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,8 +58,8 @@ def test_a_saved_model_computes_the_same_after_loading(
 
 
 def test_a_folder_holds_its_files_and_the_configuration_twice(model_folder: Path) -> None:
-    assert {path.name for path in model_folder.iterdir()} == {*store.MODEL_FILES, store.FINGERPRINT_FILE}
-    _, metadata = store.read_header(model_folder / store.WEIGHTS_FILE)
+    assert {path.name for path in model_folder.iterdir()} == {*MODEL_FILES, FINGERPRINT_FILE}
+    _, metadata = read_header(model_folder / WEIGHTS_FILE)
     assert json.loads(metadata["config"]) == json.loads((model_folder / "config.json").read_text())
 
 
@@ -61,14 +71,14 @@ def test_the_weights_file_says_what_it_is_without_config_json(model_folder: Path
 
 
 def test_config_json_serves_weights_without_metadata(model_folder: Path) -> None:
-    weights = model_folder / store.WEIGHTS_FILE
+    weights = model_folder / WEIGHTS_FILE
     save_file(load_file(weights), weights)
     assert load(str(model_folder), device="cpu").config.name == "tiny"
 
 
 def test_float16_weights_open_as_float32_on_a_cpu(tmp_path: Path, tiny_model: CloobModel, tokenizer: Tokenizer) -> None:
-    store.save_model(tmp_path / "half", tiny_model, tokenizer, card_text="", dtype=torch.float16)
-    header, _ = store.read_header(tmp_path / "half" / store.WEIGHTS_FILE)
+    save_model(tmp_path / "half", tiny_model, tokenizer, card_text="", dtype=torch.float16)
+    header, _ = read_header(tmp_path / "half" / WEIGHTS_FILE)
     assert {dtype for dtype, _ in header.values()} == {"F16"}
     model = load(str(tmp_path / "half"), device="cpu")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -94,7 +104,7 @@ def test_a_failed_save_leaves_the_old_folder(
 
     monkeypatch.setattr(Tokenizer, "save", full)
     with pytest.raises(OSError, match="No space"):
-        store.save_model(model_folder, tiny_model, tokenizer, card_text="new")
+        save_model(model_folder, tiny_model, tokenizer, card_text="new")
     assert {path.name: path.read_bytes() for path in model_folder.iterdir()} == before
     assert [path.name for path in model_folder.parent.iterdir()] == [model_folder.name]
 
@@ -102,28 +112,28 @@ def test_a_failed_save_leaves_the_old_folder(
 def test_the_hash_is_that_of_the_weights_file(model_folder: Path) -> None:
     import hashlib
 
-    expected = hashlib.sha256((model_folder / store.WEIGHTS_FILE).read_bytes()).hexdigest()
-    assert store.weights_sha256(model_folder) == expected
+    expected = hashlib.sha256((model_folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+    assert weights_sha256(model_folder) == expected
 
 
-# ------------------------------------------------------------------ unsound folders
+# ------------------------------------------------------------------ invalid folders
 
 
 def fails(folder: Path, *words: str) -> None:
     with pytest.raises(ModelFolderError) as caught:
-        store.open_model(folder, "cpu")
+        open_model(folder, "cpu")
     message = caught.value.message
     assert "\n" not in message
     assert all(word in message for word in words), message
 
 
-@pytest.mark.parametrize("name", [store.WEIGHTS_FILE, store.TOKENIZER_FILE])
+@pytest.mark.parametrize("name", [WEIGHTS_FILE, TOKENIZER_FILE])
 def test_a_missing_file_is_named(model_folder: Path, name: str) -> None:
     (model_folder / name).unlink()
     fails(model_folder, name)
 
 
-@pytest.mark.parametrize("name", [store.CONFIG_FILE, store.WEIGHTS_FILE, store.TOKENIZER_FILE])
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
 def test_a_truncated_file_is_named(model_folder: Path, name: str, share: float) -> None:
     path = model_folder / name
@@ -132,7 +142,7 @@ def test_a_truncated_file_is_named(model_folder: Path, name: str, share: float) 
     fails(model_folder, name)
 
 
-@pytest.mark.parametrize("name", [store.CONFIG_FILE, store.WEIGHTS_FILE, store.TOKENIZER_FILE])
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE])
 @pytest.mark.parametrize("data", [b"\xff\xd8\xff\xe0 an image", b"[]", b"<html>404</html>", b"\0" * 64])
 def test_a_foreign_file_is_named(model_folder: Path, name: str, data: bytes) -> None:
     (model_folder / name).write_bytes(data)
@@ -149,20 +159,20 @@ def test_an_unknown_key_is_an_error_with_the_nearest_one(model_folder: Path) -> 
     path = model_folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"inv_tao": 31.0}))
     with pytest.raises(ModelFolderError) as caught:
-        store.open_model(model_folder, "cpu")
+        open_model(model_folder, "cpu")
     assert caught.value.hint == "did you mean 'inv_tau'?"
 
 
 def test_neither_configuration(model_folder: Path) -> None:
-    weights = model_folder / store.WEIGHTS_FILE
+    weights = model_folder / WEIGHTS_FILE
     save_file(load_file(weights), weights)
     (model_folder / "config.json").unlink()
     fails(model_folder, "config.json")
 
 
 def respoil(folder: Path, change: object) -> None:
-    path = folder / store.WEIGHTS_FILE
-    tensors, (_, metadata) = load_file(path), store.read_header(path)
+    path = folder / WEIGHTS_FILE
+    tensors, (_, metadata) = load_file(path), read_header(path)
     change(tensors)  # type: ignore[operator]
     save_file(tensors, path, metadata=metadata)
 
@@ -188,7 +198,7 @@ def test_weights_that_are_no_floats_are_refused(model_folder: Path) -> None:
 
 
 def test_a_configuration_that_claims_a_giant_is_refused_at_once(model_folder: Path) -> None:
-    weights = model_folder / store.WEIGHTS_FILE
+    weights = model_folder / WEIGHTS_FILE
     save_file(load_file(weights), weights)
     path = model_folder / "config.json"
     config = json.loads(path.read_text())
@@ -206,7 +216,7 @@ IMPOSSIBLE = [(key, value) for key in SIZES for value in EXTREMES if (key, value
 
 @pytest.mark.parametrize(("key", "value"), IMPOSSIBLE, ids=str)
 def test_sizes_that_no_model_has_are_errors_of_one_line(model_folder: Path, key: str, value: object) -> None:
-    weights = model_folder / store.WEIGHTS_FILE
+    weights = model_folder / WEIGHTS_FILE
     save_file(load_file(weights), weights)
     path = model_folder / "config.json"
     config = json.loads(path.read_text())
@@ -227,7 +237,7 @@ def test_the_folder_of_a_training_run_names_the_model_in_it(model_folder: Path) 
 def test_the_tokenizer_of_another_model_is_refused(model_folder: Path, tokenizer: Tokenizer) -> None:
     from cloob_cli.data.text import clip_tokenizer
 
-    clip_tokenizer(12).save(model_folder / store.TOKENIZER_FILE)
+    clip_tokenizer(12).save(model_folder / TOKENIZER_FILE)
     fails(model_folder, "tokenizer.json", "49408", str(tokenizer.vocab_size))
 
 
@@ -262,21 +272,21 @@ LIES = {
 
 @pytest.mark.parametrize("data", LIES.values(), ids=LIES.keys())
 def test_a_header_that_lies_is_refused(model_folder: Path, data: bytes) -> None:
-    (model_folder / store.WEIGHTS_FILE).write_bytes(data)
-    fails(model_folder, store.WEIGHTS_FILE)
+    (model_folder / WEIGHTS_FILE).write_bytes(data)
+    fails(model_folder, WEIGHTS_FILE)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 3000), value=st.integers(0, 255))
 def test_any_byte_of_the_header_may_change_without_a_traceback(model_folder: Path, position: int, value: int) -> None:
-    path = model_folder / store.WEIGHTS_FILE
+    path = model_folder / WEIGHTS_FILE
     original = path.read_bytes()
     changed = bytearray(original)
     changed[position % len(changed)] = value
     path.write_bytes(bytes(changed))
     message = ""
     try:
-        store.open_model(model_folder, "cpu")
+        open_model(model_folder, "cpu")
     except ModelFolderError as error:
         message = error.message
     finally:
@@ -299,67 +309,5 @@ def test_any_byte_of_the_header_may_change_without_a_traceback(model_folder: Pat
 def test_any_json_as_configuration_is_an_error_of_one_line(model_folder: Path, data: object) -> None:
     (model_folder / "config.json").write_text(json.dumps(data))
     with pytest.raises(ModelFolderError) as caught:
-        store.open_model(model_folder, "cpu")
+        open_model(model_folder, "cpu")
     assert "\n" not in caught.value.message
-
-
-# ------------------------------------------------------------------ finding
-
-
-def test_home_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert store.home() == tmp_path / "home"
-    monkeypatch.delenv("CLOOB_HOME")
-    assert store.home() == tmp_path / "hf" / "cloob"
-    monkeypatch.delenv("HF_HOME")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert store.home() == tmp_path / "cache" / "huggingface" / "cloob"
-
-
-def install(name: str, folder: Path) -> Path:
-    import shutil
-
-    target = store.installed_folder(name)
-    shutil.copytree(folder, target)
-    return target
-
-
-def test_a_name_comes_before_a_folder_of_that_name(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(model_folder.parent)
-    assert store.find("tiny") == Path("tiny")
-    installed = install("tiny", model_folder)
-    assert store.find("tiny") == installed
-    assert store.find("./tiny") == Path("tiny")
-    assert store.installed_models() == ["tiny"]
-
-
-def test_the_default_model(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert store.default_model() == store.BUNDLED_MODEL
-    installed = install("mine", model_folder)
-    store.default_file().write_text("mine\n")
-    assert store.find(None) == installed
-    monkeypatch.setenv("CLOOB_MODEL", str(model_folder))
-    assert store.find(None) == model_folder
-
-
-def test_an_unknown_name_suggests_the_nearest(model_folder: Path) -> None:
-    install("my-birds", model_folder)
-    with pytest.raises(UnknownModelError) as caught:
-        load("my-brids")
-    assert caught.value.hint == "did you mean 'my-birds'?"
-
-
-def test_a_known_name_that_is_not_installed_says_how_to_get_it() -> None:
-    with pytest.raises(UnknownModelError) as caught:
-        load("cloob-rn50-yfcc")
-    assert caught.value.hint == "cloob zoo pull cloob-rn50-yfcc"
-
-
-@pytest.mark.parametrize("name", ["", ".hidden", "../x", "a/b", "..", "~nobody-here/x", "x\0y", "hf://", "hf://a"])
-def test_odd_names_are_ordinary_errors(name: str) -> None:
-    with pytest.raises(CloobError):
-        load(name)
-
-
-def test_a_file_is_no_model_folder(model_folder: Path) -> None:
-    with pytest.raises(UnknownModelError, match="is a file"):
-        load(str(model_folder / store.WEIGHTS_FILE))

@@ -1,4 +1,4 @@
-"""A card's whole way: an https address with and without a published hash, a certificate, a checkpoint, a model."""
+"""An entry's whole way: an https address with and without a published hash, a certificate, a checkpoint, a model."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ from safetensors.torch import load_file
 
 from cloob_cli import assets, load
 from cloob_cli.errors import ChecksumError, DownloadError
-from cloob_cli.registry import install, store
-from cloob_cli.registry.connection import RetryPolicy
+from cloob_cli.registry import install, paths
 from cloob_cli.registry.events import Event
-from cloob_cli.registry.fetch import remote_size
-from cloob_cli.registry.inventory import install_record, inventory
-from cloob_cli.registry.origin import resolve
-from cloob_cli.registry.trust import trusted_hash
+from cloob_cli.registry.http import RetryPolicy, remote_size
+from cloob_cli.registry.inventory import all_models, install_record
+from cloob_cli.registry.pinned_hashes import pinned_hash
+from cloob_cli.registry.resolve import resolve
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINTS = {"mljku": GOLDEN / "mljku_rn" / "checkpoint.pt", "crowsonkb": GOLDEN / "crowsonkb" / "checkpoint.pkl"}
-QUICK = install.Options(patience=RetryPolicy(attempts=2, first_wait=0.01, longest_wait=0.02, stall_seconds=1))
+QUICK = install.Options(retry_policy=RetryPolicy(attempts=2, first_wait=0.01, longest_wait=0.02, stall_seconds=1))
 
 
 def inline(value: object) -> str:
@@ -61,7 +60,7 @@ def trusting(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
-def card(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def entry(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     zoo = tmp_path / "zoo"
     zoo.mkdir()
     monkeypatch.setattr(assets, "zoo_folder", lambda: zoo)
@@ -80,8 +79,8 @@ def card(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.numeric
 @pytest.mark.usefixtures("trusting")
 @pytest.mark.parametrize("format", CHECKPOINTS)
-def test_a_card_becomes_a_model_that_computes_what_its_original_does(card: Callable[..., None], format: str) -> None:
-    card(format)
+def test_an_entry_becomes_a_model_that_computes_what_its_original_does(entry: Callable[..., None], format: str) -> None:
+    entry(format)
     folder = install.pull(resolve("golden"), QUICK)
     expected = load_file(CHECKPOINTS[format].with_name("expected.safetensors"))
     features = expected["image_features" if format == "mljku" else "image_features.gelu_tanh"]
@@ -90,17 +89,17 @@ def test_a_card_becomes_a_model_that_computes_what_its_original_does(card: Calla
     features = torch.nn.functional.normalize(features, dim=-1)
     close(found, features, "unit rows in float32 through a dozen layers", atol=1e-5)
     assert "license: mit" in (folder / "README.md").read_text()
-    (entry,) = inventory()
+    (entry,) = all_models()
     assert (entry.name, entry.state, entry.license) == ("golden", "installed", "MIT")
 
 
 @pytest.mark.usefixtures("trusting")
-def test_a_published_hash_is_held(card: Callable[..., None], server: FileServer) -> None:
+def test_a_published_hash_is_held(entry: Callable[..., None], server: FileServer) -> None:
     data = CHECKPOINTS["mljku"].read_bytes()
     digest = hashlib.sha256(data).hexdigest()
-    card("mljku", sha256=digest)
+    entry("mljku", sha256=digest)
     assert install_record(install.pull(resolve("golden"), QUICK))["published_hash"] is True
-    shutil.rmtree(store.installed_folder("golden"))
+    shutil.rmtree(paths.installed_folder("golden"))
     server.faults = [Fault(corrupt_at=1000)]
     with pytest.raises(ChecksumError, match=digest) as caught:
         install.pull(resolve("golden"), QUICK)
@@ -108,24 +107,24 @@ def test_a_published_hash_is_held(card: Callable[..., None], server: FileServer)
 
 
 @pytest.mark.usefixtures("trusting")
-def test_the_address_of_a_card_is_the_card(card: Callable[..., None], server: FileServer) -> None:
-    card("mljku")
+def test_the_address_of_an_entry_is_the_entry(entry: Callable[..., None], server: FileServer) -> None:
+    entry("mljku")
     url = f"{server.url}/checkpoint.pt"
-    assert install.pull(resolve(url), QUICK) == store.installed_folder("golden")
-    assert trusted_hash(url) == hashlib.sha256(CHECKPOINTS["mljku"].read_bytes()).hexdigest()
+    assert install.pull(resolve(url), QUICK) == paths.installed_folder("golden")
+    assert pinned_hash(url) == hashlib.sha256(CHECKPOINTS["mljku"].read_bytes()).hexdigest()
 
 
 @pytest.mark.usefixtures("trusting")
-def test_a_redirect_to_plain_http_is_refused(card: Callable[..., None], server: FileServer) -> None:
-    card("mljku")
+def test_a_redirect_to_plain_http_is_refused(entry: Callable[..., None], server: FileServer) -> None:
+    entry("mljku")
     with serving(**{"x.pt": b"x"}) as plain:
         server.faults = [Fault(location=f"{plain.url}/x.pt")]
         with pytest.raises(DownloadError, match="plain http"):
             install.pull(resolve("golden"), QUICK)
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(card: Callable[..., None], server: FileServer) -> None:
-    card("mljku")
+def test_a_certificate_that_nobody_vouches_for_is_refused(entry: Callable[..., None], server: FileServer) -> None:
+    entry("mljku")
     notices: list[Event] = []
     with pytest.raises(DownloadError, match=r"(?i)certificate is not trusted here"):
         install.pull(resolve("golden"), QUICK, notices.append)

@@ -16,13 +16,13 @@ from margins import close
 from safetensors.torch import load_file
 
 import cloob_cli
+from cloob_cli.checkpoint.folder import save_model
 from cloob_cli.convert import convert_checkpoint
 from cloob_cli.convert.haiku_pickle import read_haiku_pickle
 from cloob_cli.core.model import unit_norm
 from cloob_cli.errors import ConversionError
-from cloob_cli.registry.store import save_model
 
-GOLDEN = Path(__file__).parents[2] / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = ("mljku_rn", "mljku_vit", "crowsonkb")
 CHECKPOINTS = {"mljku_rn": "checkpoint.pt", "mljku_vit": "checkpoint.pt", "crowsonkb": "checkpoint.pkl"}
 

@@ -15,13 +15,12 @@ import pytest
 from file_server import Fault, FileServer, serving
 
 from cloob_cli.errors import ChecksumError, CloobError, DiskSpaceError, DownloadError, UsageError
-from cloob_cli.registry import fetch
-from cloob_cli.registry.connection import RetryPolicy, retry_after
+from cloob_cli.registry.download import Downloaded, Transfer, download
 from cloob_cli.registry.events import Event, Notice, Received, Started
+from cloob_cli.registry.http import RetryPolicy, remote_size, retry_after
 from cloob_cli.registry.hub import listing, parse_reference
-from cloob_cli.registry.origin import resolve
-from cloob_cli.registry.storage import downloads_folder, quarantine_folder
-from cloob_cli.registry.transfer import Downloaded, Transfer
+from cloob_cli.registry.paths import downloads_folder, quarantine_folder
+from cloob_cli.registry.resolve import resolve
 
 CONTENT = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(250_000)
@@ -38,11 +37,11 @@ def server() -> object:
 
 def get(server: FileServer, sha256: str | None = HASH, **options: object) -> tuple[bytes, Downloaded, list[Event]]:
     events: list[Event] = []
-    result = fetch.download(
+    result = download(
         f"{server.url}/model.pt",
         sha256=sha256,
         report=events.append,
-        **{"patience": QUICK} | options,  # type: ignore[arg-type]
+        **{"retry_policy": QUICK} | options,  # type: ignore[arg-type]
     )
     return result.path.read_bytes(), result, events
 
@@ -247,11 +246,11 @@ def test_a_passing_error_is_tried_again(server: FileServer, status: int) -> None
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_server_that_names_a_pause_is_left_alone_for_that_long(server: FileServer, status: int) -> None:
     slept: list[float] = []
-    patience = dataclasses.replace(QUICK, sleep=slept.append)
+    retry_policy = dataclasses.replace(QUICK, sleep=slept.append)
     moment = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
     server.faults = [Fault(status=status, retry_after="17"), Fault(status=status, retry_after=moment)]
     events: list[Event] = []
-    fetch.download(f"{server.url}/model.pt", sha256=HASH, report=events.append, patience=patience)
+    download(f"{server.url}/model.pt", sha256=HASH, report=events.append, retry_policy=retry_policy)
     assert slept[0] == 17
     assert 17 < slept[1] <= 90
     assert "trying again in 17 seconds, as it asks" in notices(events)
@@ -314,7 +313,7 @@ def test_a_length_that_is_not_said(server: FileServer) -> None:
 def test_a_file_without_end_is_stopped_and_not_kept(server: FileServer) -> None:
     server.faults = [Fault(endless=True)]
     with pytest.raises(DownloadError, match="no end, of a file whose size is not said"):
-        fetch.download(f"{server.url}/model.pt", patience=dataclasses.replace(QUICK, most_unsaid=1_000_000))
+        download(f"{server.url}/model.pt", retry_policy=dataclasses.replace(QUICK, most_unsaid=1_000_000))
     assert not list(downloads_folder().glob("*.partial"))
     assert len(server.requests) == 1
 
@@ -322,7 +321,7 @@ def test_a_file_without_end_is_stopped_and_not_kept(server: FileServer) -> None:
 def test_a_file_without_end_does_not_fill_the_disk(server: FileServer) -> None:
     server.faults = [Fault(endless=True)]
     with pytest.raises(DiskSpaceError, match="not enough room"):
-        fetch.download(f"{server.url}/model.pt", patience=QUICK, free=lambda folder: 66 << 20, room_factor=2.0)
+        download(f"{server.url}/model.pt", retry_policy=QUICK, free=lambda folder: 66 << 20, room_factor=2.0)
     assert not list(downloads_folder().glob("*.partial"))
 
 
@@ -382,7 +381,7 @@ def test_an_address_that_is_none_is_refused(host: str) -> None:
 
 
 def refused(url: str) -> None:
-    for action in (fetch.download, fetch.remote_size, lambda url: resolve(url, name="x")):
+    for action in (download, remote_size, lambda url: resolve(url, name="x")):
         with pytest.raises(UsageError):
             action(url)
 
@@ -390,7 +389,7 @@ def refused(url: str) -> None:
 def test_credentials_in_an_address_are_not_shown(server: FileServer) -> None:
     address = server.url.replace("http://", "http://user:secret@") + "/nothing?token=secret"
     with pytest.raises(DownloadError) as caught:
-        fetch.download(address, patience=QUICK)
+        download(address, retry_policy=QUICK)
     assert "secret" not in caught.value.message
 
 
@@ -404,7 +403,7 @@ def test_a_proxy_that_cannot_be_used_is_an_error(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ALL_PROXY", proxy)
     reference = parse_reference("hf://org/name")
-    for action in (lambda: get(server), lambda: fetch.remote_size(server.url), lambda: listing(reference)):
+    for action in (lambda: get(server), lambda: remote_size(server.url), lambda: listing(reference)):
         with pytest.raises(DownloadError, match=r"ALL_PROXY names (a SOCKS|no) proxy"):
             action()
     assert server.requests == []
@@ -433,7 +432,7 @@ def test_fifty_random_faults_end_with_the_right_file_or_a_clear_error(seed: int)
         errors: list[CloobError] = []
         for _ in range(6):
             try:
-                data, _, _ = get(server, patience=QUICK if stalls else PATIENT)
+                data, _, _ = get(server, retry_policy=QUICK if stalls else PATIENT)
                 break
             except (DownloadError, ChecksumError) as error:
                 errors.append(error)

@@ -5,21 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cloob_cli.checkpoint.folder import KEPT_FILES, MODEL_FILES, open_model
 from cloob_cli.errors import ModelFolderError, RegistryError
-from cloob_cli.registry import store
 from cloob_cli.registry.bundle import write_bundle
 from cloob_cli.registry.hub import Reference, parse_reference, plain_errors
 from cloob_cli.registry.inventory import install_record
+from cloob_cli.registry.resolve import find_model_to_share
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
 
 
 def bundle_model(name: str, target: Path) -> None:
-    """Write a sound model into one file.
+    """Write a valid model into one file.
 
     Raises:
-        UnknownModelError, ModelFolderError: there is no sound model of that name.
+        UnknownModelError, ModelFolderError: there is no valid model of that name.
     """
     folder, files = _shared(name)
     own_name = str(install_record(folder).get("name") or _folder_name(folder))
@@ -33,7 +34,7 @@ def push_model(name: str, repository: str, private: bool = False) -> str:
         The address of the commit.
 
     Raises:
-        UnknownModelError, ModelFolderError: there is no sound model of that name.
+        UnknownModelError, ModelFolderError: there is no valid model of that name.
         DownloadError, RegistryError: the Hub did not take it.
     """
     from huggingface_hub import HfApi, get_token
@@ -62,12 +63,12 @@ def _upload(api: HfApi, reference: Reference, folder: Path, files: list[str], pr
 
 
 def _shared(name: str) -> tuple[Path, list[str]]:
-    folder = store.find_to_share(name)
-    missing = [file for file in store.MODEL_FILES if not (folder / file).is_file()]
+    folder = find_model_to_share(name)
+    missing = [file for file in MODEL_FILES if not (folder / file).is_file()]
     if missing:
         raise ModelFolderError(f"{folder} has no {missing[0]}")
-    store.open_model(folder, "cpu")
-    return folder, [file for file in store.KEPT_FILES if (folder / file).is_file()]
+    open_model(folder, "cpu")
+    return folder, [file for file in KEPT_FILES if (folder / file).is_file()]
 
 
 def _folder_name(folder: Path) -> str:

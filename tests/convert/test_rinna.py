@@ -12,10 +12,10 @@ from margins import close
 from PIL import Image
 
 import cloob_cli
+from cloob_cli.checkpoint.folder import save_model
 from cloob_cli.convert import convert_checkpoint
 from cloob_cli.core.model import unit_norm
 from cloob_cli.errors import ConversionError
-from cloob_cli.registry.store import save_model
 
 transformers = pytest.importorskip("transformers", reason="needs the package transformers to compare with")
 sentencepiece = pytest.importorskip("sentencepiece", reason="needs the extra `transformers`")

@@ -1,4 +1,4 @@
-"""Connections over HTTP: how long to try, what keeps one from being made, and when a server wants to be asked again."""
+"""HTTP clients, addresses and answers: retry policy, proxies, certificates, Retry-After, validators."""
 
 from __future__ import annotations
 
@@ -120,6 +120,38 @@ def shown_address(url: str) -> str:
     """An address without the credentials that it may hold."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def validator_of(response: httpx2.Response) -> str | None:
+    """What identifies this version of a file (If-Range), where the server promises that equal ones mean equal bytes."""
+    etag = response.headers.get("ETag")
+    if etag and etag.isascii() and not etag.startswith("W/"):  # a weak one does not promise equal bytes
+        return str(etag)
+    modified = response.headers.get("Last-Modified")
+    return str(modified) if modified else None
+
+
+def remote_size(url: str) -> int | None:
+    """The size of a file in bytes, where the server says so.
+
+    Raises:
+        UsageError: not an https address.
+        DownloadError: no answer, or no such file.
+    """
+    import httpx2
+
+    check_address(url)
+    try:
+        with http_client(timeout=15) as client:
+            response = client.head(url)
+    except (httpx2.HTTPError, httpx2.InvalidURL) as problem:
+        if distrust := distrusted_certificate(problem):
+            raise certificate_error(url, distrust) from None
+        raise DownloadError(f"{shown_address(url)}: {problem}", "try again later") from None
+    if response.is_error:
+        raise DownloadError(f"{shown_address(url)}: {answer_of(response)}")
+    length = response.headers.get("Content-Length", "")
+    return int(length) if length.isdigit() else None
 
 
 def _proxies() -> str:

@@ -1,4 +1,4 @@
-"""One download over HTTP that goes on where it stopped.
+"""Downloads from https addresses that go on where they stopped, one process at a time for each.
 
 HTTP semantics: RFC 9110, sections 10.2.3 (Retry-After), 13.1.5 (If-Range), 14.2 (Range), 15.3.7 (206 Partial Content).
 """
@@ -8,26 +8,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 from cloob_cli.errors import ChecksumError, DiskSpaceError, DownloadError
 from cloob_cli.files import replacing, sha256_of
-from cloob_cli.registry.connection import (
+from cloob_cli.registry.events import Notice, Received, Report, Started, unreported
+from cloob_cli.registry.http import (
     RetryPolicy,
     answer_of,
     certificate_error,
+    check_address,
     distrusted_certificate,
     http_client,
     retry_after,
     shown_address,
+    validator_of,
 )
-from cloob_cli.registry.events import Notice, Received, Report, Started
-from cloob_cli.registry.locks import lock_name
-from cloob_cli.registry.storage import FULL_DISK, check_space, downloads_folder, quarantine
+from cloob_cli.registry.locks import lock, lock_name
+from cloob_cli.registry.paths import downloads_folder
+from cloob_cli.registry.storage import FULL_DISK, check_space, free_space, quarantine
 
 if TYPE_CHECKING:
     import httpx2
@@ -45,6 +49,54 @@ class Downloaded:
     path: Path
     sha256: str
     fetched_bytes: int
+
+
+@contextmanager
+def downloading(
+    url: str,
+    *,
+    sha256: str | None = None,
+    report: Report = unreported,
+    retry_policy: RetryPolicy | None = None,
+    room_factor: float = 1.0,
+    free: Callable[[Path], int] = free_space,
+    remedy: str = "pull again to fetch it anew",
+) -> Iterator[Downloaded]:
+    """Fetch `url` into the downloads folder, going on where an earlier try ended.
+
+    Args:
+        sha256: what the whole file must hash to; None accepts any.
+        room_factor: how many times the file's size must be free (more than 1 where it is converted afterwards).
+        free: tells the free bytes of a folder.
+        remedy: what to do about a file with another hash, which stands for `{found}`.
+
+    Yields:
+        The complete file. It stays in the downloads folder until the caller moves or deletes it; no other process
+        takes it up, or away, before the context ends.
+
+    Raises:
+        UsageError: not an https address.
+        DownloadError: the server does not have it, or did not deliver after all tries; what came is kept.
+        DiskSpaceError: it does not fit.
+        ChecksumError: the file is another one; it is quarantined.
+    """
+    check_address(url)
+    with lock(url, lambda: report(Notice("another process is using the same download; waiting for it"))):
+        yield Transfer(url, sha256, report, retry_policy or RetryPolicy(), room_factor, free, remedy).run()
+
+
+def download(url: str, **options: Any) -> Downloaded:
+    """The same, for a caller who has no need of the file's lock: the complete file."""
+    with downloading(url, **options) as got:
+        return got
+
+
+@contextmanager
+def finished(url: str) -> Iterator[Downloaded | None]:
+    """What an earlier call fetched whole and nobody took away, without asking anybody."""
+    with lock(url):
+        complete = paths_of(url)[2]
+        yield Downloaded(complete, sha256_of(complete), 0) if complete.is_file() else None
 
 
 class _TryAgain(Exception):
@@ -67,12 +119,12 @@ class Transfer:
         url: str,
         sha256: str | None,
         report: Report,
-        patience: RetryPolicy,
+        retry_policy: RetryPolicy,
         room_factor: float,
         free: Callable[[Path], int],
         remedy: str,
     ) -> None:
-        self.url, self.expected, self.report, self.patience = url, sha256, report, patience
+        self.url, self.expected, self.report, self.retry_policy = url, sha256, report, retry_policy
         self.room_factor, self.free, self.remedy = room_factor, free, remedy
         self.name = Path(urlsplit(url).path).name or "download"
         self.partial, self.notes, self.complete = paths_of(url)
@@ -94,17 +146,17 @@ class Transfer:
         self._until_complete()
         found = self.hash.hexdigest()
         if self.expected not in (None, found):
-            self._reject(found)
+            self._quarantine(found)
         os.replace(self.partial, self.complete)
         self.notes.unlink(missing_ok=True)
         return Downloaded(self.complete, found, self.fetched)
 
-    def _reject(self, found: str) -> NoReturn:
-        aside = quarantine(self.partial, self.name)
+    def _quarantine(self, found: str) -> NoReturn:
+        kept = quarantine(self.partial, self.name)
         self.notes.unlink(missing_ok=True)
         raise ChecksumError(
             f"{shown_address(self.url)} is not the file that was expected: sha256 {found}, expected {self.expected}",
-            f"it was set aside as {aside}; {self.remedy.replace('{found}', found)}",
+            f"it is quarantined as {kept}; {self.remedy.replace('{found}', found)}",
         )
 
     def _take_up_what_is_here(self) -> None:
@@ -128,17 +180,17 @@ class Transfer:
             problem = state.outcome.exception() if state.outcome else None
             return max(own_wait(state), problem.after if isinstance(problem, _TryAgain) else 0.0)
 
-        limits = httpx2.Timeout(self.patience.stall_seconds, connect=self.patience.connect_seconds)
-        first, longest = self.patience.first_wait, self.patience.longest_wait
+        limits = httpx2.Timeout(self.retry_policy.stall_seconds, connect=self.retry_policy.connect_seconds)
+        first, longest = self.retry_policy.first_wait, self.retry_policy.longest_wait
         own_wait = wait_exponential(multiplier=first, max=longest) + wait_random(0, first)
         with http_client(timeout=limits) as client:
             complete = False
             while not complete:  # every round brings bytes or ends in an error
                 retrying = Retrying(
                     retry=retry_if_exception_type(_TryAgain),
-                    stop=stop_after_attempt(self.patience.attempts),
+                    stop=stop_after_attempt(self.retry_policy.attempts),
                     wait=wait,
-                    sleep=self.patience.sleep,
+                    sleep=self.retry_policy.sleep,
                     before_sleep=self._say_again,
                     reraise=True,
                 )
@@ -166,7 +218,7 @@ class Transfer:
             self._start_over(str(problem))
             return False
         except httpx2.TimeoutException:
-            reason = f"no data for {self.patience.stall_seconds:g} seconds"
+            reason = f"no data for {self.retry_policy.stall_seconds:g} seconds"
         except httpx2.ConnectError as problem:
             if distrust := distrusted_certificate(problem):
                 raise certificate_error(self.url, distrust) from None
@@ -177,7 +229,7 @@ class Transfer:
             raise DownloadError(f"{shown_address(self.url)}: {problem}") from None
         except OSError as problem:
             self._give_up_on(problem)
-        if self.have - before < self.patience.progress_bytes:
+        if self.have - before < self.retry_policy.progress_bytes:
             raise _TryAgain(reason)
         self.report(Notice(f"{reason} after {self.have:,} bytes; going on from there"))
         return False
@@ -205,7 +257,7 @@ class Transfer:
         status = response.status_code
         if status in _TRANSIENT_STATUS:
             after = retry_after(response)
-            if after > self.patience.longest_asked:
+            if after > self.retry_policy.longest_asked:
                 raise DownloadError(
                     f"{shown_address(self.url)}: {answer_of(response)} and asks for a pause of {after:,.0f} seconds",
                     "pull again after that; what came so far is kept",
@@ -220,7 +272,7 @@ class Transfer:
             raise DownloadError(f"{shown_address(self.url)}: {answer_of(response)}", moved)
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise DownloadError(f"{shown_address(self.url)}: the server sent a re-encoded file")
-        validator = _validator(response)
+        validator = validator_of(response)
         if status == 206:
             return self._accept_rest(response, validator)
         if self.have:
@@ -258,7 +310,7 @@ class Transfer:
     def _bound(self, came: int) -> None:
         """Stop a file whose size nobody said before it fills the disk."""
         try:
-            if self.have > self.patience.most_unsaid:
+            if self.have > self.retry_policy.most_unsaid:
                 raise DownloadError(
                     f"{shown_address(self.url)}: {self.have:,} bytes came and no end, of a file whose size is not said",
                     "fetch it with another program, then: cloob zoo pull FILE",
@@ -271,7 +323,7 @@ class Transfer:
 
     def _start_over(self, reason: str) -> None:
         self.restarts += 1
-        if self.restarts >= self.patience.attempts:
+        if self.restarts >= self.retry_policy.attempts:
             raise DownloadError(f"{shown_address(self.url)}: {reason}, {self.restarts} times", "try again later")
         self.report(Notice(f"{reason}; starting over"))
         self.have, self.validator, self.hash = 0, None, hashlib.sha256()
@@ -289,11 +341,3 @@ def paths_of(url: str) -> tuple[Path, Path, Path]:
     """Where the unfinished file, the note beside it and the finished file of an address are."""
     key = lock_name(url)
     return tuple(downloads_folder() / f"{key}.{end}" for end in ("partial", "json", "complete"))  # type: ignore[return-value]
-
-
-def _validator(response: httpx2.Response) -> str | None:
-    etag = response.headers.get("ETag")
-    if etag and etag.isascii() and not etag.startswith("W/"):  # a weak one does not promise equal bytes
-        return str(etag)
-    modified = response.headers.get("Last-Modified")
-    return str(modified) if modified else None

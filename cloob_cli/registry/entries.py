@@ -1,17 +1,21 @@
-"""Zoo cards: what is known of every released model, one `zoo/NAME.toml` each. What nobody published is left out."""
+"""Zoo entries: what is known of every released model, one `zoo/NAME.toml` each. What nobody published is left out."""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from cloob_cli import assets
-from cloob_cli.errors import UnknownModelError, ZooEntryError
+from cloob_cli.errors import RegistryError, UnknownModelError, ZooEntryError
 from cloob_cli.schema import StrictModel, nearest, parse
+
+if TYPE_CHECKING:
+    from cloob_cli.core.config import ModelConfig
 
 Format = Literal["cloob", "mljku", "crowsonkb", "rinna"]
 
@@ -53,7 +57,7 @@ class Score(StrictModel):
     by: str = Field(description="who measured it, and where it is published or with which command")
 
 
-class Card(StrictModel):
+class ZooEntry(StrictModel):
     """What a model is, where it comes from and how well it does."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
@@ -74,30 +78,30 @@ class Card(StrictModel):
     scores: list[Score] = Field(default_factory=list)
 
 
-def card_names() -> list[str]:
-    """The names of all cards, sorted; their contents are not read."""
+def entry_names() -> list[str]:
+    """The names of all entries, sorted; their contents are not read."""
     return sorted(path.stem for path in assets.zoo_folder().glob("*.toml"))
 
 
-def card(name: str) -> Card:
-    """The card of that name.
+def find_entry(name: str) -> ZooEntry:
+    """The entry of that name.
 
     Raises:
         UnknownModelError: there is none.
         ZooEntryError: it has wrong fields.
     """
     path = assets.zoo_folder() / f"{name}.toml"
-    if name not in card_names():
-        near = nearest(name, card_names())
+    if name not in entry_names():
+        near = nearest(name, entry_names())
         raise UnknownModelError(
-            f"the zoo has no card {name!r}", f"did you mean {near!r}?" if near else "`cloob zoo list` shows them all"
+            f"the zoo has no entry {name!r}", f"did you mean {near!r}?" if near else "`cloob zoo list` shows them all"
         )
-    return read_card(path)
+    return read_entry(path)
 
 
 @cache
-def read_card(path: Path) -> Card:
-    """Read and check one card.
+def read_entry(path: Path) -> ZooEntry:
+    """Read and check one entry.
 
     Raises:
         ZooEntryError: it is no TOML, has wrong fields, or is named otherwise than its file.
@@ -106,28 +110,64 @@ def read_card(path: Path) -> Card:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
         raise ZooEntryError(f"{path}: {problem}") from None
-    read = parse(Card, data, str(path), ZooEntryError)
+    read = parse(ZooEntry, data, str(path), ZooEntryError)
     if read.name != path.stem:
-        raise ZooEntryError(f"{path}: the card is named '{read.name}', its file '{path.stem}'")
+        raise ZooEntryError(f"{path}: the entry is named '{read.name}', its file '{path.stem}'")
     return read
 
 
-def all_cards() -> list[Card]:
-    """All cards, sorted by name.
+def all_entries() -> list[ZooEntry]:
+    """All entries, sorted by name.
 
     Raises:
         ZooEntryError: one of them has wrong fields.
     """
-    return [read_card(path) for path in sorted(assets.zoo_folder().glob("*.toml"))]
+    return [read_entry(path) for path in sorted(assets.zoo_folder().glob("*.toml"))]
 
 
-def score_rows(card: Card) -> list[dict[str, str]]:
-    """The rows of a table of a card's scores, with a column for the CLIP trained beside the model, where one was."""
-    beside = any(score.clip is not None for score in card.scores)
+def score_rows(entry: ZooEntry) -> list[dict[str, str]]:
+    """The rows of a table of an entry's scores, with a column for the CLIP trained beside the model, where one was."""
+    beside = any(score.clip is not None for score in entry.scores)
     rows = []
-    for score in card.scores:
+    for score in entry.scores:
         row = {"data": score.dataset, "measure": score.metric, "score": f"{score.value:g} %"}
         if beside:
             row["CLIP, same data"] = f"{score.clip:g} %" if score.clip is not None else ""
         rows.append(row | {"by": score.by})
     return rows
+
+
+def refuse_taken_name(name: str, entry: ZooEntry | None = None, remedy: str = "give another name with --name") -> None:
+    """Raise RegistryError where `name` is an entry's and the model is not that entry's.
+
+    An entry's scores, license and data are shown for whatever is installed under its name.
+
+    Args:
+        entry: the entry that describes where the model comes from, if one does.
+        remedy: the first half of the hint.
+    """
+    # File systems that do not tell upper from lower case would take both for one folder.
+    taken = next((known for known in entry_names() if known == name.casefold()), None)
+    if taken and (entry is None or entry.name != name):
+        raise RegistryError(
+            f"{name!r} is the name of a model of the zoo, and this is another one, or cannot be shown to be that one",
+            f"{remedy}; `cloob zoo pull {taken}` installs the zoo's own",
+        )
+
+
+def entry_of_files(name: str, hashes: Mapping[str, str]) -> ZooEntry | None:
+    """The entry of that name, where it lists exactly these files with these sha256 hashes; else None."""
+    if name not in entry_names():
+        return None
+    entry = find_entry(name)
+    return entry if entry.files and entry.files == dict(hashes) else None
+
+
+def check_shape(config: ModelConfig, entry: ZooEntry) -> None:
+    """Raise RegistryError where a model cannot be the one that an entry describes."""
+    found, said = (config.vision.image_size, config.embed_dim), (entry.image_size, entry.embed_dim)
+    if found != said:
+        raise RegistryError(
+            f"this is not {entry.name}: {found[0]} pixels and {found[1]} dimensions, where its entry says "
+            f"{said[0]} and {said[1]}"
+        )

@@ -12,12 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cloob_cli.checkpoint.fingerprint import FINGERPRINT_FILE, TEXTS, fixed_images
-from cloob_cli.checkpoint.folder import check_fingerprint
+from cloob_cli.checkpoint.folder import CONFIG_KEY, check_fingerprint, open_model, save_model
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import build
 from cloob_cli.data.text import clip_tokenizer, train_bpe
 from cloob_cli.errors import ModelFolderError, VerificationError
-from cloob_cli.registry.store import CONFIG_KEY, open_model, save_model
 
 DESCRIPTION = {
     "embed_dim": 32,

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cloob_cli.checkpoint.fingerprint import fixed_images
+from cloob_cli.checkpoint.folder import open_model, save_model
 from cloob_cli.convert import convert_checkpoint
 from cloob_cli.core.config import ARCHITECTURES, ModelConfig
 from cloob_cli.core.model import build
@@ -26,7 +27,6 @@ from cloob_cli.data.text import Tokenizer, clean, clip_tokenizer, train_bpe
 from cloob_cli.errors import NotExportableError, UsageError
 from cloob_cli.export import export_model
 from cloob_cli.export.open_clip import open_clip_config
-from cloob_cli.registry.store import open_model, save_model
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -173,9 +173,9 @@ def test_flat_mappings_and_device_arrays(tmp_path: Path) -> None:
     assert read_haiku_pickle(tmp_path / "a.pkl")["params"]["w"].tolist() == [1.5, -2.0]
 
 
-GOLDEN = Path(__file__).parents[2] / "golden/crowsonkb"
-SOUND = (GOLDEN / "checkpoint.pkl").read_bytes()
-INSTRUCTIONS = [position for _, _, position in pickletools.genops(SOUND)]
+GOLDEN = Path(__file__).parents[1] / "golden/crowsonkb"
+VALID = (GOLDEN / "checkpoint.pkl").read_bytes()
+INSTRUCTIONS = [position for _, _, position in pickletools.genops(VALID)]
 
 
 @settings(max_examples=150)
@@ -183,7 +183,7 @@ INSTRUCTIONS = [position for _, _, position in pickletools.genops(SOUND)]
     st.lists(st.tuples(st.sampled_from(INSTRUCTIONS), st.integers(0, 3), st.integers(0, 255)), min_size=1, max_size=5)
 )
 def test_damage_of_any_instruction_is_an_expected_error(changes: list[tuple[int, int, int]]) -> None:
-    data = bytearray(SOUND)
+    data = bytearray(VALID)
     for position, offset, value in changes:
         data[min(position + offset, len(data) - 1)] = value
     with tempfile.TemporaryDirectory() as folder:
