@@ -1,4 +1,4 @@
-"""What a pull reports while it runs; whoever asked for it decides how to show it."""
+"""Events of a pull; whoever asked for it decides how to show them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may go: installed models by name, and whatever interrupted or failed pulls left behind."""
+"""Remove installed models by name, and all that interrupted or failed pulls left behind."""
 
 from __future__ import annotations
 
