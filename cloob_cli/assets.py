@@ -31,7 +31,7 @@ def bundled_weights_folder() -> Path:
 
 
 def bundled_folder(name: str) -> Path:
-    """The folder of a bundled model of that name, which need not exist."""
+    """Where a model of that name is shipped in the package, whether it is or not."""
     return bundled_weights_folder() / name
 
 

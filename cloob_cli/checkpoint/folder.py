@@ -44,7 +44,7 @@ _DEEPEST = 50  # levels of a configuration; our own, with the recipe in it, has 
 
 
 def is_model_folder(folder: Path) -> bool:
-    """True where a folder holds weights in our format (they may still prove invalid when they are opened)."""
+    """Whether a folder holds weights in our form (it may still prove invalid when it is opened)."""
     return (folder / WEIGHTS_FILE).is_file()
 
 

@@ -130,7 +130,7 @@ class _Array:
 
 
 class _Name:
-    """Stand-in for a global that a pickle mentions. `function` None: it may be mentioned, but not called."""
+    """What a pickle gets for a global that it mentions. `function` None: it may be mentioned, but not called."""
 
     __slots__ = ("function",)
 

@@ -26,7 +26,7 @@ _ZIP, _OLD_FORM = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def is_torch_file(path: Path) -> bool:
-    """True where a file begins as `torch.save` writes it, now or before torch 1.6.
+    """Whether a file begins as `torch.save` writes it, now or before torch 1.6.
 
     Raises:
         ConversionError: it cannot be read.
@@ -39,7 +39,7 @@ def is_torch_file(path: Path) -> bool:
 
 
 def read_torch_file(path: Path) -> Any:
-    """Read a file of `torch.save`: tensors (on the CPU, mapped from the file where possible) in plain containers.
+    """What `torch.save` wrote: tensors (on the CPU; mapped from the file where its form allows) in plain containers.
 
     Only torch's restricted reader is used (`weights_only`), which knows tensors and containers and no other names.
 

@@ -1,4 +1,4 @@
-"""Shared by the exports: check what CLIP's classes can compute, and write tokenizer files and the README."""
+"""What the exports have in common: what CLIP's classes cannot compute, the tokenizer's files, and the README."""
 
 from __future__ import annotations
 

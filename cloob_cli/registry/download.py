@@ -93,7 +93,7 @@ def download(url: str, **options: Any) -> Downloaded:
 
 @contextmanager
 def finished(url: str) -> Iterator[Downloaded | None]:
-    """The file that an earlier call fetched whole and that is still there; no server is asked."""
+    """What an earlier call fetched whole and nobody took away, without asking anybody."""
     with lock(url):
         complete = paths_of(url)[2]
         yield Downloaded(complete, sha256_of(complete), 0) if complete.is_file() else None
@@ -338,6 +338,6 @@ class Transfer:
 
 
 def paths_of(url: str) -> tuple[Path, Path, Path]:
-    """The paths of the unfinished file, the note beside it and the finished file of an address."""
+    """Where the unfinished file, the note beside it and the finished file of an address are."""
     key = lock_name(url)
     return tuple(downloads_folder() / f"{key}.{end}" for end in ("partial", "json", "complete"))  # type: ignore[return-value]

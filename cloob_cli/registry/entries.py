@@ -21,7 +21,7 @@ Format = Literal["cloob", "mljku", "crowsonkb", "rinna"]
 
 
 class Source(StrictModel):
-    """The place of the original: `bundled` in the package, a `url`, or a `repository` on the Hugging Face Hub.
+    """Where the original is: `bundled` in the package, a `url`, or a `repository` on the Hugging Face Hub.
 
     `format` is the layout of the original; anything but "cloob" is converted when it is pulled.
     """
@@ -58,7 +58,7 @@ class Score(StrictModel):
 
 
 class ZooEntry(StrictModel):
-    """A model of the zoo: its description, its source and its scores."""
+    """What a model is, where it comes from and how well it does."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     summary: str

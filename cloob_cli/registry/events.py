@@ -1,4 +1,4 @@
-"""Events of a pull; whoever asked for it decides how to show them."""
+"""What a pull reports while it runs; whoever asked for it decides how to show it."""
 
 from __future__ import annotations
 

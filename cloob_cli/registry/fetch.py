@@ -31,7 +31,7 @@ _TOKENIZER_FILES = ("spiece.model", "tokenizer_config.json", "special_tokens_map
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a pull."""
+    """How to pull."""
 
     force: bool = False
     offline: bool = False
@@ -60,7 +60,7 @@ class Fetched:
 
 
 def known_hash(origin: Origin) -> str | None:
-    """The expected hash of the file, if known: from the caller, the entry, or the first use of the address."""
+    """What the file must hash to, as far as anybody said: the caller, the entry, or the first use of the address."""
     return origin.sha256 or (pinned_hash(origin.url) if origin.url else None)
 
 
@@ -86,12 +86,12 @@ def fetch_files(origin: Origin, options: Options, report: Report, held: ExitStac
 
 
 def offline(options: Options) -> bool:
-    """True where no server may be asked."""
+    """Whether nobody may be asked."""
     return options.offline or hub.offline_by_environment()
 
 
 def wanted(found: hub.Listing) -> list[str]:
-    """Select the files of a repository that are needed."""
+    """Which files of a repository are needed."""
     names = {file.name for file in found.files}
     chosen = {*KEPT_FILES, *_UPSTREAM_FILES, *_TOKENIZER_FILES}
     if WEIGHTS_FILE in names:
@@ -136,7 +136,7 @@ def _from_address(origin: Origin, url: str, options: Options, report: Report, he
 
 
 def _remedy(origin: Origin) -> str:
-    """The remedy for a file with another hash, `{found}`; where it was damaged on the way, pulling again helps."""
+    """What to do about a file with another hash, `{found}`; where it was damaged on the way, pulling again helps."""
     again = "if it may be damaged, pull again; "
     if origin.sha256_given:
         return f"{again}if it is right, give its hash: --sha256 {{found}}"

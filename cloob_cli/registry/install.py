@@ -66,7 +66,7 @@ __all__ = ["Options", "Plan", "convert_to_folder", "plan", "pull"]
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a pull. `sha256` is the hash that the file must have; `held_to` describes any other check."""
+    """What a pull would do. `sha256` is what the file will be held to; `held_to` says what else it is held to."""
 
     name: str
     origin: str
@@ -79,7 +79,7 @@ class Plan:
 
 
 def plan(origin: Origin, options: Options) -> Plan:
-    """Plan a pull without doing it; the server is only asked for the size.
+    """What `pull` would do, without doing it; the other side is only asked for the size.
 
     Raises:
         RegistryError, ChecksumError: what `pull` would refuse because of what is here already.
@@ -225,7 +225,7 @@ def _fill(folder: Path, source: Fetched, origin: Origin, options: Options, repor
 
 
 def _is_to_blame(source: Fetched, options: Options, problem: Exception) -> bool:
-    """True where a file that gave no model is itself wrong: its hash is not right, its configuration not missing."""
+    """Whether a file that gave no model is itself wrong: not where its hash is right, or its configuration missing."""
     return not (source.known or options.config or isinstance(problem, MissingConfigurationError))
 
 
@@ -290,7 +290,7 @@ def _prove(folder: Path) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """True for a folder in our format: its config.json has a format_version, one of transformers has a model_type."""
+    """Whether a folder is in our form; a config.json of transformers has a model_type, ours has a format_version."""
     try:
         read_config(folder)
     except ModelFolderError:

@@ -1,4 +1,4 @@
-"""List all models, those with a zoo entry and those installed, without opening a single one."""
+"""What there is: every entry and every installed model, without opening a single one."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def folder_size(folder: Path) -> int:
 
 
 def install_record(folder: Path) -> dict[str, Any]:
-    """The record of a model's installation: source, hashes, time; empty where there is none."""
+    """What was noted when a model was installed: source, hashes, time; empty where nothing was."""
     return read_json_object(folder / INSTALL_RECORD)
 
 

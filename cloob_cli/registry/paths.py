@@ -1,4 +1,4 @@
-"""Folders of the zoo on this machine: installed models, downloads, quarantine, locks and settings."""
+"""Where the zoo keeps its files on this machine: installed models, downloads, quarantine, locks and settings."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def models_folder() -> Path:
 
 
 def installed_folder(name: str) -> Path:
-    """The folder of an installed model of that name, which need not exist."""
+    """Where a model of that name is installed, whether it is or not."""
     return models_folder() / name
 
 
 def downloads_folder() -> Path:
-    """The folder of unfinished downloads, and of finished ones that are not installed yet."""
+    """Where unfinished downloads, and finished ones that are not installed yet, are kept."""
     return home() / "downloads"
 
 
 def quarantine_folder() -> Path:
-    """The folder of quarantined files, those with another hash than expected, for a person to look at."""
+    """Where files that proved to be others than expected are kept for a person to look at."""
     return home() / "quarantine"
 
 
 def locks_folder() -> Path:
-    """The folder of the lock files."""
+    """Where the files stand that locks are held on."""
     return home() / "locks"
 
 

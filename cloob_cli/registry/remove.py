@@ -1,4 +1,4 @@
-"""Remove installed models by name, and all that interrupted or failed pulls left behind."""
+"""What may go: installed models by name, and whatever interrupted or failed pulls left behind."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def load(
 
 @dataclass(frozen=True)
 class Origin:
-    """The source of a model (exactly one of the first four places is set) and the name that it will have.
+    """Where a model comes from (exactly one of the first four places is set) and how it will be called.
 
     Attributes:
         sha256: what the file, or the weights in a folder or repository, must hash to.

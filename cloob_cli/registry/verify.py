@@ -1,4 +1,4 @@
-"""Verify that a model is still what was stored: its files' hashes and, on request, its embeddings."""
+"""Is a model still what was stored? Its files' hashes, and on request what it computes."""
 
 from __future__ import annotations
 
