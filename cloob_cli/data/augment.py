@@ -38,7 +38,7 @@ def crops(augment: AugmentSection) -> bool:
 
 
 def crop_boxes(sizes: np.ndarray, uniforms: np.ndarray, augment: AugmentSection) -> np.ndarray:
-    """Draw crops: a fraction of the area in `crop_scale`, a ratio of the sides in `crop_ratio` (its logarithm even).
+    """Draw boxes: a fraction of the area in `crop_scale`, a ratio of the sides in `crop_ratio` (its logarithm even).
 
     By torchvision's rule: of ten such crops the first that fits into its image is taken, at an even place; where none
     fits, the largest crop at the center whose ratio is within `crop_ratio`, which may be all of it. Unlike there,
