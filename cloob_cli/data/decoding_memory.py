@@ -58,14 +58,14 @@ def decoding_bytes(image: Image.Image, stored: tuple[int, int], stream: BinaryIO
     width, height = image.size
     held = _storage(width, height, 4 if image.mode not in {"1", "L", "P"} else 1)
     pixels = stored[0] * stored[1]
-    form = image.format or ""
+    kind = image.format or ""
     size = _size_of(stream)
-    total = held + pixels * _HELD.get(form, 0) + (size if form in _READS_WHOLE_FILE else 0)
-    if form in {"JPEG", "MPO"}:
+    total = held + pixels * _HELD.get(kind, 0) + (size if kind in _READS_WHOLE_FILE else 0)
+    if kind in {"JPEG", "MPO"}:
         total += _jpeg_coefficients(image, pixels, stream)
-    elif form == "TIFF":
+    elif kind == "TIFF":
         total += _tiff_buffer(image, stored) + (held if orientation(image) != 1 else 0)
-    elif form == "JPEG2000":
+    elif kind == "JPEG2000":
         total += _jpeg_2000_samples(stream)
     short, long = sorted((width, height))
     # Between the two passes of resizing one side is the model's; of a very long image only the middle is resized.
@@ -76,7 +76,7 @@ def decoding_bytes(image: Image.Image, stored: tuple[int, int], stream: BinaryIO
 
 
 def _is_converted_whole(image: Image.Image) -> bool:
-    """Whether `Preprocess` makes an RGB image of the whole before it resizes: of tall ones that are not RGB already."""
+    """True where `Preprocess` makes an RGB image of the whole before it resizes: tall ones that are not RGB already."""
     width, height = image.size
     if image.format == "PNG" and "exif" not in image.info:
         # Its EXIF may stand behind the pixels, and Pillow decodes them to see: it may be turned.
@@ -91,7 +91,7 @@ def _is_converted_whole(image: Image.Image) -> bool:
 
 
 def _storage(width: int, height: int, pixel_bytes: int) -> int:
-    """What Pillow allocates for an image."""
+    """The bytes that Pillow allocates for an image."""
     row = -(-width * pixel_bytes // _ROW_UNIT) * _ROW_UNIT
     return height * (row + _ROW_BYTES)
 
@@ -108,7 +108,7 @@ def _jpeg_coefficients(image: Image.Image, pixels: int, stream: BinaryIO) -> int
 
 
 def _one_scan(stream: BinaryIO, planes: int) -> bool:
-    """Whether the first scan holds all planes. Pillow stops reading behind its header, which says how many."""
+    """True where the first scan holds all planes. Pillow stops reading behind its header, which says how many."""
     place = stream.tell()
     stream.seek(max(0, place - 8 - 2 * planes))
     marker, _, count = struct.unpack(">HHB", stream.read(5).ljust(5, b"\0"))
