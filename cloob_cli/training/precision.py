@@ -1,4 +1,4 @@
-"""The precision that the towers are trained in."""
+"""The precision in which the towers are trained."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pick_precision(name: Literal["auto", "fp32", "bf16", "fp16"], device: torch.
 
 
 def bf16_speedup(size: int = 768) -> float:
-    """The speed of bf16 matrix products on this CPU by that of float32 ones (best of a few, some milliseconds)."""
+    """Measure how much faster than float32 this CPU multiplies bf16 matrices, a ratio (best of a few, milliseconds)."""
     matrix = torch.ones(size, size)
     return _seconds(matrix) / _seconds(matrix.bfloat16())
 

@@ -42,7 +42,7 @@ def type_of(argument: str, operands: str) -> str:
 
 
 def compile_all() -> dict[str, int]:
-    """How many variants of each kernel compile to machine code for compute capability 9.0: with every set of flags,
+    """Count the kernels' variants that compile to machine code for compute capability 9.0: with every set of flags,
     with operands in both formats, and with sizes that are and that are not multiples of 16.
     """
     compiled: dict[str, int] = {}

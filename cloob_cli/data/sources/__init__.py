@@ -1,1 +1,1 @@
-"""Sources of training pairs, one module a kind of storage."""
+"""Sources of training pairs: one module for each form of storage."""
