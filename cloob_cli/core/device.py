@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -46,6 +47,24 @@ def pick_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
     if name not in PRECISIONS:
         raise DeviceError(f"unknown precision '{name}'", f"use auto, {', '.join(PRECISIONS)}")
     return PRECISIONS[str(name)]
+
+
+@cache
+def has_narrow_products(device: torch.device) -> bool:
+    """Find out, by doing it once, if bfloat16 matrices can be multiplied and added to a float32 one in place.
+
+    CUDA can in newer torch; where some versions have the product, they cannot add it to a float32 matrix.
+    """
+    operand = torch.arange(-128.0, 128.0, device=device).view(16, 16) / 64  # exact in bfloat16
+    with torch.autocast(device.type, enabled=False):
+        expected = 1 + 0.5 * operand @ operand
+    result = torch.ones_like(operand)
+    narrow = operand.bfloat16()
+    try:
+        torch.addmm(result, narrow, narrow, out_dtype=torch.float32, alpha=0.5, out=result)
+    except Exception:  # the overload may be missing, or refuse dtypes or devices
+        return False
+    return torch.allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
 @contextmanager

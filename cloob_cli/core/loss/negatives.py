@@ -36,6 +36,9 @@ def sums_over_negatives(
     return scores.loss(), gradient
 
 
+_NEAR_1 = 1 - 2**-8, 1 + 2**-8  # more than the rounding of bfloat16 can change a sum of positive numbers
+
+
 class _ScoreMatrix:
     """inv_tau times left right^T, of which this process makes its own rows.
 
@@ -105,8 +108,14 @@ class _ScoreMatrix:
             # Where a negative duplicates the positive, almost all of the gradient cancels: what the operand left of a
             # row's weights is made up for at the positive, so that what remains is not rounding.
             column_rests = scatter_sum(column_rests, layout) + column_sums
-            grad_left.addcmul_(self.rights, (row_rests + row_sums)[:, None], value=inv_tau)
+            row_rests += row_sums
+            grad_left.addcmul_(self.rights, row_rests[:, None], value=inv_tau)
+            if not self.both:  # where all weights of a row round alike, that alone would be a factor of the gradient
+                grad_left.div_(1 - row_rests[:, None])
             grad_right.addcmul_(self.lefts, column_rests[:, None], value=inv_tau)
+            if not self.both:
+                ratio = (1 + column_sums) / (1 + column_sums - column_rests)
+                grad_right.mul_(ratio.nan_to_num(1.0).clamp(*_NEAR_1)[:, None])
         if self.both:
             grad_left.addcmul_(row_sums[:, None], self.right_mean, value=inv_tau)
         grad_right.addcmul_(column_sums[:, None], self.left_mean, value=inv_tau)

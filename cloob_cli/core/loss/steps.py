@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from cloob_cli.core.device import matmul_precision
+from cloob_cli.core.device import has_narrow_products, matmul_precision
 
 LOWEST = -1e30  # below every logit and, unlike -inf, subtractable from itself
 
@@ -88,7 +87,7 @@ class Steps:
         # Where there is no product of bfloat16 operands with float32 results, operands are rounded but stay float32,
         # which gives the same numbers.
         on_cuda = device.type == "cuda" and self.precision == "bf16"
-        self.narrow = on_cuda and _has_narrow_products(device)
+        self.narrow = on_cuda and has_narrow_products(device)
         # The rounding of tf32 leaves numbers that are already bfloat16 as they are.
         self._tf32 = self.precision == "tf32" or (on_cuda and not self.narrow)
         self._buffers: dict[str, Tensor] = {}
@@ -184,24 +183,6 @@ class Steps:
         weights.diagonal(diagonal).sub_(1 if columns is None else 2)
         _add_sums(weights, *sums)
         return self.operand(weights)
-
-
-@cache
-def _has_narrow_products(device: torch.device) -> bool:
-    """Find out, by doing it once, if bfloat16 matrices can be multiplied and added to a float32 one in place.
-
-    CUDA can in newer torch; where some versions have the product, they cannot add it to a float32 matrix.
-    """
-    operand = torch.arange(-128.0, 128.0, device=device).view(16, 16) / 64  # exact in bfloat16
-    with torch.autocast(device.type, enabled=False):
-        expected = 1 + 0.5 * operand @ operand
-    result = torch.ones_like(operand)
-    narrow = operand.bfloat16()
-    try:
-        torch.addmm(result, narrow, narrow, out_dtype=torch.float32, alpha=0.5, out=result)
-    except Exception:  # the overload may be missing, or refuse dtypes or devices
-        return False
-    return torch.allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
 def row_products(left: Tensor, right: Tensor) -> Tensor:
