@@ -47,19 +47,41 @@ _VARIABLES = (
 def diagnose() -> dict[str, Any]:
     """Everything, as plain values; `warnings` is a list of sentences, empty where nothing looks wrong."""
     devices, chosen, warnings = _devices()
+    model, model_warnings = default_model()
     return {
         "versions": _versions(),
         "devices": devices,
         "used": chosen,
+        "default_model": model,
         "folders": _folders(),
         "decoders": decoders(),
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
-        "warnings": [*warnings, *_space_warnings()],
+        "warnings": [*warnings, *model_warnings, *_space_warnings()],
     }
 
 
+def default_model() -> tuple[dict[str, str], list[str]]:
+    """The model that is used where none is named, who chose it, and warnings where there is none of that name."""
+    from cloob_cli.errors import CloobError
+    from cloob_cli.registry import store
+
+    name = store.default_model()
+    chosen = "CLOOB_MODEL" if os.environ.get("CLOOB_MODEL") else "cloob zoo default"
+    model = {"name": name, "chosen_by": chosen if name != store.BUNDLED_MODEL else "nobody: it is in the package"}
+    if name.startswith("hf://"):  # to look for it could mean to download it
+        return model, []
+    try:
+        folder = store.find(name)
+    except CloobError as problem:
+        hint = f" ({problem.hint})" if problem.hint else ""
+        return model, [f"{model['chosen_by']} names a model that is not there: {problem.message}{hint}"]
+    if not store.is_model_folder(folder):
+        return model, [f"{model['chosen_by']} names {folder}, which is not a model folder"]
+    return model, []
+
+
 def decoders() -> dict[str, bool]:
-    """The picture formats and decoders that depend on how Pillow was built, or on an extra."""
+    """The image formats and decoders that depend on how Pillow was built, or on an extra."""
     from PIL import features
 
     return {

@@ -10,11 +10,11 @@ turns them into text and exit codes; everything else raises them.
     |   +-- RecipeError               a recipe that cannot be read or holds a wrong key or value
     |   +-- DataError                 a data source that is missing, empty or has other keys
     |   +-- LabelError                a label or template file that cannot be used
-    |   +-- ImageError                one picture that cannot be read (folders list it and go on)
+    |   +-- ImageError                one image that cannot be read (folders list it and go on)
     |   +-- ModelFolderError          a model folder with a missing, truncated or foreign file
     |   +-- UnknownModelError         a name that no card, folder or installed model has
-    |   +-- CardError                 a zoo card with wrong fields
-    |   +-- NothingFoundError         a folder without a single usable picture
+    |   +-- ZooEntryError                 a zoo card with wrong fields
+    |   +-- NothingFoundError         a folder without a single usable image
     |   +-- LossInputError            embeddings that a loss is not defined for (batch 1, shapes)
     |   |   +-- NonFiniteEmbeddingsError   embeddings that are not finite numbers, on whichever process
     +-- MissingExtraError         1   an optional package is not installed
@@ -26,6 +26,7 @@ turns them into text and exit codes; everything else raises them.
     |   +-- ChecksumError             a file is not the one that its card names
     |   +-- UnsafeCheckpointError     a checkpoint that asks for code to be run
     |   +-- ConversionError           a checkpoint that does not have the layout its format promises
+    |   |   +-- MissingConfigurationError  a checkpoint that needs its own configuration beside it
     |   +-- VerificationError         an installed model does not compute what it did when it was stored
     |   +-- NotExportableError        the target format cannot express this architecture
     +-- DiskSpaceError            1   not enough room for what was asked
@@ -82,7 +83,7 @@ class UnknownModelError(InputError):
     pass
 
 
-class CardError(InputError):
+class ZooEntryError(InputError):
     pass
 
 
@@ -135,6 +136,10 @@ class UnsafeCheckpointError(RegistryError):
 
 
 class ConversionError(RegistryError):
+    pass
+
+
+class MissingConfigurationError(ConversionError):
     pass
 
 

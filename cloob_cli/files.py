@@ -1,20 +1,40 @@
-"""Writing files so that nobody ever sees half of one: a temporary name in the same folder, then a rename."""
+"""Writing files so that nobody ever sees half of one: a temporary name in the same folder, then a rename.
+
+A temporary file `.NAME.cloob-RANDOM.partial` is locked while its process lives. A process that is killed leaves it
+behind, unlocked: the next one that writes into the same folder removes it.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
-import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+if os.name == "posix":
+    import fcntl
+
+_PARTIAL, _ASIDE = ".partial", ".replaced"
+_UNFINISHED = re.compile(r"\.(?P<name>.+)\.cloob-(?P<token>[0-9a-f]{8})\.(partial|replaced)", re.DOTALL)
+_NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EROFS, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else [])}
+_ABANDONED_AFTER = 24 * 3600.0  # seconds without a change, where a file system knows no locks
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` on success, delete it on any error."""
+    """Yield a temporary path beside `path`; rename it to `path` on success, delete it on any error.
+
+    Where `path` is a link, the file that it leads to is replaced and the link stays.
+
+    Raises:
+        IsADirectoryError: `path` is a folder; raised before the body runs.
+    """
     with replacing_together([path]) as [temporary]:
         yield temporary
 
@@ -25,23 +45,29 @@ def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
     Where the body deletes a temporary file, its target goes too: a file of an earlier run that has no new
     counterpart (there were no failures this time) must not stay beside the new ones.
+
+    Raises:
+        OSError: a full disk, say; it names the file that was asked for.
     """
-    temporaries: list[Path] = []
+    targets = [Path(os.path.realpath(path)) for path in paths]
+    _refuse_folders(targets)
+    for folder in dict.fromkeys(target.parent for target in targets):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(folder)
+    token = secrets.token_hex(4)
+    temporaries = [_temporary(target, token) for target in targets]
     try:
-        for path in map(Path, paths):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Noted before it exists: Ctrl-C may come at any moment.
-            temporaries.append(path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial"))
-            os.close(os.open(temporaries[-1], os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        yield list(temporaries)
-        for temporary in filter(Path.exists, temporaries):
-            _sync(temporary)
-            temporary.chmod(0o666 & ~_umask())  # private until it is whole; a result is an ordinary file
-        for temporary, path in zip(temporaries, paths, strict=True):
-            if temporary.exists():
-                os.replace(temporary, path)
-            else:
-                Path(path).unlink(missing_ok=True)
+        with _naming(paths, temporaries), ExitStack() as locks:
+            for temporary in temporaries:
+                locks.enter_context(_locked_file(temporary))
+            yield list(temporaries)
+            for temporary in filter(Path.exists, temporaries):
+                _sync(temporary)
+                temporary.chmod(0o666 & ~_umask())  # private until it is whole; a result is an ordinary file
+            if os.name != "posix":
+                locks.close()  # Windows renames no open file
+            _refuse_folders(targets)
+            _exchange(temporaries, targets)
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
@@ -55,31 +81,188 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    aside = temporary.with_suffix(".replaced")
+    remove_abandoned(path.parent)
+    temporary = _temporary(path, secrets.token_hex(4))
+    aside = temporary.with_suffix(_ASIDE)
     try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                file.chmod(0o666 & ~_umask())  # safetensors, too, writes files that only their owner may read
-        if path.exists():
-            os.replace(path, aside)
-        try:
-            os.replace(temporary, path)
-        except OSError:
-            if aside.exists():
-                os.replace(aside, path)
-            raise
+        with _locked_folder(temporary):
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    file.chmod(0o666 & ~_umask())  # safetensors, too, writes files that only their owner may read
+            if path.exists():
+                os.replace(path, aside)
+            try:
+                os.replace(temporary, path)
+            except OSError:
+                if aside.exists():
+                    os.replace(aside, path)
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes left unfinished in `folder`, and put back what they had moved aside."""
+    groups: dict[str, dict[Path, Path]] = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if match := _UNFINISHED.fullmatch(entry.name):
+                    groups.setdefault(match["token"], {})[folder / entry.name] = folder / match["name"]
+    except OSError:  # may not be listed: then there is nothing that we could remove either
+        return
+    for originals in groups.values():
+        partials = [path for path in originals if path.suffix == _PARTIAL]
+        with ExitStack() as locks:
+            if all(locks.enter_context(_claimed(path)) for path in partials):
+                for path, original in originals.items():
+                    if path.suffix == _ASIDE and not os.path.lexists(original):
+                        _restore(path, original)  # killed between two renames
+                    else:
+                        _discard(path)
 
 
 def sha256_of(path: Path) -> str:
     """The hex sha256 of a file's bytes."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _temporary(target: Path, token: str) -> Path:
+    return target.with_name(f".{target.name}.cloob-{token}{_PARTIAL}")
+
+
+@contextmanager
+def _naming(paths: Sequence[Path], temporaries: Sequence[Path]) -> Iterator[None]:
+    """Errors of writing name no file, or a temporary one: make them name what a person knows."""
+    known = dict(zip(map(str, temporaries), paths, strict=True))
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno in _NO_ROOM and (problem.filename is None or str(problem.filename) in known):
+            path = known.get(str(problem.filename), paths[0])
+            raise OSError(problem.errno, os.strerror(problem.errno), str(path)) from problem
+        raise
+
+
+@contextmanager
+def _locked_file(path: Path) -> Iterator[None]:
+    """Make the file `path`, which must not exist, and hold its lock."""
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    try:
+        _lock(handle, wait=True)
+        if not path.exists():  # another process came before the lock and took the file for abandoned
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _locked_folder(path: Path) -> Iterator[None]:
+    """Make the folder `path` and hold its lock, where folders can be locked."""
+    path.mkdir(mode=0o700)
+    if os.name != "posix":
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        _lock(handle)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _claimed(path: Path) -> Iterator[bool]:
+    """Whether no living process works on this unfinished file or folder; while inside none can begin to."""
+    if os.name != "posix":
+        # Windows itself refuses to delete a file that a process holds open.
+        yield path.is_file() or _is_old(path)
+        return
+    try:
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except OSError:  # gone, or somebody else's
+        yield False
+        return
+    try:
+        free = _lock(handle)
+        yield _is_old(path) if free is None else free
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, wait: bool = False) -> bool | None:
+    """Whether an open file could be locked until it is closed; None where the file system has no locks."""
+    if os.name != "posix":
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as problem:
+        return False if problem.errno in {errno.EWOULDBLOCK, errno.EACCES} else None
+    return True
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > _ABANDONED_AFTER
+    except OSError:
+        return False
+
+
+def _discard(path: Path) -> None:
+    try:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    except OSError:  # an unfinished file is no reason to fail
+        pass
+
+
+def _restore(aside: Path, original: Path) -> None:
+    try:
+        os.replace(aside, original)
+    except OSError:
+        pass
+
+
+def _refuse_folders(targets: Sequence[Path]) -> None:
+    for target in targets:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+
+
+def _exchange(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
+    """Rename every temporary file to its target; after an error all targets are as before."""
+    begun: list[tuple[Path, Path, bool]] = []
+    try:
+        for temporary, target in zip(temporaries, targets, strict=True):
+            aside = temporary.with_suffix(_ASIDE)
+            begun.append((target, aside, target.exists()))
+            if len(targets) > 1 and target.exists():
+                _link_or_rename(target, aside)
+            if temporary.exists():
+                os.replace(temporary, target)
+            else:
+                target.unlink(missing_ok=True)
+    except BaseException:
+        for target, aside, existed in begun:
+            if aside.exists():
+                os.replace(aside, target)
+            elif not existed:
+                target.unlink(missing_ok=True)
+        raise
+    finally:
+        for _, aside, _ in begun:
+            aside.unlink(missing_ok=True)
+
+
+def _link_or_rename(target: Path, aside: Path) -> None:
+    try:
+        os.link(target, aside)
+    except OSError:  # a file system without hard links
+        os.replace(target, aside)
 
 
 def _sync(path: Path) -> None:

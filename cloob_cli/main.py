@@ -2,73 +2,86 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
-from cloob_cli import __version__, console
-from cloob_cli.commands import classify, doctor, embed, train, zoo
-from cloob_cli.errors import CloobError
+from cloob_cli import __version__, console, signals
+from cloob_cli.commands import classify, doctor, embed, examples, train, zoo
+from cloob_cli.errors import CloobError, UsageError
 
 app = typer.Typer(
     name="cloob",
-    help="Train CLOOB models, keep a zoo of them, and classify and embed folders of pictures.",
-    no_args_is_help=True,
+    help="Train CLOOB models, keep a zoo of them, and classify and embed folders of images.",
+    invoke_without_command=True,
     add_completion=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # plain help: it takes [@REVISION] as it stands, wraps paragraphs, and needs no Rich
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.command("classify")(classify.classify)
 app.command("embed")(embed.embed)
 app.command("train")(train.train)
 app.add_typer(zoo.app, name="zoo")
 app.command("doctor")(doctor.doctor)
+examples.add_examples(app)
 
 
 @app.callback()
 def _top(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and leave.")] = False,
 ) -> None:
     if version:
         console.line(f"cloob {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        console.line(context.get_help())
 
 
 def run() -> NoReturn:
-    """The entry point: run the command line, leave with its exit code."""
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    """Run the command line and leave with its exit code."""
+    console.prepare_streams()
+    signals.unwind()
+    code = _exit_code()
     try:
-        app()
+        console.finish_streams()
     except CloobError as error:
-        if console.debugging():
+        console.show_error(error)
+        code = code or error.exit_code
+    sys.exit(code)
+
+
+def _exit_code() -> int:
+    """Run the command line; every expected error becomes a line and a hint."""
+    try:
+        code = app(standalone_mode=False) or 0  # None, or what a `typer.Exit` held
+        signals.leave_at_once()  # the work is over: what follows must not be torn by a further Ctrl-C
+        if code == signals.EXIT_CODE:  # what Typer makes of KeyboardInterrupt
+            console.show_error(CloobError("interrupted"))
+        return code
+    except Exception as problem:
+        signals.leave_at_once()
+        error = _expected(problem)
+        if error is None or console.debugging():
             raise
         console.show_error(error)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if console.debugging():
-            raise
-        console.show_error(CloobError(_describe(error), "CLOOB_DEBUG=1 shows where"))
-        sys.exit(1)
-    except Exception as error:
-        if console.debugging() or not _out_of_memory(error):
-            raise
-        console.show_error(CloobError("out of memory", "a smaller --batch-size (or train.micro_batch_size) needs less"))
-        sys.exit(1)
-    raise AssertionError("the command line always exits")
+        return error.exit_code
 
 
-def _as_interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    # SIGTERM (a cluster's "time is up") is treated as Ctrl-C: commands save what they can and leave with 130.
-    raise KeyboardInterrupt
-
-
-def _describe(error: OSError) -> str:
-    path = f": {error.filename}" if error.filename else ""
-    return f"{error.strerror or error}{path}"
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+def _expected(problem: Exception) -> CloobError | None:
+    """The error as a person should see it; None for what is a fault of the program."""
+    if isinstance(problem, CloobError):
+        return problem
+    if isinstance(problem, typer.Abort):  # "no" to a question
+        return CloobError("aborted")
+    if hasattr(problem, "format_message"):  # Typer's own: wrong usage. Its classes moved between versions.
+        context = getattr(problem, "ctx", None)
+        return UsageError(problem.format_message(), f"see {context.command_path} --help" if context else None)
+    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+        return CloobError("out of memory", "a smaller --batch-size (or train.micro_batch_size) needs less")
+    if isinstance(problem, OSError):
+        path = f": {problem.filename}" if problem.filename else ""
+        return CloobError(f"{problem.strerror or problem}{path}", "CLOOB_DEBUG=1 shows where")
+    return None

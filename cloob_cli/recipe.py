@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from cloob_cli import assets
 from cloob_cli.core.config import ARCHITECTURES, PreprocessConfig, TextConfig, TokenizerConfig, VisionConfig
 from cloob_cli.errors import RecipeError
-from cloob_cli.schema import Section, nearest, parse
+from cloob_cli.schema import StrictModel, nearest, parse
 
 
-class ModelSection(Section):
+class ModelSection(StrictModel):
     """Either `architecture`, a name (RN50, RN50x4, ViT-B-32, ViT-B-16, each also with -quickgelu), or `embed_dim` with
     `vision` and `text`.
 
@@ -61,7 +63,7 @@ class ModelSection(Section):
         return self
 
 
-class TokenizerSection(Section):
+class TokenizerSection(StrictModel):
     """`clip` is CLIP's 49,408 entries; `bpe` trains one of `vocab_size` entries on the recipe's own captions."""
 
     kind: Literal["clip", "bpe"] = Field(default="clip", description="where the vocabulary comes from")
@@ -77,32 +79,46 @@ class TokenizerSection(Section):
         return TokenizerConfig(kind=self.kind)
 
 
-class DataSection(Section):
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # s3://bucket/..., https://...
+
+
+def _local(value: str | list[str] | None) -> str | list[str] | None:
+    for path in [value] if isinstance(value, str) else value or []:
+        if not path.strip():
+            raise ValueError("the path is empty; leave the key out instead")
+        if _ADDRESS.match(path):
+            raise ValueError(f"{path} is an address; data are read from this machine's folders: copy or mount it")
+    return value
+
+
+class DataSection(StrictModel):
     """Where the pairs are. `train` is a folder, a file or a pattern like `data/{00000..00099}.tar`, or a list."""
 
-    train: str | list[str] = Field(description="the training pairs")
+    train: Annotated[str | list[str], AfterValidator(_local)] = Field(description="the training pairs")
     format: Literal["auto", "parquet", "folder", "csv", "webdataset"] = Field(
         default="auto", description="auto: found out from what is there"
     )
-    image_key: str | None = Field(default=None, description="column of the picture (left out: found by name)")
+    image_key: str | None = Field(default=None, description="column of the image (left out: found by name)")
     caption_key: str | None = Field(default=None, description="column of the caption (left out: found by name)")
     separator: str | None = Field(default=None, description="of a CSV file (left out: found out)")
-    validation: str | list[str] | None = Field(default=None, description="a source of its own, like train")
-    validation_share: float = Field(default=0.0, ge=0.0, lt=0.5, description="else: this share of train is held out")
-    in_memory: bool | Literal["auto"] = Field(default="auto", description="keep decoded pictures (uint8) in memory")
+    validation: Annotated[str | list[str] | None, AfterValidator(_local)] = Field(
+        default=None, description="a source of its own, like train"
+    )
+    validation_fraction: float = Field(default=0.0, ge=0.0, lt=0.5, description="else: this share of train is held out")
+    in_memory: bool | Literal["auto"] = Field(default="auto", description="keep decoded images (uint8) in memory")
     workers: int | Literal["auto"] = Field(default="auto", description="processes that read and decode; 0: none")
 
 
-class AugmentSection(Section):
-    """Random changes of a training picture; all off gives the same crop as inference."""
+class AugmentSection(StrictModel):
+    """Random changes of a training image; all off gives the same crop as inference."""
 
     crop_scale: tuple[float, float] = Field(default=(1.0, 1.0), description="area share of a random resized crop")
-    crop_ratio: tuple[float, float] = Field(default=(0.75, 1.33), description="width by height of a crop")
+    crop_ratio: tuple[float, float] = Field(default=(3 / 4, 4 / 3), description="width by height of a crop")
     shift: int = Field(default=0, ge=0, description="random shift by up to so many pixels, edges repeated")
-    flip: bool = Field(default=False, description="mirror half of the pictures; wrong where left and right matter")
+    flip: bool = Field(default=False, description="mirror half of the images; wrong where left and right matter")
     color_jitter: float = Field(default=0.0, ge=0.0, le=1.0, description="strength: brightness, contrast, saturation")
-    grayscale: float = Field(default=0.0, ge=0.0, le=1.0, description="share of pictures that lose their colour")
-    invert: float = Field(default=0.0, ge=0.0, le=1.0, description="share of pictures that are inverted")
+    grayscale: float = Field(default=0.0, ge=0.0, le=1.0, description="share of images that lose their color")
+    invert: float = Field(default=0.0, ge=0.0, le=1.0, description="share of images that are inverted")
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentSection:
@@ -114,7 +130,7 @@ class AugmentSection(Section):
         return self
 
 
-class ObjectiveSection(Section):
+class ObjectiveSection(StrictModel):
     """The loss. See docs/loss.md."""
 
     name: Literal["cloob", "infoloob", "clip"] = Field(
@@ -128,7 +144,7 @@ class ObjectiveSection(Section):
         default=0.0,
         ge=0.0,
         le=1.0,
-        description="share of the steps on InfoLOOB before retrieval is switched on: at initialisation all embeddings "
+        description="share of the steps on InfoLOOB before retrieval is switched on: at initialization all embeddings "
         "are alike, retrieval returns nearly the same average for every query and the gradient all but vanishes",
     )
     mask_equal_captions: bool = Field(default=False, description="pairs with an equal caption are not negatives")
@@ -137,24 +153,45 @@ class ObjectiveSection(Section):
     )
 
 
-class OptimizerSection(Section):
-    """AdamW; gains, biases and the temperature are not decayed."""
+class OptimizerSection(StrictModel):
+    """AdamW, alone or beside Muon. Biases and the temperature never decay; for the rest see `decay`."""
 
+    name: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="muon: torch's Muon for the matrices in the transformers' blocks, AdamW for everything else",
+    )
+    momentum: float = Field(default=0.95, ge=0, lt=1, description="of muon")
     learning_rate: float = Field(default=1e-3, gt=0, description="after the warm-up")
-    weight_decay: float = Field(default=0.1, ge=0, description="of the weight matrices")
+    weight_decay: float = Field(default=0.1, ge=0, description="strength of the decay")
+    decay: Literal["matrices", "names"] = Field(
+        default="matrices",
+        description="what decays. matrices: parameters of two or more dimensions; names: all whose name is without "
+        "bn, ln, bias and logit_scale, the rule of ml-jku/cloob and open_clip's first versions, by which the "
+        "BatchNorm gains of a ResNet's shortcuts and a ViT's class token decay too",
+    )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the mean of gradients")
     beta2: float = Field(default=0.98, ge=0, lt=1, description="decay of the mean of their squares")
     epsilon: float = Field(default=1e-6, gt=0, description="keeps the division by their root finite")
-    gradient_clip: float | None = Field(default=1.0, gt=0, description="largest norm of the whole gradient")
+    gradient_clip: float = Field(
+        default=1.0, ge=0, description="largest norm of the whole gradient; 0: it is never clipped"
+    )
     schedule: Literal["cosine", "cosine_restarts", "constant"] = Field(
         default="cosine", description="of the learning rate after the warm-up"
     )
     cycles: int = Field(default=1, gt=0, description="of cosine_restarts")
     warmup_steps: int | None = Field(default=None, ge=0, description="steps in which the learning rate rises")
-    warmup_share: float = Field(default=0.05, ge=0, lt=1, description="of all steps, where warmup_steps is not given")
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1, description="of all steps, without warmup_steps")
+    warmup_from_zero: bool = Field(
+        default=False, description="the first step's rate is zero, as with torch's LambdaLR, not one warm-up step's"
+    )
+
+    @field_validator("gradient_clip", mode="before")
+    @classmethod
+    def _null_is_off(cls, value: Any) -> Any:
+        return 0.0 if value is None else value  # JSON has a null, TOML has none
 
 
-class TrainSection(Section):
+class TrainSection(StrictModel):
     """How long and how large.
 
     `batch_size` is the contrastive batch over all processes: every pair sees that many minus one negatives.
@@ -168,6 +205,23 @@ class TrainSection(Section):
     batch_size: int = Field(default=512, ge=2, description="pairs in a contrastive batch, over all processes")
     micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         default=None, description="left out: the whole batch at once"
+    )
+    captions_per_image: int = Field(
+        default=1,
+        ge=1,
+        description="captions drawn of each image in a step, none twice where there are enough; the loss is the mean "
+        "of the contrastive losses of the batch's images with each draw",
+    )
+    image_sizes: list[tuple[float, int]] = Field(
+        default_factory=list,
+        description="[fraction of the steps, pixels a side from there on], ...: small images first; the last is the "
+        "model's size. Left out: that size always",
+    )
+    patch_dropout: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="fraction of an image's patches that a ViT does not see in a step"
+    )
+    patch_dropout_until: float = Field(
+        default=1.0, gt=0.0, le=1.0, description="fraction of the steps from which on it sees all of them"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="auto: bf16 where it is fast"
@@ -186,16 +240,27 @@ class TrainSection(Section):
     def _length(self) -> TrainSection:
         if self.epochs is None and self.steps is None:
             raise ValueError("give train.steps or train.epochs")
+        if isinstance(self.micro_batch_size, int) and self.micro_batch_size > self.batch_size:
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} is above batch_size {self.batch_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _stages(self) -> TrainSection:
+        fractions = [fraction for fraction, _ in self.image_sizes]
+        if fractions and (fractions[0] != 0 or fractions[-1] >= 1 or fractions != sorted(set(fractions))):
+            raise ValueError("image_sizes are [fraction, size] with fractions that rise from 0 and stay below 1")
         return self
 
 
-class ValidationSection(Section):
+class ValidationSection(StrictModel):
     every: int | None = Field(default=None, gt=0, description="steps between validations; left out: only at the end")
     retrieval_pairs: int = Field(default=5000, gt=1, description="at most so many held-out pairs")
-    zero_shot: list[str] = Field(default_factory=list, description="folders of classification data sets")
+    zero_shot: Annotated[list[str], AfterValidator(_local)] = Field(
+        default_factory=list, description="folders of classification data sets"
+    )
 
 
-class Recipe(Section):
+class Recipe(StrictModel):
     """A whole recipe. `name` is also the model's."""
 
     name: str = Field(
@@ -212,6 +277,25 @@ class Recipe(Section):
     train: TrainSection
     validation: ValidationSection = ValidationSection()
 
+    @model_validator(mode="after")
+    def _patches(self) -> Recipe:
+        if self.train.patch_dropout and self.model.vision is not None and self.model.vision.kind != "vit":
+            raise ValueError("train.patch_dropout is for a vit: a resnet has no patches to leave out")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Recipe:
+        vision, sizes = self.model.vision, [size for _, size in self.train.image_sizes]
+        if vision is None or not sizes:
+            return self
+        if sizes[-1] != vision.image_size:
+            raise ValueError(f"the last of train.image_sizes must be model.vision.image_size, {vision.image_size}")
+        step = vision.patch_size or 16
+        for size in sizes:
+            if not 0 < size <= vision.image_size or size % step:
+                raise ValueError(f"train.image_sizes are multiples of {step} up to {vision.image_size}, not {size}")
+        return self
+
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe and apply overrides like `train.steps=200`.
@@ -224,7 +308,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
-        raise RecipeError(f"no recipe at {path}", "the shipped ones lie in recipes/") from None
+        raise RecipeError(f"no recipe at {path}", _recipes_like(path)) from None
     except (ValueError, OSError) as problem:  # both parsers' errors are ValueErrors
         raise RecipeError(f"{path} is not a readable recipe: {problem}") from None
     if not isinstance(data, dict):
@@ -236,13 +320,20 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     return parse(Recipe, data, str(path), RecipeError)
 
 
+def _recipes_like(path: Path) -> str:
+    """A hint: the shipped recipe that was meant, or which there are."""
+    shipped = assets.shipped_recipes()
+    near = nearest(path.stem, shipped)
+    return f"did you mean {near!r}?" if near else f"the shipped ones are {', '.join(shipped)}"
+
+
 _PATH_KEYS = (("data", "train"), ("data", "validation"), ("validation", "zero_shot"))
 
 
 def _resolve_paths(data: dict[str, Any], base: Path) -> None:
     def resolve(value: Any) -> Any:
         if isinstance(value, str) and value:
-            return os.path.abspath(base / Path(value).expanduser())
+            return value if _ADDRESS.match(value) else os.path.abspath(base / Path(value).expanduser())
         return [resolve(item) for item in value] if isinstance(value, list) else value
 
     for section, key in _PATH_KEYS:
@@ -264,4 +355,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         target = target.setdefault(section, {})
         if not isinstance(target, dict):
             raise RecipeError(f"--set {override}: '{section}' is not a section")
-    target[last] = value
+    if text.strip():
+        target[last] = value
+    else:
+        target.pop(last, None)  # `--set section.key=` takes a key out: its default holds

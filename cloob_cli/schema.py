@@ -1,6 +1,6 @@
 """Closed, checked configuration: one base class and one way to say what is wrong with a file.
 
-Recipes, zoo cards and model configurations are all `Section`s: an unknown key is an error that names the
+Recipes, zoo cards and model configurations are all `StrictModel`s: an unknown key is an error that names the
 nearest known one, a wrong type is an error that names the key, and both are a single line.
 """
 
@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cloob_cli.errors import CloobError
 
-SectionType = TypeVar("SectionType", bound="Section")
+StrictModelType = TypeVar("StrictModelType", bound="StrictModel")
 
 
-class Section(BaseModel):
-    """A group of settings. Frozen, and closed: keys that it does not declare are errors."""
+class StrictModel(BaseModel):
+    """A pydantic model that is frozen and closed: keys that it does not declare are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -31,17 +31,17 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return next((c for c in candidates if matches and c.lower() == matches[0]), None)
 
 
-def parse(section: type[SectionType], data: Any, where: str, error: type[CloobError]) -> SectionType:
-    """Validate `data` as `section`.
+def parse(model: type[StrictModelType], data: Any, where: str, error: type[CloobError]) -> StrictModelType:
+    """Validate `data` as `model`.
 
     Args:
         where: what the data is called in messages, usually a file's path.
         error: the class to raise; its message is one line and names the first wrong key.
     """
     try:
-        return section.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as problem:
-        message, hint = _explain(section, problem)
+        message, hint = _explain(model, problem)
         raise error(f"{where}: {_on_one_line(message)}", hint and _on_one_line(hint)) from None
 
 
@@ -52,17 +52,19 @@ def _on_one_line(text: str) -> str:
     )
 
 
-def _explain(section: type[Section], problem: ValidationError) -> tuple[str, str | None]:
+def _explain(model: type[StrictModel], problem: ValidationError) -> tuple[str, str | None]:
     errors = problem.errors(include_url=False)
     # An unknown key first: a misspelt key often causes a second complaint (the right one is missing).
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    location = _location(section, first["loc"])
+    location = _location(model, first["loc"])
+    if first["type"] in {"extra_forbidden", "missing"}:  # its last part is a key, whatever it looks like
+        location = [*_location(model, first["loc"][:-1]), str(first["loc"][-1])]
     key = ".".join(location)
     # A value of several allowed kinds has a complaint from each of them: they are one.
-    alike = [e for e in errors if _location(section, e["loc"]) == location]
+    alike = [e for e in errors if _location(model, e["loc"]) == location]
     more = f" (and {len(errors) - len(alike)} more)" if len(errors) > len(alike) else ""
     if first["type"] == "extra_forbidden":
-        known = _known_keys(section, location[:-1])
+        known = _known_keys(model, location[:-1])
         near = nearest(location[-1], known)
         hint = (
             f"did you mean '{'.'.join([*location[:-1], near])}'?" if near else f"known keys: {', '.join(sorted(known))}"
@@ -77,27 +79,27 @@ def _explain(section: type[Section], problem: ValidationError) -> tuple[str, str
     return (f"'{key}': {text}{shown}{more}" if key else f"{text}{more}"), None
 
 
-def _location(section: type[Section], parts: tuple[str | int, ...]) -> list[str]:
-    return [str(part) for part in parts if not _is_union_tag(section, part)]
+def _location(model: type[StrictModel], parts: tuple[str | int, ...]) -> list[str]:
+    return [str(part) for part in parts if not _is_union_tag(model, part)]
 
 
-def _is_union_tag(section: type[Section], part: str | int) -> bool:
+def _is_union_tag(model: type[StrictModel], part: str | int) -> bool:
     # pydantic puts the tried alternative of a union into the location ("int", "list[str]", "literal['auto']").
     return isinstance(part, str) and (part in {"int", "constrained-int", "float", "str", "bool"} or "[" in part)
 
 
-def _known_keys(section: type[Section], location: list[str]) -> list[str]:
-    current: type[Section] = section
+def _known_keys(model: type[StrictModel], location: list[str]) -> list[str]:
+    current: type[StrictModel] = model
     for part in location:
         field = current.model_fields.get(part)
-        inner = _section_in(field.annotation) if field else None
+        inner = _model_in(field.annotation) if field else None
         if inner is None:
             continue  # an index into a list of sections
         current = inner
     return [field.alias or name for name, field in current.model_fields.items()]
 
 
-def _section_in(annotation: Any) -> type[Section] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
+def _model_in(annotation: Any) -> type[StrictModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, StrictModel):
         return annotation
-    return next((found for arg in typing.get_args(annotation) if (found := _section_in(arg))), None)
+    return next((found for arg in typing.get_args(annotation) if (found := _model_in(arg))), None)

@@ -6,6 +6,7 @@ python scripts/make_reference.py --check    exit code 1 where one of them is out
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from cloob_cli.recipe import Recipe
-from cloob_cli.schema import Section
+from cloob_cli.schema import StrictModel
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -49,7 +50,17 @@ def cli_reference() -> str:
         page = Path(folder) / "cli.md"
         command = [sys.executable, "-m", "typer", "cloob_cli.main", "utils", "docs", "--name", "cloob"]
         subprocess.run([*command, "--output", str(page)], check=True, capture_output=True)
-        return page.read_text(encoding="utf-8")
+        return _fence_examples(page.read_text(encoding="utf-8"))
+
+
+def _fence_examples(page: str) -> str:
+    """Typer copies a command's last paragraph as it is; here its lines become a block."""
+
+    def block(found: re.Match[str]) -> str:
+        lines = "".join(f"$ {line.strip()}\n" for line in found[1].splitlines())
+        return f"**Examples**:\n\n```console\n{lines}```\n"
+
+    return re.sub(r"\x08\nExamples:\n((?:  .*\n)+)", block, page)
 
 
 def recipe_reference() -> str:
@@ -59,7 +70,7 @@ def recipe_reference() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _section(title: str, prefix: str, section: type[Section]) -> list[str]:
+def _section(title: str, prefix: str, section: type[StrictModel]) -> list[str]:
     heading = f"## `[{prefix}]`" if prefix else f"## {title}"
     lines = [heading, "", " ".join((section.__doc__ or "").split()), ""]
     inner, rows = [], []
@@ -74,9 +85,9 @@ def _section(title: str, prefix: str, section: type[Section]) -> list[str]:
     return lines + inner
 
 
-def _nested(annotation: Any) -> type[Section] | None:
+def _nested(annotation: Any) -> type[StrictModel] | None:
     candidates = [annotation, *typing.get_args(annotation)]
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, StrictModel)), None)
 
 
 def _type(annotation: Any) -> str:

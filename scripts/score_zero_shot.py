@@ -1,8 +1,8 @@
-"""Zero-shot accuracy of a model on labelled data sets: the numbers on the model cards.
+"""Zero-shot accuracy of a model on labeled data sets: the numbers on the model cards.
 
     python scripts/score_zero_shot.py cloob-vit-xs-pictograms DATASET...
 
-A data set is a folder in the layout of CLIP_benchmark's webdatasets, or with a subfolder of pictures a class. Prints
+A data set is a folder in the layout of CLIP_benchmark's webdatasets, or with a subfolder of images a class. Prints
 one JSON document: top-1 and top-5 accuracy of each, and the mean top-1.
 """
 
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 import cloob_cli
+from cloob_cli.data.classification import open_classification_set
 from cloob_cli.data.images import Preprocess
-from cloob_cli.recipe import ValidationSection
 from cloob_cli.training.validation import Validator
 
 
@@ -25,8 +26,8 @@ def main() -> None:
     arguments = parser.parse_args()
     model = cloob_cli.load(arguments.model, device=arguments.device)
     preprocess = Preprocess(model.config.vision.image_size, model.config.preprocess)
-    section = ValidationSection(zero_shot=arguments.datasets)
-    scores = Validator(None, section, preprocess, model.tokenize).run(model)
+    sets = [open_classification_set(Path(folder)) for folder in arguments.datasets]
+    scores = Validator(None, sets, preprocess, model.tokenize).run(model)
     print(json.dumps({name: round(value, 4) for name, value in scores.items()}, indent=2))
 
 

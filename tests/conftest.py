@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import margins
 import pytest
 
 # One thread a process: two test workers share the cores, and sums are added in the same order everywhere.
@@ -21,3 +22,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    margins.marked_numeric = item.get_closest_marker("numeric") is not None

@@ -1,4 +1,4 @@
-"""The example pictures: readable, captioned, labelled, and every one named in the notice."""
+"""The example images: readable, captioned, labeled, and every one named in the notice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_two_dozen_with_captions() -> None:
 
 
 @pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.stem)
-def test_picture(path: Path) -> None:
+def test_image(path: Path) -> None:
     assert min(open_image(path).size) >= 64
     lines = (EXAMPLES / "labels.txt").read_text(encoding="utf-8").splitlines()
     labels = [line.partition(":")[0].strip() for line in lines if line and not line.startswith("#")]

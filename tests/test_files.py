@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,3 +75,160 @@ def test_a_folder_s_files_are_ordinary_ones(tmp_path: Path) -> None:
     with replacing_folder(tmp_path / "folder") as temporary:
         (temporary / "private").touch(mode=0o600)
     assert (tmp_path / "folder" / "private").stat().st_mode == ordinary.stat().st_mode
+
+
+# --- files that stand in the way ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_folder_in_the_place_of_a_file_is_found_before_the_work(tmp_path: Path, place: int) -> None:
+    targets = [tmp_path / name for name in "abc"]
+    targets[place].mkdir()
+    with pytest.raises(IsADirectoryError), replacing_together(targets):
+        pytest.fail("the work began")
+    assert names(tmp_path) == [targets[place].name]
+
+
+def test_a_folder_that_came_meanwhile_leaves_all_as_it_was(tmp_path: Path) -> None:
+    targets = [tmp_path / name for name in "abc"]
+    targets[0].write_text("old")
+
+    def work() -> None:
+        with replacing_together(targets) as temporaries:
+            for temporary in temporaries:
+                temporary.write_text("new")
+            targets[2].mkdir()
+
+    with pytest.raises(IsADirectoryError):
+        work()
+    assert names(tmp_path) == ["a", "c"]
+    assert targets[0].read_text() == "old"
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_rename_that_fails_takes_back_those_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool, failing: int
+) -> None:
+    targets = [tmp_path / name for name in "abc"]
+    for target in targets[1:]:
+        target.write_text(f"old {target.name}")
+    rename = os.replace
+
+    def refuse(source: Path, target: Path) -> None:
+        if Path(source).suffix == ".partial" and Path(target) == targets[failing]:
+            raise PermissionError("somebody else's file")
+        rename(source, target)
+
+    def no_link(source: Path, target: Path) -> None:
+        raise OSError("this file system has no hard links")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    if not links:
+        monkeypatch.setattr(os, "link", no_link)
+
+    def work() -> None:
+        with replacing_together(targets) as temporaries:
+            for temporary in temporaries:
+                temporary.write_text("new")
+
+    with pytest.raises(PermissionError):
+        work()
+    assert names(tmp_path) == ["b", "c"]
+    assert [target.read_text() for target in targets[1:]] == ["old b", "old c"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_stays_a_link(tmp_path: Path, exists: bool) -> None:
+    (tmp_path / "store").mkdir()
+    if exists:
+        (tmp_path / "store" / "real").write_text("old")
+    (tmp_path / "here").symlink_to(Path("store", "real"))
+    with replacing(tmp_path / "here") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "here").readlink() == Path("store", "real")
+    assert (tmp_path / "store" / "real").read_text() == "new"
+    assert names(tmp_path) == ["here", "store"]
+    assert names(tmp_path / "store") == ["real"]
+
+
+# --- what killed processes leave ------------------------------------------------------------------------------------
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from cloob_cli.files import replacing_folder, replacing_together
+
+with replacing_together([Path("a"), Path("b")]) as [first, _], replacing_folder(Path("c")) as folder:
+    first.write_text("half")
+    (folder / "file").write_text("half")
+    print("begun", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def working(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process in the middle of writing two files and a folder in `tmp_path`."""
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
+def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path, working: subprocess.Popen[str]) -> None:
+    assert len(names(tmp_path)) == 3
+    working.kill()
+    working.wait()
+    assert len(names(tmp_path)) == 3
+    with replacing(tmp_path / "other") as temporary:
+        temporary.write_text("whole")
+    assert names(tmp_path) == ["other"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
+def test_what_a_living_process_writes_is_left_alone(tmp_path: Path, working: subprocess.Popen[str]) -> None:
+    (tmp_path / ".private.partial").touch()  # not ours
+    with replacing(tmp_path / "other") as temporary:
+        temporary.write_text("whole")
+    assert len(names(tmp_path)) == 5
+    assert working.stdin is not None
+    working.stdin.close()  # go on
+    assert working.wait() == 0
+    assert names(tmp_path) == [".private.partial", "a", "b", "c", "other"]
+    assert (tmp_path / "a").read_text() == "half"
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_what_was_moved_aside_comes_back_where_nothing_took_its_place(tmp_path: Path, left: bool) -> None:
+    aside = tmp_path / ".model.cloob-0123abcd.replaced"
+    aside.mkdir()
+    (aside / "old").touch()
+    if left:
+        (tmp_path / "model").mkdir()
+    with replacing(tmp_path / "other") as temporary:
+        temporary.touch()
+    assert names(tmp_path) == ["model", "other"]
+    assert names(tmp_path / "model") == ([] if left else ["old"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
+def test_without_locks_only_what_is_old_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def no_locks(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    fresh, old = tmp_path / ".a.cloob-00000000.partial", tmp_path / ".a.cloob-11111111.partial"
+    fresh.touch()
+    old.touch()
+    os.utime(old, (time.time() - 90_000,) * 2)
+    with replacing(tmp_path / "other") as temporary:
+        temporary.touch()
+    assert names(tmp_path) == [fresh.name, "other"]

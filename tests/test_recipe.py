@@ -45,7 +45,7 @@ def test_cc3m_is_the_papers_setting():
     assert recipe.model.vision.layers == [3, 4, 6, 3]
 
 
-def test_the_quickstart_finds_the_example_pictures():
+def test_the_quickstart_finds_the_example_images():
     recipe = load_recipe(assets.find_recipe("folder-quickstart"))
     assert isinstance(recipe.data.train, str)
     captioned = [p for p in Path(recipe.data.train).glob("*.png") if p.with_suffix(".txt").is_file()]
@@ -69,6 +69,7 @@ def test_the_quickstart_finds_the_example_pictures():
         ("tokenizer.kind=clip", "vocab_size goes with kind = 'bpe'"),
         ("augment.crop_scale=[0.9, 0.2]", "crop_scale is [low, high]"),
         ("train.gradient_accumulation=4", "unknown key 'train.gradient_accumulation'"),
+        ("train.int=4", "unknown key 'train.int'"),  # as pydantic names the kinds of a value that may be of several
         ("train.steps", "not of the form section.key=value"),
         ("name.first=3", "'name' is not a section"),
         ("name='../evil'", "'name'"),
@@ -131,6 +132,16 @@ def test_values_of_overrides_are_toml_or_else_text(tmp_path):
     assert recipe.data.separator == ";"
 
 
+def test_clipping_can_be_switched_off(tmp_path):
+    path = write_recipe(tmp_path / "r.toml", "pairs", optimizer__gradient_clip=0)
+    assert load_recipe(path).optimizer.gradient_clip == 0
+    assert load_recipe(path, ["optimizer.gradient_clip=0.5"]).optimizer.gradient_clip == 0.5
+    (tmp_path / "null.json").write_text(json.dumps(settings("pairs", optimizer__gradient_clip=None)))
+    assert load_recipe(tmp_path / "null.json").optimizer.gradient_clip == 0
+    with pytest.raises(RecipeError, match="greater than or equal to 0"):
+        load_recipe(path, ["optimizer.gradient_clip=-1"])
+
+
 def test_a_resolved_recipe_reads_back_as_itself(tmp_path):
     recipe = load_recipe(write_recipe(tmp_path / "r.toml", "pairs"))
     (tmp_path / "again.json").write_text(recipe.model_dump_json())
@@ -145,3 +156,12 @@ def test_reading_a_recipe_needs_no_torch(tmp_path):
         f"load_recipe(Path({str(path)!r})); assert 'torch' not in sys.modules and 'rich' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_recipe_that_there_is_not_names_those_that_there_are(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(tmp_path / "nosuch")
+    assert "cc3m-rn50" in str(raised.value.hint)
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(tmp_path / "cc3m-rn5")
+    assert raised.value.hint == "did you mean 'cc3m-rn50'?"

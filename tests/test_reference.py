@@ -1,4 +1,4 @@
-"""The pages that are made from the program say what the program says, and the README's picture of it is true."""
+"""The pages that are made from the program say what the program says, and the README's image of it is true."""
 
 from __future__ import annotations
 
@@ -24,27 +24,10 @@ def test_the_reference_pages_are_up_to_date() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_tree_in_the_readme_is_the_tree_on_disk() -> None:
-    block = re.search(r"```text\n(.*?)```", readme(), re.DOTALL)
-    assert block
-    folders: list[str] = []
-    listed = set()
-    for line in block[1].splitlines():
-        indent, name = re.match(r"( *)(\S+)", line).groups()  # type: ignore[union-attr]
-        folders = folders[: len(indent) // 2]
-        path = "".join(folders) + name
-        assert (ROOT / path).exists(), f"README's tree names {path}"
-        listed.add(path.rstrip("/"))
-        if name.endswith("/"):
-            folders.append(name)
-    for folder in (
-        "cloob_cli",
-        *(f"cloob_cli/{name}" for name in ("core", "core/loss_forms", "data", "training", "inference", "registry")),
-    ):
-        for path in sorted((ROOT / folder).iterdir()):
-            if path.name.startswith(("_", ".")) or path.name == "py.typed":
-                continue
-            assert str(path.relative_to(ROOT)) in listed, f"README's tree lacks {path.relative_to(ROOT)}"
+def test_the_diagram_of_imports_and_the_tree_are_up_to_date() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "import_graph.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_command_is_in_the_readme() -> None:

@@ -1,20 +1,22 @@
-"""`cloob classify`: pictures in, the label that fits each best out."""
+"""`cloob classify`: images in, the label that fits each best out."""
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cloob_cli import console
+from cloob_cli import console, signals
 from cloob_cli.commands.options import (
     BatchSizeOption,
     DeviceOption,
     FastJpegOption,
+    ForceOption,
     JsonOption,
+    MemoryBudgetOption,
     ModelOption,
     PrecisionOption,
     QuietOption,
@@ -22,14 +24,21 @@ from cloob_cli.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Sequence
 
-    from cloob_cli.commands.pictures import Skipped
+    from cloob_cli.commands.inference_run import Work
     from cloob_cli.inference.classify import Classified, ClassifiedBatch
+    from cloob_cli.inference.labels import Label
+    from cloob_cli.inference.reading import Failure
+    from cloob_cli.inference.tokens import LabelTokens
+
+    AddRows = Callable[[Iterable[Classified]], None]
+
+_GROUPS = 5  # of labels with equal tokens that are named
 
 
 def classify(
-    pictures: Annotated[list[Path], typer.Argument(metavar="DIR", help="Folders (searched below) and pictures.")],
+    images: Annotated[list[Path], typer.Argument(metavar="DIR", help="Folders (searched below) and images.")],
     labels: Annotated[
         Path,
         typer.Option("--labels", "-l", help="One label a line; `label: synonym | synonym`; `#` starts a comment."),
@@ -38,91 +47,138 @@ def classify(
         Path | None,
         typer.Option(help="Prompt templates, one a line, with {c} or {}.", show_default="the model's own"),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Labels a picture, best first.")] = 1,
+    top_k: Annotated[int, typer.Option(min=1, help="Labels an image, best first.")] = 1,
     model: ModelOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     batch_size: BatchSizeOption = 64,
     workers: WorkersOption = None,
     fast_jpeg: FastJpegOption = False,
+    memory_budget: MemoryBudgetOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write a .csv, .jsonl or .parquet file instead.")
     ] = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Label pictures with your own words, without training.
+    """Label images with your own words, without training.
 
-    A row a picture: its path, the best label, its probability, which is softmax(inv_tau · cosine) over all labels,
-    and the cosine. Pictures that cannot be read are listed and skipped; the exit code is then 3.
+    A row an image: its path, the best label, its probability, which is softmax(inv_tau · cosine) over all labels,
+    and the cosine. Images that cannot be read are listed and skipped; the exit code is then 3.
     """
     console.configure(quiet=quiet)
-    from cloob_cli.commands.pictures import Skipped, followed, open_model
-    from cloob_cli.inference import classify as inference
-    from cloob_cli.inference.labels import DEFAULT_TEMPLATES, read_labels, read_templates
-    from cloob_cli.inference.outputs import check_output, failures_path
-    from cloob_cli.inference.reading import collect_pictures
+    with signals.leaving_at_once():
+        from cloob_cli.commands.inference_run import description, find_images, following, model_name, open_model
+        from cloob_cli.inference import classify as inference
+        from cloob_cli.inference.existing import check_output, failures_path, output_files
+        from cloob_cli.inference.labels import DEFAULT_TEMPLATES, read_labels, read_templates
+        from cloob_cli.inference.provenance import describe_images
+        from cloob_cli.inference.tokens import label_tokens
+        from cloob_cli.registry.store import weights_sha256
 
     # Everything that can be wrong with the input is found before the model is opened.
     if output is not None:
-        check_output(output, inference.OUTPUT_SUFFIXES)
+        inputs = [labels, *filter(None, [templates]), *images]
+        check_output(output, "classify", inference.OUTPUT_SUFFIXES, inputs=inputs, force=force)
     classes = read_labels(labels)
     prompts = read_templates(templates) if templates else None
-    paths = collect_pictures(pictures)
-    opened, _ = open_model(model, device, precision)
+    paths = find_images(images)
+    opened, folder = open_model(model, device, precision)
     top_k = min(top_k, len(classes))
 
-    skipped = Skipped(failures_path(output) if output else None)
-    batches = inference.classify(
-        opened,
-        paths,
-        classes,
-        prompts or opened.config.templates or DEFAULT_TEMPLATES,
-        top_k=top_k,
-        batch_size=batch_size,
-        workers=workers,
-        fast_jpeg=fast_jpeg,
-    )
-    with closing(followed(batches, skipped, "classify", len(paths), "pictures", rows_follow=as_json)) as work:
-        if output is None:
-            _show(_rows(work), top_k, as_json)
-        else:
-            _write(output, work, top_k, skipped, as_json)
-            console.talk(f"wrote {output}")
-    skipped.summarise()
-    if skipped.failures:
+    prompts = prompts or opened.config.templates or list(DEFAULT_TEMPLATES)
+    _report_tokens(label_tokens(opened, classes, prompts), opened.config.text.context_length)
+    files = output_files(output, "classify") if output else []
+    listing = failures_path(output) if output else None
+    with following("classify", len(paths), "images", listing, files) as work:
+        batches = inference.classify(
+            opened,
+            paths,
+            classes,
+            prompts,
+            top_k=top_k,
+            batch_size=batch_size,
+            workers=workers,
+            fast_jpeg=fast_jpeg,
+            memory_budget=memory_budget,
+            on_image=work.read,
+            on_texts=lambda done, total: work.prepared("label texts", done, total),
+        )
+        with closing(work.follow(batches)) as rows:
+            if output is None:
+                _show(rows, _printer(as_json, top_k, paths, classes))
+            else:
+                made_with = model_name(opened, folder), weights_sha256(folder)
+                metadata = describe_images(
+                    "classify", opened, *made_with, fast_jpeg=fast_jpeg, templates=json.dumps(prompts)
+                )
+                _write(output, rows, top_k, work, as_json, metadata)
+    if output is not None:
+        console.talk(f"wrote {output}")
+    work.tell_end("classified", description(opened, folder))
+    if work.failures:
         raise typer.Exit(3)
 
 
-def _rows(batches: Iterable[ClassifiedBatch]) -> Iterator[Classified]:
-    return (row for batch in batches for row in batch.rows)
+def _report_tokens(found: LabelTokens, context: int) -> None:
+    for names in found.alike[:_GROUPS]:
+        shown = ", ".join(f"'{name}'" for name in names)
+        console.warn(f"these labels become the same tokens, so that the model cannot tell them apart: {shown}")
+    if len(found.alike) > _GROUPS:
+        console.warn(f"{len(found.alike) - _GROUPS} more groups of labels become the same tokens")
+    if found.cut:
+        texts = f"{found.cut} of {found.texts} label texts"
+        console.warn(f"{texts} are longer than the model's {context} tokens and were cut")
 
 
-def _show(rows: Iterator[Classified], top_k: int, as_json: bool) -> None:
+def _printer(as_json: bool, top_k: int, paths: Sequence[Path | Failure], classes: Sequence[Label]) -> AddRows:
+    """What shows rows on stdout."""
     from cloob_cli.inference.classify import columns
+    from cloob_cli.inference.reading import path_text
 
     if as_json:
-        for row in rows:
-            console.json_line(row.as_dict())
-    else:
-        first = next(rows)  # an error comes before the header
-        console.table(columns(top_k), (_cells(row) for row in chain([first], rows)))
+        return _print_json
+    keys = (path_text(path) for path in paths if isinstance(path, Path))
+    add = console.growing_table(columns(top_k), 3, keys, (one.name for one in classes))
+    return lambda rows: add(_cells(row) for row in rows)
+
+
+def _print_json(rows: Iterable[Classified]) -> None:
+    for row in rows:
+        console.json_line(row.as_dict())
+    console.flush()
+
+
+def _show(batches: Iterable[ClassifiedBatch], add: AddRows) -> None:
+    for batch in batches:
+        with signals.held_back():  # half a batch printed could be printed twice
+            add(batch.rows)
 
 
 def _cells(row: Classified) -> list[str]:
     return [f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row.as_row()]
 
 
-def _write(output: Path, batches: Iterable[ClassifiedBatch], top_k: int, skipped: Skipped, as_json: bool) -> None:
+def _write(
+    output: Path,
+    batches: Iterable[ClassifiedBatch],
+    top_k: int,
+    work: Work,
+    as_json: bool,
+    metadata: dict[str, str],
+) -> None:
     from cloob_cli.files import replacing_together
     from cloob_cli.inference.classify import open_rows
-    from cloob_cli.inference.outputs import failures_path, write_failures
+    from cloob_cli.inference.existing import output_files
+    from cloob_cli.inference.outputs import write_failures
 
-    with replacing_together([output, failures_path(output)]) as [file, listing]:
-        with open_rows(file, output.suffix.lower(), top_k) as write:
+    with replacing_together(output_files(output, "classify")) as [file, listing]:
+        with open_rows(file, output.suffix.lower(), top_k, metadata) as write:
             for batch in batches:
                 write(batch.rows)
                 if as_json:
-                    for row in batch.rows:
-                        console.json_line(row.as_dict())
-        write_failures(listing, skipped.failures)
+                    # The file is the result: it is finished also where nobody reads stdout any more.
+                    with console.unread_is_no_fault():
+                        _print_json(batch.rows)
+        write_failures(listing, work.failures)

@@ -32,8 +32,11 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append((device["device"], ", ".join(details)))
     used = found["used"]
     rows.append(("used", f"{used['device']} ({used['why']}), {used['inference_dtype']} for inference"))
+    model = found["default_model"]
+    rows.append(("default model", f"{model['name']} (chosen by {model['chosen_by']})"))
     for what, folder in found["folders"].items():
         state = "" if folder["exists"] else ", not made yet"
         rows.append((what, f"{folder['path']} ({console.bytes_text(folder['free_bytes'])} free{state})"))
-    rows += [(name, "yes" if there else "no") for name, there in found["decoders"].items()]
+    missing = {"heif": "no (pip install 'cloob[heif]')"}
+    rows += [(name, "yes" if there else missing.get(name, "no")) for name, there in found["decoders"].items()]
     return [*rows, *found["environment"].items()]

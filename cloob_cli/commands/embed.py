@@ -1,4 +1,4 @@
-"""`cloob embed`: pictures or texts in, embeddings as a NumPy array and its index as Parquet out."""
+"""`cloob embed`: images or texts in, embeddings as a NumPy array and its index as Parquet out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cloob_cli import console
+from cloob_cli import console, signals
 from cloob_cli.commands.options import (
     BatchSizeOption,
     DeviceOption,
     FastJpegOption,
+    ForceOption,
     JsonOption,
+    MemoryBudgetOption,
     ModelOption,
     PrecisionOption,
     QuietOption,
@@ -30,10 +32,10 @@ def embed(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The .npy file; the .parquet and .failures.jsonl go beside it.")
     ],
-    pictures: Annotated[
-        list[Path] | None, typer.Argument(metavar="DIR", help="Folders (searched below) and pictures.")
+    images: Annotated[
+        list[Path] | None, typer.Argument(metavar="DIR", help="Folders (searched below) and images.")
     ] = None,
-    text: Annotated[Path | None, typer.Option(help="Embed the lines of this UTF-8 file instead of pictures.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Embed the lines of this UTF-8 file instead of images.")] = None,
     dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of the stored numbers.")] = "float32",
     model: ModelOption = None,
     device: DeviceOption = None,
@@ -41,53 +43,71 @@ def embed(
     batch_size: BatchSizeOption = 64,
     workers: WorkersOption = None,
     fast_jpeg: FastJpegOption = False,
+    memory_budget: MemoryBudgetOption = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Turn pictures or texts into embeddings of unit norm.
+    """Turn images or texts into embeddings of unit norm.
 
     Row i of the .npy file belongs to row i of the .parquet file, whose first column is `path` (or `text`) and whose
-    metadata name the model, the sha256 of its weights, the preprocessing and the version. Pictures that cannot be
+    metadata name the model, the sha256 of its weights, the preprocessing and the version. Images that cannot be
     read are listed and skipped; the exit code is then 3.
     """
     console.configure(quiet=quiet)
-    if bool(pictures) == (text is not None):
-        raise UsageError("embed what?", "name folders and pictures, or a file of texts with --text FILE")
-    from cloob_cli.commands.pictures import Skipped, followed, model_name, open_model
-    from cloob_cli.inference import embed as inference
-    from cloob_cli.inference.labels import read_texts
-    from cloob_cli.inference.outputs import check_output, failures_path
-    from cloob_cli.inference.reading import collect_pictures
-    from cloob_cli.registry.store import weights_sha256
+    if bool(images) == (text is not None):
+        raise UsageError("embed what?", "name folders and images, or a file of texts with --text FILE")
+    with signals.leaving_at_once():
+        from cloob_cli.commands.inference_run import description, find_images, following, model_name, open_model
+        from cloob_cli.inference import embed as inference
+        from cloob_cli.inference.existing import check_output, failures_path, output_files
+        from cloob_cli.inference.labels import read_texts
+        from cloob_cli.inference.provenance import describe_images, describe_texts
+        from cloob_cli.registry.store import weights_sha256
 
-    check_output(output, [".npy"])
+    check_output(output, "embed", [".npy"], inputs=[*(images or []), *filter(None, [text])], force=force)
     # Everything that can be wrong with the input is found before the model is opened.
-    paths = collect_pictures(pictures) if pictures else []
+    paths = find_images(images) if images else []
     texts = read_texts(text) if text is not None else iter(())
     first = next(texts, None)
     if text is not None and first is None:
         raise NothingFoundError(f"{text} holds no text", "one text a line")
     opened, folder = open_model(model, device, precision)
+    made_with = model_name(opened, folder), weights_sha256(folder)
 
-    if first is not None:
-        batches = inference.embed_texts(opened, chain([first], texts), batch_size=batch_size)
-        unit, total = "texts", None
-    else:
-        batches = inference.embed_pictures(opened, paths, batch_size=batch_size, workers=workers, fast_jpeg=fast_jpeg)
-        unit, total = "pictures", len(paths)
-    skipped = Skipped(failures_path(output))
-    with closing(followed(batches, skipped, "embed", total, unit)) as work:
-        written = inference.write_embeddings(
-            output,
-            work,
-            width=opened.config.embed_dim,
-            dtype=dtype,
-            column="path" if text is None else "text",
-            metadata=inference.describe_embeddings(opened, model_name(opened, folder), weights_sha256(folder)),
-        )
-    _report(written, len(skipped.failures), as_json)
-    skipped.summarise()
-    if skipped.failures:
+    unit, total = ("texts", None) if first is not None else ("images", len(paths))
+    with following("embed", total, unit, failures_path(output), output_files(output, "embed")) as work:
+        if first is not None:
+            metadata = describe_texts("embed", opened, *made_with, dtype=dtype)
+            batches = inference.embed_texts(
+                opened, chain([first], texts), batch_size=batch_size, on_text=lambda: work.read(None)
+            )
+        else:
+            metadata = describe_images("embed", opened, *made_with, fast_jpeg=fast_jpeg, dtype=dtype)
+            batches = inference.embed_images(
+                opened,
+                paths,
+                batch_size=batch_size,
+                workers=workers,
+                fast_jpeg=fast_jpeg,
+                memory_budget=memory_budget,
+                on_image=work.read,
+            )
+        with closing(work.follow(batches)) as rows:
+            written = inference.write_embeddings(
+                output,
+                rows,
+                width=opened.config.embed_dim,
+                dtype=dtype,
+                column="path" if text is None else "text",
+                metadata=metadata,
+            )
+    _report(written, len(work.failures), as_json)
+    if written.cut:
+        context = opened.config.text.context_length
+        console.warn(f"{written.cut} of {written.rows} texts are longer than the model's {context} tokens and were cut")
+    work.tell_end("embedded", description(opened, folder))
+    if work.failures:
         raise typer.Exit(3)
 
 

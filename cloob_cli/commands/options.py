@@ -6,6 +6,15 @@ from typing import Annotated
 
 import typer
 
+from cloob_cli.commands import completion
+
+
+def _bytes(text: str) -> int:
+    from cloob_cli.data.budget import parse_bytes
+
+    return parse_bytes(text)
+
+
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -14,19 +23,41 @@ ModelOption = Annotated[
         help="Zoo name, model folder or hf://ORG/REPO[@REVISION].",
         envvar="CLOOB_MODEL",
         show_default="the default of the zoo, or else the bundled one",
+        autocompletion=completion.usable_models,
     ),
 ]
-DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", show_default="auto")]
-PrecisionOption = Annotated[
-    str | None, typer.Option(help="fp32, fp16 or bf16.", show_default="fp16 on CUDA, fp32 elsewhere")
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(help="auto, cpu, cuda, cuda:1, mps.", show_default="auto", autocompletion=completion.devices),
 ]
-BatchSizeOption = Annotated[int, typer.Option(min=1, help="Pictures or texts in one pass.")]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="fp32, fp16 or bf16.",
+        show_default="fp16 on CUDA, fp32 elsewhere",
+        autocompletion=completion.precisions,
+    ),
+]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="Images or texts in one pass.")]
 WorkersOption = Annotated[
     int | None, typer.Option(min=0, help="Threads or processes that read and decode.", show_default="by CPU count")
 ]
 FastJpegOption = Annotated[
     bool,
     typer.Option("--fast-jpeg", help="Decode large JPEGs at reduced size: 2 to 5 times faster, not equal to the bit."),
+]
+MemoryBudgetOption = Annotated[
+    int | None,
+    typer.Option(
+        parser=_bytes,
+        metavar="SIZE",
+        help="Memory that decoding may take at a time, like 1GB; larger images wait, too large ones are skipped.",
+        envvar="CLOOB_MEMORY_BUDGET",
+        show_default="a quarter of the machine's",
+    ),
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Overwrite files that this command did not write. Never an input.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notices and no progress on stderr.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cloob_cli import assets, console
+from cloob_cli import assets, console, signals
+from cloob_cli.commands import completion
 from cloob_cli.commands.options import DeviceOption, JsonOption, QuietOption
-from cloob_cli.recipe import Recipe, load_recipe
 
+if TYPE_CHECKING:
+    from cloob_cli.recipe import Recipe
+
+_SKIPS_SHOWN = 20
 _SKIPPED = 3  # exit code: done, but some pairs were skipped
+# One of these is set by torchrun, accelerate launch (also for a single process) and the MPI launchers.
+_LAUNCHERS = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's path, or the name of a shipped one.", metavar="RECIPE")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe's path, or the name of a shipped one.", metavar="RECIPE", autocompletion=completion.recipes
+        ),
+    ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder.", show_default="runs/NAME")] = None,
     set_: Annotated[
         list[str] | None,
@@ -33,49 +45,73 @@ def train(
 ) -> None:
     """Train a model by a recipe; the result is the path of its folder."""
     console.configure(quiet=quiet)
+    from cloob_cli.recipe import load_recipe
+
     loaded = load_recipe(assets.find_recipe(recipe), set_)
     if dry_run:
-        _dry_run(loaded, json_)
+        _dry_run(loaded, out or Path("runs") / loaded.name, device, json_)
         return
-    from cloob_cli.training.loop import train as run
+    launched = _launched()
+    with signals.leaving_at_once():
+        from cloob_cli.training.loop import train as run
 
-    finished = _show(loaded.name, run(loaded, out or Path("runs") / loaded.name, device=device, resume=resume))
+    folder = out or Path("runs") / loaded.name
+    finished = _show(loaded.name, run(loaded, folder, device=device, resume=resume, acknowledge=console.talk))
     if finished is None:
         return  # one of several processes: the main one tells the result
     if json_:
         console.json_document(dataclasses.asdict(finished) | {"model_folder": str(finished.model_folder)})
     else:
         console.line(str(finished.model_folder))
-    if finished.skipped:
+    if finished.skipped and not finished.already and not launched:
         raise typer.Exit(_SKIPPED)
+
+
+def _launched() -> bool:
+    """Whether a launcher started this process: to it every exit code but 0 is a failed run."""
+    return any(name in os.environ for name in _LAUNCHERS)
 
 
 def _show(name: str, events: Iterable[Any]) -> Any:
     """Draw the events of a run; its last one, where this process is the one that reports."""
     from cloob_cli.training import events as kinds
 
-    finished = None
+    finished, skipped, steps = None, 0, 0
     with console.live_status(name) as status:
         for event in events:
             match event:
                 case kinds.Preparing():
                     console.talk(f"{event.text} ...")
                 case kinds.Started():
+                    steps = event.steps
                     console.talk(_start_text(event))
                 case kinds.StepDone():
-                    status.update(**_status_fields(event))
+                    status.update(event.step, steps, event.seconds_left, _values(event))
                 case kinds.Validated():
-                    console.talk(f"step {event.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in event.metrics.items()))
+                    console.talk(f"step {event.step:,}: {_scores(event.metrics)}")
                 case kinds.CheckpointSaved():
                     console.talk(f"step {event.step}: saved {event.path}")
                 case kinds.PairSkipped():
-                    console.warn(f"skipped {event.name}: {event.reason}")
+                    skipped += 1
+                    if skipped <= _SKIPS_SHOWN:
+                        console.warn(f"skipped {event.name}: {event.reason}")
+                    elif skipped == _SKIPS_SHOWN + 1:
+                        console.warn("more pairs are skipped; from here on they are only listed in skipped.jsonl")
                 case kinds.Notice():
                     console.warn(event.text)
                 case kinds.Finished():
                     finished = event
-    if finished is not None:
-        console.talk(f"trained in {_duration(finished.seconds)}: loss {finished.metrics['loss']:.4g}")
+    if finished is None:
+        return None
+    loss = finished.metrics.get("loss")
+    loss_text = f": loss {loss:.4g}" if loss is not None else ""
+    if finished.already:
+        folder = finished.model_folder.parent
+        console.talk(
+            f"the run in {folder} was finished after step {finished.step:,}{loss_text}; there is nothing to do"
+        )
+    else:
+        console.talk(f"trained in {console.duration(finished.seconds)}{loss_text}")
         if finished.skipped:
             listed = finished.model_folder.parent / "skipped.jsonl"
             console.warn(f"{finished.skipped} pairs could not be read; they are listed in {listed}")
@@ -88,32 +124,32 @@ def _start_text(started: Any) -> str:
     processes = f" on {started.processes} processes" if started.processes > 1 else ""
     return (
         f"{started.pairs:,} pairs{held_out}; {started.parameters:,} parameters; {started.device}, {started.precision}; "
-        f"{started.steps:,} steps of {started.batch_size:,}{processes}{resumed}; loss: {started.loss_form}"
+        f"{started.steps:,} steps of {started.batch_size:,}{processes}{resumed}; loss: {started.loss_implementation}"
     )
 
 
-def _status_fields(event: Any) -> dict[str, str]:
-    return {
-        "step": f"{event.step:,}",
-        "loss": f"{event.loss:.4f}",
-        "learning_rate": f"{event.learning_rate:.2e}",
-        "images/s": f"{event.images_per_second:,.0f}",
-        "waiting_for_data": f"{event.data_wait_share:.0%}",
-        "time_left": _duration(event.seconds_left),
-        "memory": f"{event.memory_gib:.1f} GiB",
-    }
+def _values(event: Any) -> str:
+    values = [f"loss {event.loss:.4f}", f"rate {event.learning_rate:.2e}", f"{event.images_per_second:,.0f} images/s"]
+    values += [f"waiting for data {event.data_wait_fraction:.0%}", f"{event.memory_gib:.1f} GiB"]
+    return "  ".join(values)
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+def _scores(metrics: dict[str, float]) -> str:
+    """The scores that one line can hold; metrics.jsonl has all of them."""
+    recall = [metrics.get(f"retrieval/{way}/recall_1") for way in ("image_to_text", "text_to_image")]
+    top1 = {name.split("/")[1]: v for name, v in metrics.items() if name.startswith("zero_shot/") and "/top1" in name}
+    parts = [f"recall@1 {recall[0]:.3f} image to text, {recall[1]:.3f} text to image"] if None not in recall else []
+    if "mean" in top1 and len(top1) > 2:
+        parts.append(f"zero-shot top-1 {top1['mean']:.3f} over {len(top1) - 1} sets")
+    else:
+        parts += [f"zero-shot top-1 {value:.3f} ({name})" for name, value in top1.items() if name != "mean"]
+    return "; ".join(parts) or "no scores"
 
 
-def _dry_run(recipe: Recipe, json_: bool) -> None:
-    from cloob_cli.training.setup import survey
+def _dry_run(recipe: Recipe, folder: Path, device: str | None, json_: bool) -> None:
+    from cloob_cli.training.survey import survey
 
-    found = survey(recipe)
+    found = survey(recipe, folder, device)
     if json_:
         console.json_document({"recipe": recipe.model_dump(mode="json"), **found})
         return

@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cloob_cli import console
-from cloob_cli.commands import zoo_convert, zoo_install
+from cloob_cli.commands import completion, zoo_convert, zoo_install
 from cloob_cli.commands.options import JsonOption
+
+if TYPE_CHECKING:
+    from cloob_cli.registry.inventory import Entry
 
 app = typer.Typer(
     help="The zoo of CLOOB models: list, pull, verify, convert, export.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-NameArgument = Annotated[str, typer.Argument(help="Zoo name, model folder or hf://ORG/REPO[@REVISION].")]
+NameArgument = Annotated[
+    str,
+    typer.Argument(help="Zoo name, model folder or hf://ORG/REPO[@REVISION].", autocompletion=completion.known_models),
+]
+
+
+@app.callback()
+def _zoo(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        console.line(context.get_help())
 
 
 @app.command("list")
-def list_models(json: JsonOption = False) -> None:
-    """All models: installed or not, size, resolution, training data, score, licence."""
+def list_models(
+    installed: Annotated[
+        bool, typer.Option("--installed", help="Only those on this machine, bundled or installed.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """All models: installed or not, size, resolution, training data, score, license."""
     from cloob_cli.registry.inventory import inventory
 
-    entries = inventory()
+    entries = [entry for entry in inventory() if entry.path or not installed]
     if json:
         console.json_document([entry.as_json() for entry in entries])
         return
-    columns = ["name", "state", "default", "size", "pixels", "data", "score", "licence"]
+    columns = ["name", "state", "default", "size", "pixels", "data", "score", "license"]
     rows = []
     for entry in entries:
-        first = entry.scores[0] if entry.scores else None
         rows.append(
             [
                 entry.name,
@@ -40,11 +56,20 @@ def list_models(json: JsonOption = False) -> None:
                 console.bytes_text(entry.size_bytes),
                 entry.image_size,
                 entry.data,
-                f"{first.dataset} {first.metric} {first.value:g} %" if first else None,
-                entry.licence or "not stated",
+                _score(entry, short=console.on_terminal()),
+                entry.license or "not stated",
             ]
         )
-    console.table(columns, rows)
+    console.table(columns, rows, dispensable=["data", "license", "pixels", "default"])
+
+
+def _score(entry: Entry, short: bool) -> str | None:
+    """The score that models are compared by, ImageNet's; where there is none and room, the card's first."""
+    imagenet = [score for score in entry.scores if (score.dataset, score.metric) == ("ImageNet", "zero-shot top-1")]
+    if short:
+        return f"ImageNet {imagenet[0].value:.1f} %" if imagenet else None
+    first = next(iter([*imagenet, *entry.scores]), None)
+    return f"{first.dataset} {first.metric} {first.value:g} %" if first else None
 
 
 @app.command("show")
@@ -54,7 +79,7 @@ def show(name: NameArgument, json: JsonOption = False) -> None:
     if json:
         console.json_document(facts)
     else:
-        console.table(["field", "value"], list(_lines(facts)))
+        console.table(["field", "value"], list(_lines(_essentials(facts) if "vision" in facts else facts)))
 
 
 @app.command("path")
@@ -67,7 +92,12 @@ def path(name: NameArgument) -> None:
 
 @app.command("default")
 def default(
-    name: Annotated[str | None, typer.Argument(help="The model to use from now on; left out: print it.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="The model to use from now on; left out: print it.", autocompletion=completion.usable_models
+        ),
+    ] = None,
 ) -> None:
     """Print or choose the model that is used where none is named."""
     from cloob_cli.files import replacing
@@ -102,6 +132,30 @@ def _facts(name: str) -> dict[str, Any]:
     facts |= {"state": state, "path": str(folder), "size_bytes": folder_size(folder)}
     record = install_record(folder)
     return facts | ({"installed": record} if record else {})
+
+
+def _essentials(facts: dict[str, Any]) -> dict[str, Any]:
+    """What a person asks first of a model that has no card; `--json` tells all."""
+    vision, text = facts["vision"], facts["text"]
+    shown = {
+        "name": facts["name"] or None,
+        "state": facts["state"],
+        "path": facts["path"],
+        "size": console.bytes_text(facts["size_bytes"]),
+        "images": f"{vision['kind']}, width {vision['width']}, {vision['image_size']} x {vision['image_size']} pixels",
+        "texts": f"width {text['width']}, {text['context_length']} tokens of {text['vocab_size']:,}",
+        "embedding": f"{facts['embed_dim']} dimensions",
+        "inv_tau": f"{facts['inv_tau']:.4g}",
+        "scale_hopfield": facts.get("scale_hopfield"),
+        "recipe": (facts.get("recipe") or {}).get("name"),
+        "source": ", ".join(str(facts["source"][key]) for key in ("format", "origin") if key in facts["source"])
+        or None,
+        "metrics": {key: f"{value:.4g}" for key, value in facts["metrics"].items() if isinstance(value, float)},
+        "installed": {
+            key: value for key, value in facts.get("installed", {}).items() if key in ("origin", "installed")
+        },
+    }
+    return {key: value for key, value in shown.items() if value is not None}
 
 
 def _lines(facts: Any, prefix: str = "") -> list[tuple[str, str]]:

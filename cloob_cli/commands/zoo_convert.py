@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 from cloob_cli import console
+from cloob_cli.commands import completion
 from cloob_cli.commands.options import QuietOption
 from cloob_cli.errors import UsageError
 
-InputNameArgument = Annotated[str, typer.Argument(help="Zoo name or model folder.")]
+InputNameArgument = Annotated[
+    str, typer.Argument(help="Zoo name or model folder.", autocompletion=completion.usable_models)
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -26,13 +29,13 @@ def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A released checkpoint, or the folder that holds it.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to write.")],
     format: Annotated[
-        str | None, typer.Option("--format", help="mljku, crowsonkb or japanese; left out: the file shows it.")
+        str | None, typer.Option("--format", help="mljku, crowsonkb or rinna; left out: the file shows it.")
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="The checkpoint's own configuration (JSON).")] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Convert another program's checkpoint to a model folder, without running any of it."""
-    from cloob_cli.registry.install import convert_to_folder
+    from cloob_cli.registry.fill import convert_to_folder
 
     console.configure(quiet=quiet)
     _must_be_new(output)
@@ -44,17 +47,17 @@ def convert(
 
 def export(
     name: InputNameArgument,
-    to: Annotated[str, typer.Option("--to", help="open_clip or onnx.")],
+    to: Annotated[str, typer.Option("--to", help="open_clip, transformers or onnx.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     quiet: QuietOption = False,
 ) -> None:
     """Write a model in the form of another program."""
+    from cloob_cli.export import export_model
     from cloob_cli.registry import store
-    from cloob_cli.registry.export import export_model
 
     console.configure(quiet=quiet)
     _must_be_new(output)
-    export_model(store.find(name), to, output)
+    export_model(store.find_to_share(name), to, output)
     console.line(str(output))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,17 +11,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloob_cli import console
+from cloob_cli.commands import completion
 from cloob_cli.commands.options import JsonOption, QuietOption
 from cloob_cli.errors import Interrupted, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from cloob_cli.registry.events import Event, Report
+    from cloob_cli.registry.origin import Origin
     from cloob_cli.registry.remove import Removal
 
 FormatOption = Annotated[
-    str | None, typer.Option("--format", help="mljku, crowsonkb, japanese or cloob; left out: the file shows it.")
+    str | None, typer.Option("--format", help="mljku, crowsonkb, rinna or cloob; left out: the file shows it.")
 ]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="The checkpoint's own configuration (JSON).")]
+Sha256Option = Annotated[
+    str | None, typer.Option(help="What the file must hash to; of a folder or repository, its weights.")
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
@@ -36,15 +42,24 @@ def register(app: typer.Typer) -> None:
 
 def pull(
     target: Annotated[
-        str, typer.Argument(help="Zoo name, hf://ORG/REPO[@REVISION], https address, or a file, folder or bundle.")
+        str,
+        typer.Argument(
+            help="Zoo name, hf://ORG/REPO[@REVISION], https address, or a file, folder or bundle.",
+            autocompletion=completion.known_models,
+        ),
     ],
     name: Annotated[str | None, typer.Option(help="What to call it.", show_default="as the target")] = None,
     format: FormatOption = None,
     config: ConfigOption = None,
-    sha256: Annotated[str | None, typer.Option(help="What the file at an https address must hash to.")] = None,
+    sha256: Sha256Option = None,
+    at_hand: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="Take this file, fetched by other means, as what is there."),
+    ] = None,
     dry_run: DryRunOption = False,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine already.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is installed.")] = False,
+    json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Fetch a model, convert it to safetensors where it is something else, verify and install it."""
@@ -52,11 +67,14 @@ def pull(
     from cloob_cli.registry.origin import resolve
 
     console.configure(quiet=quiet)
-    origin = resolve(target, name, format, _checked_hash(sha256))
+    origin = resolve(target, name, format, _checked_hash(sha256), at_hand)
     options = install.Options(force=force, offline=offline, config=config)
     if dry_run:
         plan = install.plan(origin, options)
-        size = console.bytes_text(plan.download_bytes) or "not known"
+        if json:
+            console.json_document(dataclasses.asdict(plan) | {"folder": str(plan.folder)})
+            return
+        size = "none, it is on this disk" if plan.download_bytes == 0 else console.bytes_text(plan.download_bytes)
         console.table(
             ["field", "value"],
             [
@@ -64,8 +82,8 @@ def pull(
                 ("from", plan.origin),
                 ("format", plan.format or "as the file shows"),
                 ("to", plan.folder),
-                ("download", "none, it is here" if plan.present and not force else size),
-                ("sha256", plan.sha256 or "not published: trusted on first use"),
+                ("download", "none, it is installed" if plan.present and not force else size or "not known"),
+                ("sha256", plan.sha256 or plan.held_to),
             ],
         )
         return
@@ -73,8 +91,13 @@ def pull(
         with _reporting() as report:
             folder = install.pull(origin, options, report)
     except KeyboardInterrupt:
-        raise Interrupted("the pull was interrupted", "pull again: what came so far is kept") from None
-    console.line(str(folder))
+        raise Interrupted("the pull was interrupted", _what_is_kept(origin)) from None
+    if json:
+        from cloob_cli.registry.inventory import install_record
+
+        console.json_document({"name": folder.name, "path": str(folder)} | install_record(folder))
+    else:
+        console.line(str(folder))
 
 
 def add(
@@ -82,6 +105,7 @@ def add(
     name: Annotated[str, typer.Option(help="What to call it.")],
     format: FormatOption = None,
     config: ConfigOption = None,
+    sha256: Sha256Option = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is installed.")] = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -90,13 +114,14 @@ def add(
     from cloob_cli.registry.origin import local
 
     console.configure(quiet=quiet)
+    origin = local(source, name, format, _checked_hash(sha256))
     with _reporting() as report:
-        folder = install.pull(local(source, name, format), install.Options(force=force, config=config), report)
+        folder = install.pull(origin, install.Options(force=force, config=config), report)
     console.line(str(folder))
 
 
 def verify(
-    name: Annotated[str, typer.Argument(help="Zoo name or model folder.")],
+    name: Annotated[str, typer.Argument(help="Zoo name or model folder.", autocompletion=completion.usable_models)],
     deep: Annotated[bool, typer.Option("--deep", help="Also compute an embedding and compare it.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -114,14 +139,17 @@ def verify(
 
 
 def remove(
-    name: Annotated[str, typer.Argument(help="An installed model.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME...", help="Installed models.", autocompletion=completion.installed_models),
+    ],
     dry_run: DryRunOption = False,
     yes: YesOption = False,
 ) -> None:
-    """Remove an installed model."""
+    """Remove installed models."""
     from cloob_cli.registry import remove as removal
 
-    _carry_out([removal.model_removal(name)], dry_run, yes)
+    _carry_out([removal.model_removal(name) for name in dict.fromkeys(names)], dry_run, yes)
 
 
 def prune(dry_run: DryRunOption = False, yes: YesOption = False) -> None:
@@ -140,6 +168,8 @@ def _carry_out(removals: list[Removal], dry_run: bool, yes: bool) -> None:
     freed = console.bytes_text(sum(each.bytes for each in removals))
     if not removals or dry_run:
         console.talk(f"{freed} would be freed" if removals else "nothing to remove")
+        if not dry_run:
+            carry_out([])
         return
     if not yes:
         if not console.can_ask():
@@ -147,6 +177,14 @@ def _carry_out(removals: list[Removal], dry_run: bool, yes: bool) -> None:
         typer.confirm(f"Remove these and free {freed}?", abort=True, err=True)
     carry_out(removals)
     console.talk(f"freed {freed}")
+
+
+def _what_is_kept(origin: Origin) -> str:
+    if origin.path or origin.at_hand:
+        return "nothing was installed"
+    if origin.url:
+        return "pull again: what came so far is kept"
+    return "pull again: the files that came whole are kept, the one that was on its way is not"
 
 
 def _checked_hash(sha256: str | None) -> str | None:

@@ -9,18 +9,18 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from cloob_cli.schema import Section
+from cloob_cli.schema import StrictModel
 
 FORMAT_VERSION = 1
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
-# CLIP's own statistics of its training pictures (openai/CLIP, clip.py), used by every released CLOOB model too.
+# CLIP's own statistics of its training images (openai/CLIP, clip.py), used by every released CLOOB model too.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class VisionConfig(Section):
+class VisionConfig(StrictModel):
     """The image tower.
 
     `kind = "resnet"` is CLIP's modified ResNet (three-convolution stem, blur-pooled strides, attention pooling),
@@ -36,6 +36,9 @@ class VisionConfig(Section):
         default=None, gt=0, description="left out: CLIP's rule, width/64 (ViT) or width/2 (ResNet)"
     )
     patch_size: int | None = Field(default=None, gt=0, description="side of a ViT's patch, pixels")
+    stem: Literal["patch", "conv"] = Field(
+        default="patch", description="how a ViT makes a token of a patch: one linear map, or 3x3 convolutions"
+    )
     mlp_ratio: float = Field(default=4.0, gt=0, description="width of a block's hidden layer by the tower's")
     activation: Activation = Field(default="gelu", description="gelu_tanh is jax's, quick_gelu is the original CLIP's")
     norm_pre: bool = Field(default=True, description="a norm before the first block")
@@ -51,6 +54,8 @@ class VisionConfig(Section):
                 raise ValueError("a resnet's layers are four block counts, like [3, 4, 6, 3]")
             if self.patch_size is not None:
                 raise ValueError("a resnet has no patch_size")
+            if self.stem != "patch":
+                raise ValueError("stem is a vit's; a resnet has its own of three convolutions")
             if self.image_size % 32:
                 raise ValueError("a resnet's image_size must be a multiple of 32")
         else:
@@ -62,6 +67,10 @@ class VisionConfig(Section):
                 raise ValueError("image_size must be a multiple of patch_size")
             if self.width % self.head_count:
                 raise ValueError("width must be a multiple of heads")
+            if self.stem == "conv" and (
+                self.patch_size & (self.patch_size - 1) or not 1 < self.patch_size <= self.width
+            ):
+                raise ValueError("a stem of convolutions halves the image, so patch_size is a power of two")
         return self
 
     @property
@@ -72,7 +81,7 @@ class VisionConfig(Section):
         return max(1, self.width * 32 // 64 if self.kind == "resnet" else self.width // 64)
 
 
-class TextConfig(Section):
+class TextConfig(StrictModel):
     """The text tower, a transformer.
 
     `causal` with `pooling = "end"` is CLIP's. crowsonkb's is not causal, pools the first token and has
@@ -108,8 +117,8 @@ class TextConfig(Section):
         return self
 
 
-class PreprocessConfig(Section):
-    """How a picture becomes a tensor: resize of the short side, centre crop, scale to [0, 1], normalise."""
+class PreprocessConfig(StrictModel):
+    """How an image becomes a tensor: resize of the short side, center crop, scale to [0, 1], normalize."""
 
     mean: tuple[float, float, float] = Field(default=CLIP_MEAN, description="of the channels, taken off")
     std: tuple[float, float, float] = Field(default=CLIP_STD, description="of the channels, divided by")
@@ -117,7 +126,7 @@ class PreprocessConfig(Section):
     interpolation: Literal["bicubic", "bilinear"] = Field(default="bicubic", description="of the resize")
 
 
-class TokenizerConfig(Section):
+class TokenizerConfig(StrictModel):
     """How a text becomes ids. The vocabulary itself is the folder's `tokenizer.json`.
 
     `kind`: "clip" is CLIP's byte-level BPE, "bpe" one of the same form trained on a recipe's captions, "roberta"
@@ -134,7 +143,7 @@ class TokenizerConfig(Section):
     truncation: Literal["end", "mljku"] = "end"
 
 
-class ModelConfig(Section):
+class ModelConfig(StrictModel):
     """Everything that is needed to rebuild a model and to use it as it was trained."""
 
     format_version: Literal[1] = 1

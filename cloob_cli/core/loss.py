@@ -26,7 +26,7 @@ Precision = Literal["fp32", "tf32", "bf16"]
 
 
 def hopfield_retrieve(queries: Tensor, stored: Tensor, scale_hopfield: float | Tensor) -> Tensor:
-    """R(Q; S) = normalise(softmax(beta Q S^T) S): what a modern Hopfield network with the patterns S gives back for Q.
+    """R(Q; S) = normalize(softmax(beta Q S^T) S): what a modern Hopfield network with the patterns S gives back for Q.
 
     Shapes: queries [N, D], stored [M, D] -> unit-norm [N, D]. `scale_hopfield` is beta. Source: CLOOB (Fürst et al.,
     arXiv 2110.11316), the update rule of modern Hopfield networks; `hopfield_retrieval` in ml-jku/cloob,

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob_cli.core.config import ModelConfig, TextConfig
-from cloob_cli.core.initialisation import initialise
+from cloob_cli.core.initialization import initialize
 from cloob_cli.core.resnet import ModifiedResNet
+from cloob_cli.core.token_rows import end_of_longest
 from cloob_cli.core.transformer import Transformer, VisionTransformer, project
 from cloob_cli.errors import ModelFolderError
 
@@ -23,13 +24,15 @@ from cloob_cli.errors import ModelFolderError
 class CloobModel(nn.Module):
     """A contrastive image-text model.
 
-    Construction leaves the weights unset: `build` initialises a new model, `with_weights` takes stored ones.
+    Construction leaves the weights unset: `build` initializes a new model, `with_weights` takes stored ones.
 
     Attributes:
         config: everything that describes the model.
-        preprocess: picture -> float32 [3, H, W]; None until a loaded model folder brings it.
+        preprocess: image -> float32 [3, H, W]; None until a loaded model folder brings it.
         tokenize: texts -> int64 [B, context]; None until a loaded model folder brings it.
         logit_scale: the parameter log(inv_tau), a scalar (open_clip's name).
+        cuts_tokens: drop, on a CPU, the columns behind a batch's longest text. Off where every new length costs
+            something, as with a compiled tower.
     """
 
     preprocess: Callable[..., Tensor] | None
@@ -40,6 +43,7 @@ class CloobModel(nn.Module):
         self.config = config
         self.preprocess = None
         self.tokenize = None
+        self.cuts_tokens = True
         self.visual: ModifiedResNet | VisionTransformer
         if config.vision.kind == "resnet":
             self.visual = ModifiedResNet(config.vision, config.embed_dim)
@@ -77,16 +81,16 @@ class CloobModel(nn.Module):
         return self.logit_scale.exp()
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """Raw image features [B, D], before L2 normalisation, of normalised pixels [B, 3, H, W] (any float dtype)."""
+        """Raw image features [B, D], before L2 normalization, of normalized pixels [B, 3, H, W] (any float dtype)."""
         return self.visual(pixels.to(self.visual.conv1.weight.dtype))
 
     def text_features(self, tokens: Tensor) -> Tensor:
-        """Raw text features [B, D], before L2 normalisation, of token ids int64 [B, context]."""
+        """Raw text features [B, D], before L2 normalization, of token ids int64 [B, context]."""
         text = self.config.text
         index: Tensor | int = tokens.argmax(-1) if text.pooling == "end" else 0  # the end token is the highest id
-        if text.causal and isinstance(index, Tensor) and not tokens.is_cuda and not _is_traced():
+        if text.causal and text.pooling == "end" and self.cuts_tokens and not tokens.is_cuda and not _is_traced():
             # Nothing after the last end token reaches a result. A GPU would have to wait for the number.
-            tokens = tokens[:, : int(index.max()) + 1]
+            tokens = tokens[:, : end_of_longest(tokens)]
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         valid = None
         if text.padding != "ignored":
@@ -104,7 +108,8 @@ class CloobModel(nn.Module):
         """Image embeddings of unit norm: float32 [B, D] (float64 of a float64 model).
 
         Args:
-            pixels: [B, 3, H, W], normalised as `preprocess` does, H and W the model's image size.
+            pixels: [B, 3, H, W], normalized as `preprocess` does, H and W the model's image size. At another size
+                positions are interpolated, which is good for a model that was trained at it.
         """
         return unit_norm(self.image_features(pixels))
 
@@ -131,7 +136,7 @@ class CloobModel(nn.Module):
 
 
 def build(config: ModelConfig, seed: int | None = None) -> CloobModel:
-    """A new model with CLIP's initialisation, on the CPU in float32.
+    """A new model with CLIP's initialization, on the CPU in float32.
 
     Args:
         seed: makes the weights a pure function of (config, seed) and leaves torch's random state alone; without
@@ -141,7 +146,7 @@ def build(config: ModelConfig, seed: int | None = None) -> CloobModel:
         if seed is not None:
             torch.manual_seed(seed)
         model = CloobModel(config)
-        initialise(model)
+        initialize(model)
     return model
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from cloob_cli.core.config import VisionConfig
+from cloob_cli.core.positions import fitted_positions
 
 EXPANSION = 4  # a bottleneck's output has this many times its inner channels
 
@@ -32,13 +33,13 @@ class Bottleneck(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.pool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.pool = _pool(stride) if stride > 1 else nn.Identity()
         self.conv3 = nn.Conv2d(channels, channels_out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels_out)
         self.downsample: nn.Module = nn.Identity()
         if stride > 1 or channels_in != channels_out:
             layers: OrderedDict[str, nn.Module] = OrderedDict()
-            layers["-1"] = nn.AvgPool2d(stride)  # CLIP's name: it leaves 0 and 1 to the layers with weights
+            layers["-1"] = _pool(stride)  # CLIP's name: it leaves 0 and 1 to the layers with weights
             layers["0"] = nn.Conv2d(channels_in, channels_out, 1, bias=False)
             layers["1"] = nn.BatchNorm2d(channels_out)
             self.downsample = nn.Sequential(layers)
@@ -64,8 +65,9 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, D] of a feature map [B, C, H, W]."""
+        positions = fitted_positions(self.positional_embedding, x.shape[2], x.shape[3]).to(x.dtype)
         x = x.flatten(2).transpose(1, 2)
-        x = torch.cat([x.mean(1, keepdim=True), x], dim=1) + self.positional_embedding.to(x.dtype)
+        x = torch.cat([x.mean(1, keepdim=True), x], dim=1) + positions
         query = self.q_proj(x[:, 0]).unflatten(-1, (self.heads, 1, -1))  # [B, H, 1, C/H]
         key = self.k_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, N, C/H]
         value = self.v_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -93,7 +95,7 @@ class ModifiedResNet(nn.Module):
         self.checkpointing = False  # recompute a block's activations in backward instead of keeping them
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Raw features [B, D] of normalised pixels [B, 3, H, W], before L2 normalisation."""
+        """Raw features [B, D] of normalized pixels [B, 3, H, W], before L2 normalization."""
         x = F.relu(self.bn1(self.conv1(pixels)), inplace=True)
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)
         x = F.relu(self.bn3(self.conv3(x)), inplace=True)
@@ -112,9 +114,9 @@ class ModifiedResNet(nn.Module):
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch normalisation inside uses the batch's statistics but leaves the running ones alone.
+    """Batch normalization inside uses the batch's statistics but leaves the running ones alone.
 
-    For a second pass over pictures that were counted in the first: recomputation and cached gradients.
+    For a second pass over images that were counted in the first: recomputation and cached gradients.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
     kept = [dict(norm.named_buffers()) for norm in norms]
@@ -127,6 +129,11 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
         for norm, buffers in zip(norms, kept, strict=True):
             for name, buffer in buffers.items():
                 setattr(norm, name, buffer)
+
+
+def _pool(stride: int) -> nn.AvgPool2d:
+    # The last row of an odd map counts: images of 48 pixels come to 3 x 3 before the last stage.
+    return nn.AvgPool2d(stride, ceil_mode=True)
 
 
 def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequential:

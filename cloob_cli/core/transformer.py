@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from cloob_cli.core.config import Activation, VisionConfig
+from cloob_cli.core.positions import fitted_positions
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -197,7 +198,12 @@ class VisionTransformer(nn.Module):
     """A vision transformer (Dosovitskiy et al. 2020) read at its class token, as CLIP has it.
 
     Options of `VisionConfig` cover the variants: norms before and after the blocks, a bias of the patch embedding
-    and of the projection.
+    and of the projection, a stem of convolutions before it.
+
+    Attributes:
+        patch_dropout: fraction of an image's patches that the blocks do not see in training, chosen anew by torch's
+            random numbers for every image (FLIP: Li et al., "Scaling Language-Image Pre-training via Masking",
+            arXiv 2212.00794). Never in evaluation.
     """
 
     def __init__(self, config: VisionConfig, embed_dim: int) -> None:
@@ -205,7 +211,13 @@ class VisionTransformer(nn.Module):
         assert isinstance(config.layers, int)
         assert config.patch_size is not None
         width, patch, epsilon = config.width, config.patch_size, config.norm_epsilon
-        self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=config.patch_bias)
+        self.patch_dropout = 0.0
+        self.stem: nn.Module = nn.Identity()
+        if config.stem == "conv":
+            self.stem = convolutional_stem(patch, width)
+            self.conv1 = nn.Conv2d(width, width, kernel_size=1, bias=config.patch_bias)
+        else:
+            self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=config.patch_bias)
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty((config.image_size // patch) ** 2 + 1, width))
         self.ln_pre = nn.LayerNorm(width, eps=epsilon) if config.norm_pre else nn.Identity()
@@ -220,11 +232,41 @@ class VisionTransformer(nn.Module):
             self.proj = nn.Parameter(torch.empty(width, embed_dim))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Raw features [B, D] of normalised pixels [B, 3, H, W], before L2 normalisation."""
-        patches = self.conv1(pixels).flatten(2).transpose(1, 2)  # [B, patches, W]
+        """Raw features [B, D] of normalized pixels [B, 3, H, W], before L2 normalization."""
+        grid = self.conv1(self.stem(pixels))  # [B, W, height, width]
+        patches = grid.flatten(2).transpose(1, 2)  # [B, patches, W]
         class_token = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
-        x = torch.cat([class_token, patches], dim=1) + self.positional_embedding.to(patches.dtype)
+        positions = fitted_positions(self.positional_embedding, grid.shape[2], grid.shape[3])
+        x = torch.cat([class_token, patches], dim=1) + positions.to(patches.dtype)
+        if self.training and self.patch_dropout:
+            x = self._without_some_patches(x)
         return project(self.ln_post(self.transformer(self.ln_pre(x), 0)), self.proj)
+
+    def _without_some_patches(self, x: Tensor) -> Tensor:
+        """The class token and a random choice of patches of each image: [B, 1 + kept, W] of [B, 1 + patches, W]."""
+        patches = x.shape[1] - 1
+        kept = max(1, round(patches * (1 - self.patch_dropout)))
+        places = torch.rand(x.shape[0], patches, device=x.device).topk(kept).indices
+        return torch.cat([x[:, :1], x[:, 1:].gather(1, places[..., None].expand(-1, -1, x.shape[2]))], dim=1)
+
+
+def convolutional_stem(patch: int, width: int) -> nn.Sequential:
+    """Convolutions of 3x3 and stride 2, with batch normalization and ReLU: H x W pixels to H/patch x W/patch cells.
+
+    Xiao et al., "Early Convolutions Help Transformers See Better" (arXiv 2106.14881): channels double up to the
+    tower's width, a 1x1 convolution follows (here `conv1`), and for equal cost the tower has one block less.
+    """
+    layers: list[nn.Module] = []
+    count, channels_in = patch.bit_length() - 1, 3
+    for number in range(1, count + 1):
+        channels = width >> (count - number)
+        layers += [
+            nn.Conv2d(channels_in, channels, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+        ]
+        channels_in = channels
+    return nn.Sequential(*layers)
 
 
 def project(x: Tensor, projection: nn.Parameter | nn.Linear) -> Tensor:

@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from cloob_cli.core.config import TextConfig
+from cloob_cli.core.token_rows import cut_to_longest
+
 
 def fill_template(template: str, name: str) -> str:
     """`template` with every `{c}` and `{}` replaced by `name`; other braces stay as they are."""
@@ -25,8 +28,9 @@ def class_embeddings(
     templates: Sequence[str],
     batch_size: int = 256,
     device: torch.device | str | None = None,
+    text: TextConfig | None = None,
 ) -> Tensor:
-    """One embedding a class: the mean of the unit embeddings of all its names in all templates, renormalised.
+    """One embedding a class: the mean of the unit embeddings of all its names in all templates, renormalized.
 
     Args:
         encode_text: int64 tokens [B, context] -> unit-norm float32 [B, D].
@@ -35,6 +39,7 @@ def class_embeddings(
         templates: texts with `{c}` or `{}` where the name goes; at least one.
         batch_size: texts in one pass.
         device: where the tokens go before `encode_text`; None leaves them where `tokenize` made them.
+        text: the tower behind `encode_text`; each batch of prompts is cut to what it reads. None: not cut.
 
     Returns:
         Unit-norm float32 [C, D], on the device of the embeddings, without gradient.
@@ -55,6 +60,8 @@ def class_embeddings(
         for start in range(0, len(prompts), batch_size):
             owners, texts = zip(*prompts[start : start + batch_size], strict=True)
             tokens = tokenize(list(texts))
+            if text is not None:
+                tokens = cut_to_longest(tokens, text)
             embeddings = encode_text(tokens if device is None else tokens.to(device)).float()
             if not len(sums):
                 sums = torch.zeros(len(classes), embeddings.shape[1])

@@ -1,1 +1,1 @@
-"""Pictures, texts and pairs of them: what is read, and which of it comes when."""
+"""Images, texts and pairs of them: what is read, and which of it comes when."""

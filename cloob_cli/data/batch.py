@@ -12,11 +12,11 @@ class PairBatch:
     """A rank's share of one batch. `b` is its size less the pairs that could not be read.
 
     Attributes:
-        pixels: uint8 [b, 3, H, W], not yet normalised (`images.normalise`); in channels-last memory order, and on the
-            loader's device where the pictures are kept there.
-        tokens: int64 [b, context].
+        pixels: uint8 [b, 3, H, W], not yet normalized (`images.normalize`); in channels-last memory order, and on the
+            loader's device where the images are kept there.
+        tokens: int64 [b, k, context], k captions of each image; cut to the longest if the loader was asked to.
         indices: int64 [b], which pairs of the source.
-        caption_ids: int64 [b], equal for equal captions.
+        caption_ids: int64 [b, k], equal for equal captions.
         skipped: name and reason of each pair that is missing.
     """
 

@@ -7,9 +7,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from cloob_cli.data.augment import draw
+from cloob_cli.data.order import uniforms
 from cloob_cli.data.text import Tokenizer
 
-_AT_ONCE = 20_000  # texts that are tokenised together
+_AT_ONCE = 20_000  # texts that are tokenized together
+_FURTHER_DRAWS = 2**32  # a sample's random numbers from here on choose its second, third, ... caption
 
 
 class CaptionStore:
@@ -48,19 +51,45 @@ class CaptionStore:
         return bool(self._first[pair + 1] > self._first[pair])
 
     def batch(self, pairs: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """One caption a pair, chosen by its number in [0, 1) -> int64 [B, context] tokens, int64 [B] caption ids."""
-        counts = self._first[pairs + 1] - self._first[pairs]
-        chosen = self._choices[self._first[pairs] + pick(uniform, counts)]
+        """k captions a pair, chosen by its numbers in [0, 1), float64 [B, k] -> int64 [B, k, context], int64 [B, k].
+
+        The first are token ids, the second tell equal captions by equal numbers.
+        """
+        first = self._first[pairs]
+        chosen = self._choices[first[:, None] + pick(uniform, self._first[pairs + 1] - first)]
         starts = self._starts[chosen]
         columns = np.arange(self._context)
-        inside = columns < (self._starts[chosen + 1] - starts)[:, None]
-        places = np.where(inside, starts[:, None] + columns, 0)
+        inside = columns < (self._starts[chosen + 1] - starts)[..., None]
+        places = np.where(inside, starts[..., None] + columns, 0)
         return np.where(inside, self._tokens[places], self._pad).astype(np.int64), self._hashes[chosen]
 
 
+def caption_numbers(seed: int, epoch: int, samples: np.ndarray, random: np.ndarray, count: int) -> np.ndarray:
+    """The random numbers that choose `count` captions of each sample -> float64 [B, count], for `pick`.
+
+    Args:
+        random: `uniforms(..., len(DRAWS))` of the samples. The first caption's number is among them.
+    """
+    further = uniforms(seed, epoch, samples, count - 1, first_draw=_FURTHER_DRAWS)
+    return np.concatenate([draw(random, "caption")[:, None], further], axis=1)
+
+
 def pick(uniform: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Numbers in [0, 1) -> whole numbers below `counts`, int64 [B]."""
-    return np.minimum((uniform * counts).astype(np.int64), counts - 1)
+    """Choose k of `counts` things, int64 [B], by numbers in [0, 1), float64 [B, k] -> int64 [B, k], below the counts.
+
+    Nothing is chosen twice before everything was chosen once (a shuffle of Fisher and Yates, cut off after k places
+    and begun anew where there are fewer things).
+    """
+    order = np.tile(np.arange(counts.max(initial=1)), (len(counts), 1))
+    rows = np.arange(len(counts))
+    chosen = np.empty(uniform.shape, dtype=np.int64)
+    for number, column in enumerate(uniform.T):
+        place = number % counts
+        other = place + np.minimum((column * (counts - place)).astype(np.int64), counts - place - 1)
+        chosen[:, number] = order[rows, other]
+        order[rows, other] = order[rows, place]
+        order[rows, place] = chosen[:, number]
+    return chosen
 
 
 def caption_id(ids: list[int]) -> int:

@@ -1,10 +1,10 @@
-"""Labelled data sets for zero-shot evaluation, opened in place: nothing is unpacked or held in memory.
+"""Labeled data sets for zero-shot evaluation, opened in place: nothing is unpacked or held in memory.
 
 Two layouts are known:
 
 * CLIP_benchmark's webdatasets: `test/0.tar ...` with `KEY.webp|jpg|png|...` and `KEY.cls` (the class number) side by
   side, `test/nshards.txt`, `classnames.txt`, and optionally `zeroshot_classification_templates.txt`;
-* a plain folder with one subfolder of pictures a class, named like the class (`_` and `-` are read as spaces).
+* a plain folder with one subfolder of images a class, named like the class (`_` and `-` are read as spaces).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DEFAULT_TEMPLATES = ["{c}", "a picture of {c}"]
 
 @dataclass(frozen=True)
 class Source:
-    """Where one picture is: a file, or `size` bytes of it from `offset`."""
+    """Where one image is: a file, or `size` bytes of it from `offset`."""
 
     path: Path
     offset: int = 0
@@ -33,7 +33,7 @@ class Source:
 
 @dataclass(frozen=True)
 class ClassificationSet:
-    """Pictures with one label each; `labels[i]` counts into `classes`."""
+    """Images with one label each; `labels[i]` counts into `classes`."""
 
     name: str
     classes: list[str]
@@ -45,7 +45,7 @@ class ClassificationSet:
         return len(self.sources)
 
     def image(self, index: int) -> Image.Image:
-        """Picture `index` as RGB.
+        """Image `index` as RGB.
 
         Raises:
             ImageError: it cannot be read.
@@ -62,7 +62,7 @@ def open_classification_set(folder: Path) -> ClassificationSet:
     """Open a data set of either layout.
 
     Raises:
-        DataError: no such folder, neither layout, a class number beyond the class names, or no picture at all.
+        DataError: no such folder, neither layout, a class number beyond the class names, or no image at all.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -70,8 +70,8 @@ def open_classification_set(folder: Path) -> ClassificationSet:
     opened = _webdataset(folder) if (folder / "classnames.txt").is_file() else _class_folders(folder)
     if not opened.sources:
         raise DataError(
-            f"{folder} holds no labelled picture",
-            "known layouts: classnames.txt with test/*.tar, or a subfolder of pictures for every class",
+            f"{folder} holds no labeled image",
+            "known layouts: classnames.txt with test/*.tar, or a subfolder of images for every class",
         )
     return opened
 
@@ -81,7 +81,7 @@ def _webdataset(folder: Path) -> ClassificationSet:
     templates = folder / "zeroshot_classification_templates.txt"
     sources, labels = [], []
     for shard in _shards(folder / "test"):
-        pictures: dict[str, Source] = {}
+        images: dict[str, Source] = {}
         numbers: dict[str, int] = {}
         try:
             with tarfile.open(shard, "r:") as archive:  # compressed ones could not be read in place
@@ -91,13 +91,13 @@ def _webdataset(folder: Path) -> ClassificationSet:
                         stream = archive.extractfile(member)
                         numbers[key] = int(stream.read()) if stream else -1
                     elif suffix not in {"txt", "json"} and member.isfile():
-                        pictures[key] = Source(shard, member.offset_data, member.size)
+                        images[key] = Source(shard, member.offset_data, member.size)
         except (tarfile.TarError, ValueError, OSError) as problem:
             raise DataError(f"{shard} cannot be read: {problem}") from None
-        for key in sorted(pictures.keys() & numbers.keys()):
+        for key in sorted(images.keys() & numbers.keys()):
             if not 0 <= numbers[key] < len(classes):
                 raise DataError(f"{shard}: {key} has class {numbers[key]}, but there are {len(classes)} class names")
-            sources.append(pictures[key])
+            sources.append(images[key])
             labels.append(numbers[key])
     found = _lines(templates) if templates.is_file() else DEFAULT_TEMPLATES
     return ClassificationSet(folder.name, classes, found, sources, labels)
@@ -117,9 +117,9 @@ def _class_folders(folder: Path) -> ClassificationSet:
     subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     sources, labels = [], []
     for label, subfolder in enumerate(subfolders):
-        pictures = list_images(subfolder)
-        sources += [Source(path) for path in pictures]
-        labels += [label] * len(pictures)
+        images = list_images(subfolder)
+        sources += [Source(path) for path in images]
+        labels += [label] * len(images)
     classes = [path.name.replace("_", " ").replace("-", " ") for path in subfolders]
     return ClassificationSet(folder.name, classes, DEFAULT_TEMPLATES, sources, labels)
 

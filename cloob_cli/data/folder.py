@@ -1,58 +1,111 @@
-"""Which files of a folder are pictures."""
+"""The images below a folder, and what was passed over on the way."""
 
 from __future__ import annotations
 
-import functools
-import importlib.util
+import errno
 import os
+import stat
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from cloob_cli.data.formats import passed_over, suffixes
 from cloob_cli.errors import InputError, NothingFoundError
 
-_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".avif"}
-    | {".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".icns", ".pcx", ".sgi", ".qoi"}
-)
-_HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+Watch = Callable[[int], None]
+
+_WATCHED = 500  # files between two calls of a `watch`
+_DANGLING, _SPECIAL = "links that lead nowhere", "pipes, sockets or devices"
+
+
+@dataclass
+class Scan:
+    """What stands below a folder.
+
+    `images` are sorted by path; `unreadable` are folders that could not be listed, each with a reason; `passed_over`
+    counts by kind what looks like an image and cannot be read; `others` is the number of further files.
+    """
+
+    images: list[Path] = field(default_factory=list)
+    unreadable: list[tuple[Path, str]] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+    others: int = 0
 
 
 def list_images(folder: Path | str) -> list[Path]:
-    """Every picture below `folder`, sorted by path; a path to one picture gives just that.
+    """Every image below `folder`, sorted by path; a path to one image gives just that.
 
     Files are chosen by suffix (.heic and .heif where the extra `heif` is installed). Hidden files and folders are
     skipped; linked folders are followed, each real folder once.
 
     Raises:
         InputError: no such folder, or it cannot be read.
-        NothingFoundError: no picture in it.
+        NothingFoundError: no image in it.
+    """
+    return scan(folder).images
+
+
+def scan(folder: Path | str, watch: Watch | None = None) -> Scan:
+    """The same with everything that was passed over; `watch` is called with numbers of files that were looked at.
+
+    Raises:
+        InputError: no such folder, or it cannot be read.
+        NothingFoundError: no image in it.
     """
     folder = Path(folder)
     if folder.is_file():
-        return [folder]
+        return Scan([folder])
     if not folder.is_dir():
-        raise InputError(f"no folder at {folder}")
-    found: list[Path] = []
-    others = _collect(folder, found)
-    if not found:
-        seen = f"{others} other file(s) were seen" if others else "it is empty"
-        raise NothingFoundError(f"no pictures in {folder}: {seen}", "known suffixes: " + " ".join(sorted(suffixes())))
-    return sorted(found)
+        raise _nothing_at(folder)
+    found = _scan(folder, watch or (lambda count: None))
+    if not found.images:
+        raise _no_images(folder, found)
+    return found
 
 
-@functools.cache
-def suffixes() -> frozenset[str]:
-    """The lower-case suffixes, with their dots, of files that are taken for pictures."""
-    return _SUFFIXES | (_HEIF_SUFFIXES if importlib.util.find_spec("pillow_heif") else frozenset())
+def describe_passed_over(counts: Counter[str]) -> str:
+    """One line: how many of which kind, and what makes them readable."""
+    remedies = dict(passed_over().values())
+    parts = [f"{count} {kind}" + _in_brackets(remedies.get(kind)) for kind, count in counts.most_common()]
+    return "passed over: " + ", ".join(parts)
 
 
-def _collect(folder: Path, found: list[Path]) -> int:
-    """Append the pictures below `folder` to `found`; the number of other files."""
+def _in_brackets(text: str | None) -> str:
+    return f" ({text})" if text else ""
+
+
+def _nothing_at(path: Path) -> InputError:
+    if os.path.lexists(path):
+        what = "a link that leads nowhere" if not path.exists() else "neither a file nor a folder"
+        return InputError(f"{path} is {what}")
+    if any(sign in str(path) for sign in "*?["):
+        return InputError(f"no file or folder at {path}", "the shell found nothing that fits the pattern")
+    return InputError(f"no file or folder at {path}")
+
+
+def _no_images(folder: Path, found: Scan) -> NothingFoundError:
+    seen = []
+    if found.passed_over:
+        seen.append(describe_passed_over(found.passed_over))
+    if found.unreadable:
+        path, reason = found.unreadable[0]
+        seen.append(f"{len(found.unreadable)} folder(s) cannot be read, like {path} ({reason})")
+    if found.others:
+        seen.append(f"{found.others} other file(s) were seen")
+    hint = "known suffixes: " + " ".join(sorted(suffixes()))
+    return NothingFoundError(f"no images in {folder}: {'; '.join(seen) or 'it is empty'}", hint)
+
+
+def _scan(folder: Path, watch: Watch) -> Scan:
+    found = Scan()
 
     def refuse(problem: OSError) -> None:
-        if problem.filename is not None and Path(problem.filename) == folder:
-            raise InputError(f"cannot read {folder}: {problem.strerror}")
+        path, reason = Path(problem.filename or folder), (problem.strerror or str(problem)).lower()
+        if path == folder:
+            raise InputError(f"cannot read {folder}: {reason}")
+        found.unreadable.append((path, reason))
 
-    others = 0
     visited: set[tuple[int, int]] = set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         status = os.stat(parent)
@@ -62,12 +115,31 @@ def _collect(folder: Path, found: list[Path]) -> int:
             continue
         visited.add(identity)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            path = Path(parent, name)
-            if name.startswith(".") or not path.is_file():
-                continue
-            if path.suffix.lower() in suffixes():
-                found.append(path)
-            else:
-                others += 1
-    return others
+        for start in range(0, len(names), _WATCHED):
+            for name in names[start : start + _WATCHED]:
+                if not name.startswith("."):
+                    _sort_in(Path(parent, name), found)
+            watch(len(names[start : start + _WATCHED]))
+    found.images.sort()
+    found.unreadable.sort()
+    return found
+
+
+def _sort_in(path: Path, found: Scan) -> None:
+    suffix = path.suffix.lower()
+    try:
+        regular = stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as problem:
+        if path.is_symlink() and problem.errno in {errno.ENOENT, errno.ELOOP}:
+            found.passed_over[_DANGLING] += 1
+            return
+        regular = True  # a folder whose files may be listed but not opened: reading them will give the reason
+    if suffix in suffixes():
+        if regular:
+            found.images.append(path)
+        else:
+            found.passed_over[_SPECIAL] += 1
+    elif regular and suffix in passed_over():
+        found.passed_over[passed_over()[suffix][0]] += 1
+    else:
+        found.others += regular

@@ -1,7 +1,7 @@
-"""From a picture's file to a model's pixels.
+"""From an image's file to a model's pixels.
 
-`open_image` turns whatever a file holds into 8-bit RGB; `Preprocess` resizes and crops it as the reference programs
-do, to the bit; `normalise` scales and shifts the values on any device.
+`open_image` turns whatever a file holds into 8-bit RGB; `Preprocess` resizes and crops that as the reference programs
+do an RGB image, to the bit; `normalize` scales and shifts the values on any device.
 """
 
 from __future__ import annotations
@@ -10,22 +10,26 @@ import functools
 import io
 import os
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from cloob_cli.core.config import PreprocessConfig
+from cloob_cli.data import libtiff
+from cloob_cli.data.budget import MemoryBudget, OverBudgetError
+from cloob_cli.data.decoding_cost import AVIF_LEAST, check_icon, decoding_bytes
+from cloob_cli.data.upright import BAND_PIXELS, EXTREME_RATIO, Upright
 from cloob_cli.errors import ImageError
 
 # Twice Pillow's default: room for a 108-megapixel phone, while a bomb would take gigabytes.
 MAX_PIXELS = 2 * 89_478_485
 
-# Beyond this ratio of the sides a whole resized picture could take gigabytes of which the crop keeps a sliver.
-_EXTREME_RATIO = 16
-
+_SUPPORT = 3  # pixels beyond its place that a resized pixel depends on, at most (Lanczos)
 
 _FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "JPEG2000", "MPO", "PPM", "TGA", "ICO", "ICNS",
@@ -35,10 +39,10 @@ _MAGIC = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "GIF": b"GIF8"}
 
 
 def open_image(source: Path | str | bytes, size_hint: int | None = None) -> Image.Image:
-    """Read one picture as 8-bit RGB, of an animation the first frame.
+    """Read one image as 8-bit RGB, of an animation the first frame.
 
     EXIF rotation is applied, transparency is laid on white, 16-bit and float values are scaled to 8 bits; palette,
-    CMYK and greyscale pictures are converted.
+    CMYK and grayscale images are converted.
 
     Args:
         source: a file's path, or its bytes.
@@ -46,14 +50,59 @@ def open_image(source: Path | str | bytes, size_hint: int | None = None) -> Imag
             size where both sides stay at least that long: several times faster, but not equal to the bit.
 
     Raises:
-        ImageError: no picture, empty, truncated, unreadable or too large; the message is one line without the name.
+        ImageError: no image, empty, truncated, unreadable or too large; the message is one line without the name.
     """
+    with _opened(source, size_hint) as (image, _):
+        return Upright(image).whole()
+
+
+def read_crop(
+    source: Path | str | bytes, preprocess: Preprocess, budget: MemoryBudget, size_hint: int | None = None
+) -> np.ndarray:
+    """What `preprocess.crop` makes of one image: uint8 [H, W, 3], in less memory than `open_image` and `crop` take.
+
+    Args:
+        source: a file's path, or its bytes.
+        budget: what decoding this and other images may take together; a large one waits for its part.
+        size_hint: as `open_image` takes it.
+
+    Raises:
+        ImageError: as `open_image`, or decoding it would take more than the whole budget.
+    """
+    with _opened(source, size_hint) as (image, needed):
+        amount = needed(preprocess.image_size)
+        if image.format == "AVIF":
+            amount = max(amount, min(AVIF_LEAST, budget.total))
+        try:
+            with budget.reserve(amount):
+                try:
+                    return preprocess.crop(image)
+                finally:
+                    image.close()  # before others are given the memory
+        except OverBudgetError:
+            raise ImageError(
+                f"too large: decoding {image.width} x {image.height} pixels may take {amount / 1e9:.1f} GB, the memory "
+                f"budget is {budget.total / 1e9:.1f} GB (--memory-budget)"
+            ) from None
+
+
+@contextmanager
+def _opened(source: Path | str | bytes, size_hint: int | None) -> Iterator[tuple[Image.Image, Callable[[int], int]]]:
+    """An image that is not decoded yet, and a function: a model's input size -> bytes that decoding may take."""
+    libtiff.silence()
     with warnings.catch_warnings():
-        # Pillow warns of odd metadata and large pictures; a folder of pictures is not the place to repeat that.
+        # Pillow warns of odd metadata and large images; a folder of images is not the place to repeat that.
         warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
         try:
             with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
-                return _decode(Image.open(stream, formats=_formats_of(stream)), size_hint)
+                image = Image.open(stream, formats=_formats_of(stream))
+                stored = width, height = image.size
+                if width * height > MAX_PIXELS:
+                    limit = f"at most {MAX_PIXELS // 1_000_000} million are read"
+                    raise ImageError(f"too large: {width} x {height} pixels ({limit})")
+                if size_hint is not None and image.format in {"JPEG", "MPO"}:
+                    image.draft(None, (size_hint, size_hint))
+                yield image, lambda size: decoding_bytes(image, stored, stream, size)
         except ImageError:
             raise
         except Exception as problem:  # Pillow's decoders raise nearly every class there is on hostile files
@@ -64,6 +113,8 @@ def _formats_of(stream: BinaryIO) -> tuple[str, ...]:
     """The format that the first bytes belong to, else all: Pillow tries one after the other, slowly."""
     head = stream.read(12)
     stream.seek(0)
+    if head.startswith((b"\0\0\1\0", b"icns")):
+        check_icon(stream)
     if head[:4] == b"RIFF" and head[8:] == b"WEBP":
         return ("WEBP",)
     return next(((name,) for name, magic in _MAGIC.items() if head.startswith(magic)), _known_formats())
@@ -71,7 +122,7 @@ def _formats_of(stream: BinaryIO) -> tuple[str, ...]:
 
 @functools.cache
 def _known_formats() -> tuple[str, ...]:
-    """Formats of pictures that Pillow decodes itself; for PostScript, say, it would start another program."""
+    """Formats of images that Pillow decodes itself; for PostScript, say, it would start another program."""
     Image.init()
     try:  # .heic and .heif, where the extra `heif` is installed
         import pillow_heif
@@ -82,49 +133,12 @@ def _known_formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _decode(image: Image.Image, size_hint: int | None) -> Image.Image:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"too large: {width} x {height} pixels (at most {MAX_PIXELS // 1_000_000} million are read)")
-    if size_hint is not None and image.format in {"JPEG", "MPO"}:
-        image.draft(None, (size_hint, size_hint))
-    image.load()
-    return _to_rgb(_upright(image))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # broken metadata is no reason to lose the picture
-        return image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _to_8_bit(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, "white")
-        paper.alpha_composite(image)
-        image = paper
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Greyscale of more than 8 bits, which Pillow's own conversion would clip at 255."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    largest = float(values.max())
-    full = 65535.0 if image.mode != "F" else 1.0 if largest <= 1.0 else 255.0
-    full = max(full, largest)
-    return Image.fromarray(np.clip(np.rint(values * (255.0 / full)), 0, 255).astype(np.uint8))
-
-
 def _reason(source: Path | str | bytes, problem: Exception) -> str:
     if isinstance(problem, Image.DecompressionBombError):
         return f"too large: more than {MAX_PIXELS // 1_000_000} million pixels"
     if isinstance(problem, UnidentifiedImageError):
         size = len(source) if isinstance(source, bytes) else os.stat(source).st_size
-        return "not a picture in a known format" if size else "the file is empty"
+        return "not an image in a known format" if size else "the file is empty"
     if isinstance(problem, OSError) and problem.strerror:
         return f"cannot be read: {problem.strerror.lower()}"
     if isinstance(problem, MemoryError):
@@ -136,7 +150,7 @@ def _reason(source: Path | str | bytes, problem: Exception) -> str:
 
 
 class Preprocess:
-    """The picture a model sees: resized (antialiased), centre-cropped, scaled to [0, 1] and normalised.
+    """The image a model sees: resized (antialiased), center-cropped, scaled to [0, 1] and normalized.
 
     The short side becomes `image_size` and the long side int(image_size * long / short), as in torchvision's Resize
     and CenterCrop, which the reference programs use; with `config.resize == "squash"` both sides become `image_size`.
@@ -147,30 +161,73 @@ class Preprocess:
         self.config = config or PreprocessConfig()
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """An RGB picture of any size -> float32 [3, image_size, image_size]."""
-        return normalise(torch.from_numpy(self.crop(image)), self.config)
+        """An image of any size and mode, as `PIL.Image.open` gives it -> float32 [3, image_size, image_size].
+
+        The same numbers as the commands get from its file: EXIF rotation is applied, transparency laid on white,
+        16-bit and float values are scaled to 8 bits. An image that is upright and RGB already is taken as it is.
+
+        Raises:
+            ImageError: its file is truncated or damaged.
+        """
+        try:
+            pixels = self.crop(image)
+        except (OSError, SyntaxError, ValueError) as problem:  # what Pillow's decoders raise, later than `open`
+            raise ImageError(_reason(b"", problem)) from None
+        return normalize(torch.from_numpy(pixels), self.config)
 
     def crop(self, image: Image.Image) -> np.ndarray:
-        """An RGB picture of any size -> uint8 [image_size, image_size, 3]."""
-        size, filter = self.image_size, Image.Resampling[self.config.interpolation.upper()]
-        image = _to_rgb(image)
+        """An image as `__call__` takes it -> uint8 [image_size, image_size, 3]."""
+        size = self.image_size
+        upright = Upright(image)
+        width, height = upright.size
         if self.config.resize == "squash":
-            return np.array(image.resize((size, size), filter))
-        width, height = image.size
+            return np.array(self._resized(upright, (size, size)))
         short, long = min(width, height), max(width, height)
         resized_long = int(size * long / short)
         resized = (size, resized_long) if width <= height else (resized_long, size)
         left, top = (round((side - size) / 2.0) for side in resized)  # half to even, as torchvision rounds
-        if long > _EXTREME_RATIO * short:
-            scale_x, scale_y = width / resized[0], height / resized[1]
-            box = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
-            return np.array(image.resize((size, size), filter, box=box))
-        if image.size != resized:
-            image = image.resize(resized, filter)
-        return np.array(image.crop((left, top, left + size, top + size)))
+        if long > EXTREME_RATIO * short:
+            return np.array(self._middle(upright, resized, (left, top)))
+        image = self._resized(upright, resized, columns=(left, left + size))
+        return np.array(image.crop((0, top, size, top + size)))
+
+    def _resized(self, upright: Upright, size: tuple[int, int], columns: tuple[int, int] | None = None) -> Image.Image:
+        """The whole image at another size, of that only some columns.
+
+        Of an image that is not tall Pillow resizes the rows first and then the columns, rounding in between, so bands
+        of rows may be resized one after the other, and columns that are not wanted left out, without changing a bit.
+        (Of tall ones Pillow 13 resizes the columns first, earlier versions the rows.)
+        """
+        first, end = columns or (0, size[0])
+        width, height = upright.size
+        if upright.is_plain or height > width or width * height <= BAND_PIXELS:
+            return upright.whole().resize(size, self._filter).crop((first, 0, end, size[1]))
+        narrow = Image.new("RGB", (end - first, height))
+        for top, bottom in upright.bands():
+            band = upright.part((0, top, width, bottom)).resize((size[0], bottom - top), self._filter)
+            narrow.paste(band.crop((first, 0, end, bottom - top)), (0, top))
+        return narrow.resize((end - first, size[1]), self._filter)
+
+    def _middle(self, upright: Upright, resized: tuple[int, int], corner: tuple[int, int]) -> Image.Image:
+        """The crop at `corner` of the resized image, made from the part of the image that it depends on."""
+        side = self.image_size
+        box, region = [], []
+        for full, small, start in zip(upright.size, resized, corner, strict=True):
+            scale = full / small
+            margin = _SUPPORT * max(scale, 1.0) + 1
+            box.append((start * scale, (start + side) * scale))
+            region.append((max(0, int(start * scale - margin)), min(full, int((start + side) * scale + margin) + 1)))
+        (left, right), (top, bottom) = region
+        inner = [place - origin for axis, (origin, _) in zip(box, region, strict=True) for place in axis]
+        part = upright.part((left, top, right, bottom))
+        return part.resize((side, side), self._filter, box=(inner[0], inner[2], inner[1], inner[3]))
+
+    @property
+    def _filter(self) -> Image.Resampling:
+        return Image.Resampling[self.config.interpolation.upper()]
 
 
-def normalise(pixels: torch.Tensor, config: PreprocessConfig) -> torch.Tensor:
+def normalize(pixels: torch.Tensor, config: PreprocessConfig) -> torch.Tensor:
     """uint8 [..., H, W, 3] or [..., 3, H, W] -> float32 [..., 3, H, W], on the device of `pixels`."""
     if pixels.shape[-1] == 3:
         pixels = pixels.movedim(-1, -3)

@@ -1,8 +1,8 @@
 """Batches of training pairs.
 
 What is in a batch follows from (seed, epoch) and its number alone: not from the number of workers or processes, nor
-from whether the pictures are kept in memory. Kept pictures are decoded once and whole batches assembled by array
-operations, on the training device where they fit; otherwise worker processes read, decode and tokenise.
+from whether the images are kept in memory. Kept images are decoded once and whole batches assembled by array
+operations, on the training device where they fit; otherwise worker processes read, decode and tokenize.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from typing import Literal
 import numpy as np
 import torch
 
+from cloob_cli.core.config import TextConfig
+from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.data.batch import PairBatch
+from cloob_cli.data.image_cache import ImageDecoder, fits_in_memory
 from cloob_cli.data.images import Preprocess
 from cloob_cli.data.memory import PairMemory
 from cloob_cli.data.order import block_windows, epoch_order
 from cloob_cli.data.pairs import PairSource
-from cloob_cli.data.pictures import Bases, fits_in_memory
 from cloob_cli.data.streaming import PairReader, PairStream
 from cloob_cli.data.text import Tokenizer
 from cloob_cli.errors import DataError
 from cloob_cli.recipe import AugmentSection
 
-__all__ = ["PairBatch", "PairLoader"]
+__all__ = ["PairBatch", "PairLoader", "check_enough"]
 
 _BY_CHANCE = 8  # unreadable pairs that may be all of a process's small share of a batch
 
@@ -36,9 +38,12 @@ class PairLoader:
     Args:
         indices: int64 [n], the pairs to use; None: all.
         batch_size: pairs in a batch of all processes together. Rank r of W gets a contiguous share of each.
-        workers: processes (or threads, where the pictures are in memory) that prepare batches; "auto": by cores.
-        in_memory: keep the decoded pictures; "auto": where they take at most a part of the free memory.
-        device: where the batches go. Kept pictures are moved there where they fit, and changed there.
+        workers: processes (or threads, where the images are in memory) that prepare batches; "auto": by cores.
+        local_processes: those of `processes` that share this machine's cores and memory; left out: all of them.
+        in_memory: keep the decoded images; "auto": where they take at most a part of the free memory.
+        captions_per_image: captions that are drawn of each pair, none twice where the pair has enough.
+        text: the tower that the tokens are for; rows are cut to what it reads (`core.token_rows`). None: not cut.
+        device: where the batches go. Kept images are moved there where they fit, and changed there.
 
     Raises:
         DataError: fewer pairs than a batch.
@@ -58,20 +63,22 @@ class PairLoader:
         in_memory: bool | Literal["auto"] = "auto",
         rank: int = 0,
         processes: int = 1,
+        local_processes: int | None = None,
         device: torch.device | None = None,
+        captions_per_image: int = 1,
+        text: TextConfig | None = None,
     ) -> None:
         self._pairs = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
-        if len(self._pairs) < batch_size:
-            raise DataError(
-                f"{len(self._pairs)} training pairs are fewer than one batch of {batch_size}", "lower train.batch_size"
-            )
-        self._source, self._seed, self._batch_size = source, seed, batch_size
+        check_enough(len(self._pairs), batch_size)
+        self._source, self._seed, self._batch_size, self._text = source, seed, batch_size, text
         self._share = slice(batch_size * rank // processes, batch_size * (rank + 1) // processes)
-        self._workers = _worker_count(processes) if workers == "auto" else workers
-        reader = PairReader(source, tokenizer, Bases(preprocess, augment), augment, seed)
+        local = local_processes or processes
+        self._workers = _worker_count(local) if workers == "auto" else workers
+        reader = PairReader(source, tokenizer, ImageDecoder(preprocess, augment), augment, seed, captions_per_image)
         if in_memory == "auto":
-            in_memory = fits_in_memory(source, reader.bases, self._pairs, processes)
-        self._read: Callable[[int, list[np.ndarray]], Iterator[PairBatch]]
+            in_memory = fits_in_memory(source, reader.bases, self._pairs, local)
+        self._full_size = preprocess.image_size
+        self._read: Callable[[int, list[tuple[np.ndarray, int]]], Iterator[PairBatch]]
         if in_memory:
             self._read = PairMemory(reader, self._pairs, self._workers, device or torch.device("cpu")).batches
         else:
@@ -87,21 +94,30 @@ class PairLoader:
         """Pairs of each batch that are this process's."""
         return self._share.stop - self._share.start
 
-    def batches(self, epoch: int, first_batch: int = 0) -> Iterator[PairBatch]:
+    def batches(
+        self, epoch: int, first_batch: int = 0, image_size: Callable[[int], int] | None = None
+    ) -> Iterator[PairBatch]:
         """The batches of an epoch from number `first_batch` on; what comes before is not read.
 
         The last pairs of the order, fewer than a batch, are left out in this epoch.
+
+        Args:
+            image_size: pixels a side of the images of each batch, by its number; None: those of `preprocess`.
 
         Raises:
             DataError: not one pair of this process's share of a batch can be read, and the share is not tiny.
         """
         order = self._order(epoch)
-        starts = range(first_batch * self._batch_size, self.batches_per_epoch * self._batch_size, self._batch_size)
-        wanted = [order[start : start + self._batch_size][self._share] for start in starts]
+        wanted = []
+        for number in range(first_batch, self.batches_per_epoch):
+            pairs = order[number * self._batch_size : (number + 1) * self._batch_size][self._share]
+            wanted.append((pairs, image_size(number) if image_size else self._full_size))
         for batch in self._read(epoch, wanted):
             if not len(batch.indices) and len(batch.skipped) > _BY_CHANCE:
                 name, reason = batch.skipped[0]
                 raise DataError(f"not one of the {len(batch.skipped)} pairs of a batch can be read; {name}: {reason}")
+            if self._text is not None:
+                batch.tokens = cut_to_longest(batch.tokens, self._text)
             yield batch
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -112,6 +128,12 @@ class PairLoader:
         return self._pairs[epoch_order(len(self._pairs), self._seed, epoch, windows)]
 
 
-def _worker_count(processes: int) -> int:
+def check_enough(pairs: int, batch_size: int) -> None:
+    """Raise DataError where there are fewer pairs than a batch."""
+    if pairs < batch_size:
+        raise DataError(f"{pairs} training pairs are fewer than one batch of {batch_size}", "lower train.batch_size")
+
+
+def _worker_count(local_processes: int) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, max(1, cores // processes - 1))
+    return min(16, max(1, cores // local_processes - 1))

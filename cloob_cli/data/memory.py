@@ -1,4 +1,4 @@
-"""Batches of pictures that are kept decoded: whole batches are assembled by array operations."""
+"""Batches of images that are kept decoded: whole batches are assembled by array operations."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from cloob_cli.data.augment import DRAWS, draw, recolour
+from cloob_cli.data.augment import DRAWS, color_jitter
 from cloob_cli.data.batch import PairBatch
-from cloob_cli.data.captions import CaptionStore
+from cloob_cli.data.captions import CaptionStore, caption_numbers
+from cloob_cli.data.image_cache import ImageCache
 from cloob_cli.data.order import uniforms
 from cloob_cli.data.pairs import PairSource
-from cloob_cli.data.pictures import PictureStore
 from cloob_cli.data.streaming import PairReader
 from cloob_cli.errors import ImageError
 
@@ -22,7 +22,7 @@ _AHEAD = 2  # batches that are assembled while one is trained on
 
 
 class PairMemory:
-    """Batches of pictures that are kept decoded, assembled ahead by threads."""
+    """Batches of images that are kept decoded, assembled ahead by threads."""
 
     def __init__(self, reader: PairReader, pairs: np.ndarray, workers: int, device: torch.device) -> None:
         self._reader = reader
@@ -32,15 +32,16 @@ class PairMemory:
         self._captions = CaptionStore(
             (_captions_or_none(reader.source, index) for index in pairs.tolist()), reader.tokenizer
         )
-        self._pictures = PictureStore(reader.source, reader.bases, pairs)
-        self._pictures.move_to(device, self._threads)
+        self._images = ImageCache(reader.source, reader.bases, pairs)
+        self._images.move_to(device, self._threads)
 
-    def batches(self, epoch: int, wanted: list[np.ndarray]) -> Iterator[PairBatch]:
+    def batches(self, epoch: int, wanted: list[tuple[np.ndarray, int]]) -> Iterator[PairBatch]:
+        """For each of (int64 [b] pairs, size of their images) the batch."""
         with ThreadPoolExecutor(self._threads, thread_name_prefix="pairs") as pool:
             waiting: deque[Future[PairBatch]] = deque()
             try:
-                for pairs in wanted:
-                    waiting.append(pool.submit(self._batch, epoch, pairs))
+                for pairs, size in wanted:
+                    waiting.append(pool.submit(self._batch, epoch, pairs, size))
                     if len(waiting) > self._threads + _AHEAD:
                         yield waiting.popleft().result()
                 while waiting:
@@ -49,20 +50,22 @@ class PairMemory:
                 for future in waiting:
                     future.cancel()
 
-    def _batch(self, epoch: int, pairs: np.ndarray) -> PairBatch:
+    def _batch(self, epoch: int, pairs: np.ndarray, size: int) -> PairBatch:
         reader = self._reader
         rows = self._rows[pairs]
-        self._pictures.load(rows)
+        self._images.load(rows)
         reasons = [self._reason(row) for row in rows.tolist()]
         skipped = [(reader.source.name(pair), why) for pair, why in zip(pairs.tolist(), reasons, strict=True) if why]
         if skipped:
             usable = np.array([why is None for why in reasons])
             pairs, rows = pairs[usable], rows[usable]
         random = uniforms(reader.seed, epoch, pairs, len(DRAWS))
-        tokens, caption_ids = self._captions.batch(rows, draw(random, "caption"))
-        pictures = recolour(self._pictures.take(rows, random, reader.augment), random, reader.augment)
+        choosing = caption_numbers(reader.seed, epoch, pairs, random, reader.captions_per_image)
+        tokens, caption_ids = self._captions.batch(rows, choosing)
+        augment = reader.augment_at(size)
+        images = color_jitter(self._images.take(rows, random, augment, size), random, augment)
         return PairBatch(
-            pictures.permute(0, 3, 1, 2),
+            images.permute(0, 3, 1, 2),
             torch.from_numpy(tokens),
             torch.from_numpy(pairs),
             torch.from_numpy(caption_ids),
@@ -71,7 +74,7 @@ class PairMemory:
 
     def _reason(self, row: int) -> str | None:
         """Why a pair cannot be used, if so."""
-        return self._pictures.unreadable.get(row) if self._captions.has(row) else "no caption"
+        return self._images.unreadable.get(row) if self._captions.has(row) else "no caption"
 
 
 def _captions_or_none(source: PairSource, index: int) -> list[str]:

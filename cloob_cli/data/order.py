@@ -52,9 +52,20 @@ def hold_out(n: int, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def uniforms(seed: int, epoch: int, samples: np.ndarray, count: int) -> np.ndarray:
-    """`count` numbers in [0, 1) for each sample -> float64 [B, count]."""
-    return (random_bits(seed, epoch, samples, count) >> np.uint64(11)) * 2.0**-53
+def uniforms(seed: int, epoch: int, samples: np.ndarray, count: int, first_draw: int = 1) -> np.ndarray:
+    """`count` numbers in [0, 1) for each sample, its draws from `first_draw` on -> float64 [B, count]."""
+    return (random_bits(seed, epoch, samples, count, first_draw) >> np.uint64(11)) * 2.0**-53
+
+
+def further_uniforms(uniform: np.ndarray, count: int) -> np.ndarray:
+    """`count` further numbers in [0, 1) for each of these, float64 [B] -> float64 [B, count]: hashes of its 53 bits.
+
+    For a choice that needs more numbers than the one it has, without moving the draws of other choices.
+    """
+    with np.errstate(over="ignore"):
+        state = _mix((uniform * 2.0**53).astype(np.uint64) + _GAMMA)
+        steps = (np.arange(count).astype(np.uint64) + np.uint64(1)) * _GAMMA
+        return (_mix(state[:, None] + steps) >> np.uint64(11)) * 2.0**-53
 
 
 def random_bits(seed: int, epoch: int, samples: np.ndarray, count: int, first_draw: int = 1) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Training pairs from a recipe's data section: pictures with one or more captions each."""
+"""Training pairs from a recipe's data section: images with one or more captions each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from cloob_cli.data.folder import suffixes
+from cloob_cli.data.fingerprint import Part
+from cloob_cli.data.formats import suffixes
 from cloob_cli.errors import DataError, ImageError
 from cloob_cli.recipe import DataSection
 
@@ -27,7 +28,10 @@ class PairSource(Protocol):
 
     `blocks` is None where any pair can be read alone; else (int64 [len]: the block of each pair, how many blocks fit
     in memory at once), and an epoch is mixed in windows of so many blocks (`order.block_windows`).
+    `unusable` is what is not among the pairs although it lies with them: (name, reason) each.
     """
+
+    unusable: list[tuple[str, str]]
 
     @property
     def blocks(self) -> tuple[np.ndarray, int] | None: ...
@@ -43,7 +47,11 @@ class PairSource(Protocol):
         ...
 
     def image(self, index: int, size_hint: int | None = None) -> Image.Image:
-        """Its picture, as `images.open_image` gives it, or ImageError."""
+        """Its image, as `images.open_image` gives it, or ImageError."""
+        ...
+
+    def parts(self) -> list[Part]:
+        """What the pairs are, for `fingerprint.changes`; reads no image."""
         ...
 
 
@@ -130,14 +138,19 @@ def _format_of(path: Path) -> str:
     for entry in path.rglob("*"):
         if entry.name.startswith("metadata."):
             return "folder"
-        if not entry.name.startswith(".") and entry.is_file():
+        if not entry.name.startswith(".") and entry.is_file() and not _describes_a_shard(entry):
             counts[entry.suffix.lower() or "(no suffix)"] += 1
     kinds = {_FORMATS.get(suffix, "folder" if suffix in suffixes() else "") for suffix in counts}
     for kind in ("parquet", "webdataset", "folder", "csv"):
         if kind in kinds:
             return kind
     found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items())) or "it is empty"
-    raise DataError(f"no pictures, .parquet, .tar or .csv files in {path}: {found}")
+    raise DataError(f"no images, .parquet, .tar or .csv files in {path}: {found}")
+
+
+def _describes_a_shard(path: Path) -> bool:
+    """Whether this is img2dataset's table of what it fetched into the tar or folder of that name, not the pairs."""
+    return path.suffix == ".parquet" and (path.with_suffix(".tar").is_file() or path.with_suffix("").is_dir())
 
 
 def _files(paths: list[Path], *wanted: str) -> list[Path]:

@@ -1,8 +1,9 @@
-"""Batches read anew each time: worker processes read, decode, change and tokenise."""
+"""Batches read anew each time: worker processes read, decode, change and tokenize."""
 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -16,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from cloob_cli.data.augment import DRAWS, draw, move, recolour
+from cloob_cli.data.augment import DRAWS, color_jitter, move
 from cloob_cli.data.batch import PairBatch
-from cloob_cli.data.captions import caption_id, pick
+from cloob_cli.data.captions import caption_id, caption_numbers, pick
+from cloob_cli.data.image_cache import ImageDecoder, cropped
 from cloob_cli.data.order import uniforms
 from cloob_cli.data.pairs import PairSource
-from cloob_cli.data.pictures import Bases, cropped
 from cloob_cli.data.text import Tokenizer
 from cloob_cli.errors import DataError, ImageError
 from cloob_cli.recipe import AugmentSection
@@ -33,35 +34,52 @@ class PairReader:
     """Reads and changes pairs one by one; what a worker process is sent."""
 
     def __init__(
-        self, source: PairSource, tokenizer: Tokenizer, bases: Bases, augment: AugmentSection, seed: int
+        self,
+        source: PairSource,
+        tokenizer: Tokenizer,
+        bases: ImageDecoder,
+        augment: AugmentSection,
+        seed: int,
+        captions_per_image: int,
     ) -> None:
         self.source, self.tokenizer, self.bases, self.augment, self.seed = source, tokenizer, bases, augment, seed
+        self.captions_per_image = captions_per_image
 
-    def __getitem__(self, key: tuple[int, np.ndarray]) -> PairBatch:
-        """Pairs of one epoch, (epoch, int64 [b]) -> their part of a batch. (The name is DataLoader's.)"""
-        epoch, pairs = key
-        kept, pictures, texts, skipped = [], [], [], []
+    def augment_at(self, size: int) -> AugmentSection:
+        """The random changes of images of `size` pixels: a shift is counted in pixels of the full size."""
+        if size == self.bases.size or not self.augment.shift:
+            return self.augment
+        return self.augment.model_copy(update={"shift": round(self.augment.shift * size / self.bases.size)})
+
+    def __getitem__(self, key: tuple[int, np.ndarray, int]) -> PairBatch:
+        """Pairs of one epoch, (epoch, int64 [b], image size) -> their part of a batch. (The name is DataLoader's.)"""
+        epoch, pairs, size = key
+        augment = self.augment_at(size)
+        kept, images, texts, skipped = [], [], [], []
         for index in pairs.tolist():
             try:
                 captions = self.source.captions(index)
                 if not captions:
                     raise ImageError("no caption")
-                pictures.append(self.bases.of(self.source, index))
+                images.append(self.bases.of(self.source, index))
                 texts.append(captions)
                 kept.append(index)
             except ImageError as problem:
                 skipped.append((self.source.name(index), problem.message))
         numbers = np.array(kept, dtype=np.int64)
         random = uniforms(self.seed, epoch, numbers, len(DRAWS))
-        choices = pick(draw(random, "caption"), np.array([len(t) for t in texts], dtype=np.int64))
-        rows = self.tokenizer.rows([captions[choice] for captions, choice in zip(texts, choices, strict=True)])
-        bases = cropped(pictures, random, self.augment, self.bases.size)
-        moved = move(bases, torch.arange(len(bases)), random, self.augment)
+        choosing = caption_numbers(self.seed, epoch, numbers, random, self.captions_per_image)
+        choices = pick(choosing, np.array([len(captions) for captions in texts], dtype=np.int64))
+        rows = self.tokenizer.rows(
+            [captions[choice] for captions, chosen in zip(texts, choices, strict=True) for choice in chosen]
+        )
+        bases = cropped(images, random, augment, size)
+        moved = move(bases, torch.arange(len(bases)), random, augment)
         return PairBatch(
-            recolour(moved, random, self.augment).permute(0, 3, 1, 2),
-            self.tokenizer.padded(rows),
+            color_jitter(moved, random, augment).permute(0, 3, 1, 2),
+            self.tokenizer.padded(rows).unflatten(0, choices.shape),
             torch.from_numpy(numbers),
-            torch.tensor([caption_id(row) for row in rows], dtype=torch.int64),
+            torch.tensor([caption_id(row) for row in rows], dtype=torch.int64).unflatten(0, choices.shape),
             skipped,
         )
 
@@ -70,7 +88,7 @@ class PairStream:
     """Batches read anew each time, by worker processes that live as long as the loader."""
 
     def __init__(self, reader: PairReader, workers: int) -> None:
-        self.keys: list[tuple[int, np.ndarray]] = []
+        self.keys: list[tuple[int, np.ndarray, int]] = []
         options: dict = {}
         if workers:
             # Forking a process that has threads (tokenizers, Arrow, CUDA) can hang; a clean server forks instead.
@@ -89,20 +107,14 @@ class PairStream:
                 **options,
             )
 
-    def batches(self, epoch: int, wanted: list[np.ndarray]) -> Iterator[PairBatch]:
-        self.keys = [(epoch, part) for pairs in wanted for part in _parts(pairs)]
+    def batches(self, epoch: int, wanted: list[tuple[np.ndarray, int]]) -> Iterator[PairBatch]:
+        """For each of (int64 [b] pairs, size of their images) the batch."""
+        self.keys = [(epoch, part, size) for pairs, size in wanted for part in _parts(pairs)]
         with _as_many_workers_as_asked():
             parts = iter(self._loader)
-        for pairs in wanted:
-            try:
+        for pairs, _ in wanted:
+            with _telling_of_lost_workers():
                 batch = _joined([next(parts) for _ in _parts(pairs)])
-            except RuntimeError as problem:
-                if "DataLoader worker" not in str(problem):
-                    raise
-                raise DataError(
-                    "a process that reads pictures was ended from outside, most likely for want of memory",
-                    "lower data.workers",
-                ) from None
             yield batch
 
 
@@ -112,7 +124,7 @@ class _Keys:
     def __init__(self, stream: PairStream) -> None:
         self._stream = stream
 
-    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray, int]]:
         return iter(self._stream.keys)
 
     def __len__(self) -> int:
@@ -144,10 +156,25 @@ def _fork_server() -> BaseContext:
     if threading.current_thread() is threading.main_thread():  # only there can signals be set
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            forkserver.ensure_running()
+            with _quiet_tracker():
+                forkserver.ensure_running()
         finally:
             signal.signal(signal.SIGINT, before)
     return context
+
+
+@contextmanager
+def _quiet_tracker() -> Iterator[None]:
+    """Where this process is killed, multiprocessing's tracker gives its semaphores back, and warns that it has to."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker"]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 @contextmanager
@@ -158,10 +185,41 @@ def _as_many_workers_as_asked() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _telling_of_lost_workers() -> Iterator[None]:
+    """A worker that was killed shows in several ways: torch finds it gone, or the pipe to it breaks while a batch of
+    its is fetched. All of them are one error here. (What went wrong inside a living worker begins with "Caught".)
+    """
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as problem:
+        text = str(problem)
+        known = text.startswith("DataLoader worker (pid") or "unable to open shared memory" in text
+        if text.startswith("Caught ") or (isinstance(problem, RuntimeError) and not known):
+            raise
+        raise DataError(
+            "a process that reads images was ended from outside, most likely for want of memory", "lower data.workers"
+        ) from None
+
+
 def _unchanged(batch: Any) -> Any:
     return batch
 
 
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["TOKENIZERS_PARALLELIZM"] = "false"
+    threading.Thread(target=_end_with_parent, name="parent's end", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the process that asked for this worker, then end as well.
+
+    Nothing else would: under a fork server the worker's parent by number is the server, and the server lives as long
+    as a worker does. What the sentinel stands on, a pipe or a handle, the system closes even for a process that is
+    killed.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
@@ -18,13 +19,11 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, p
 from tokenizers import Tokenizer as Vocabulary
 
 from cloob_cli.core.config import TokenizerConfig
+from cloob_cli.data.tokenizer_file import WORDS, check_parts, highest_id, tokenizer_errors
 from cloob_cli.errors import InputError, ModelFolderError
 
 _DEFAULT = TokenizerConfig()
 _END_OF_WORD = "</w>"
-
-# Words, digits one by one, runs of other signs, and English clitics: the pattern of CLIP's SimpleTokenizer.
-_WORDS = r"""<start_of_text>|<end_of_text>|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 # What the trained and CLIP's own vocabularies have before their merges: 256 bytes, 256 bytes that end a word; after
 # them the start and the end token, the end token last, because models pool the text at the highest id.
@@ -38,17 +37,26 @@ class Tokenizer:
         source: a `tokenizer.json` (Hugging Face tokenizers), as a path or as the file's bytes.
         config: cleaning, special tokens, padding and truncation.
         context_length: ids in a row, start and end included.
+        id_limit: one more than the highest id that the text tower knows, where it is another number than here.
 
     Raises:
-        ModelFolderError: the file is missing, is no tokenizer, or lacks the special tokens that `config` names.
+        ModelFolderError: the file is missing, is no tokenizer of these models, or lacks the special tokens that
+            `config` names.
     """
 
     def __init__(
-        self, source: Path | str | bytes, config: TokenizerConfig | None = None, context_length: int = 77
+        self,
+        source: Path | str | bytes,
+        config: TokenizerConfig | None = None,
+        context_length: int = 77,
+        id_limit: int | None = None,
     ) -> None:
         self.config = config or _DEFAULT
         self.context_length = context_length
-        self._vocabulary = _read(source)
+        self.id_limit = id_limit
+        self._name = "the tokenizer" if isinstance(source, bytes) else str(source)
+        self._vocabulary = _read(source, self._name)
+        check_parts(self._vocabulary, self.config.kind, self._name)
         self._vocabulary.no_padding()
         self._vocabulary.no_truncation()
         self._normalizer = self._vocabulary.normalizer
@@ -59,8 +67,15 @@ class Tokenizer:
             self._start, self._end = (self._special(name) for name in (self.config.start_token, self.config.end_token))
 
     def __call__(self, texts: str | list[str]) -> torch.Tensor:
-        """Token ids of one text or of several -> int64 [B, context_length], padded with `config.pad_id`."""
-        return self.padded(self.rows([texts] if isinstance(texts, str) else list(texts)))
+        """Token ids of one text or of several -> int64 [B, context_length], padded with `config.pad_id`.
+
+        Raises:
+            ModelFolderError: a text has a token that the text tower does not know.
+        """
+        tokens = self.padded(self.rows([texts] if isinstance(texts, str) else list(texts)))
+        if self.id_limit is not None and tokens.numel() and int(tokens.max()) >= self.id_limit:
+            raise ModelFolderError(f"{self._name} gives the id {int(tokens.max())}, the text tower has {self.id_limit}")
+        return tokens
 
     def padded(self, rows: list[list[int]]) -> torch.Tensor:
         """What `rows` gives -> int64 [B, context_length]."""
@@ -71,19 +86,27 @@ class Tokenizer:
 
     def rows(self, texts: list[str]) -> list[list[int]]:
         """The same without padding: start, text and end, cut to at most `context_length` ids."""
-        bare = self._vocabulary.encode_batch_fast(
-            [self._clean(text) for text in texts], add_special_tokens=self.config.kind == "roberta"
-        )
-        return [self._frame(encoding.ids) for encoding in bare]
+        return [self._frame(ids) for ids in self._encode(texts)]
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """How many ids each text would have, start and end included, if none were cut."""
+        frame = 0 if self.config.kind == "roberta" else 2
+        return [len(ids) + frame for ids in self._encode(texts)]
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        cleaned = [self._clean(text) for text in texts]
+        with tokenizer_errors(self._name, "fails at a text"):
+            bare = self._vocabulary.encode_batch_fast(cleaned, add_special_tokens=self.config.kind == "roberta")
+        return [encoding.ids for encoding in bare]
 
     def encode(self, text: str) -> list[int]:
         """The bare ids of `text`: nothing added, nothing cut."""
         return self._vocabulary.encode(self._clean(text), add_special_tokens=False).ids
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the highest id."""
-        return self._vocabulary.get_vocab_size(with_added_tokens=True)
+        return highest_id(self._vocabulary) + 1
 
     def to_json(self) -> str:
         """The contents of a `tokenizer.json` that also pads and cuts to `context_length`."""
@@ -193,7 +216,7 @@ def _empty(model: models.BPE) -> Vocabulary:
     )
     vocabulary.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -207,11 +230,10 @@ def _byte_order() -> list[str]:
     return [chr(byte) for byte in printable] + [chr(256 + position) for position in range(others)]
 
 
-def _read(source: Path | str | bytes) -> Vocabulary:
-    name = "the tokenizer" if isinstance(source, bytes) else str(source)
+def _read(source: Path | str | bytes, name: str) -> Vocabulary:
     try:
-        return Vocabulary.from_buffer(source if isinstance(source, bytes) else Path(source).read_bytes())
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
     except OSError as problem:
         raise ModelFolderError(f"{name}: {(problem.strerror or str(problem)).lower()}") from None
-    except Exception as problem:  # tokenizers raises a bare Exception
-        raise ModelFolderError(f"{name} is not a tokenizer.json: {problem}") from None
+    with tokenizer_errors(name, "is not a tokenizer.json"):
+        return Vocabulary.from_buffer(data)

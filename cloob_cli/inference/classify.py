@@ -1,4 +1,4 @@
-"""Zero-shot classification of pictures: labels in, one row a picture out."""
+"""Zero-shot classification of images: labels in, one row an image out."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from torch import Tensor
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.zero_shot import class_embeddings, probabilities
 from cloob_cli.data.images import Preprocess
-from cloob_cli.inference.encoding import device_of, encode_pictures
+from cloob_cli.inference.encoding import device_of, encode_images
 from cloob_cli.inference.labels import Label
 from cloob_cli.inference.outputs import parquet_rows
-from cloob_cli.inference.reading import Failure, picture_batches
+from cloob_cli.inference.reading import Failure, OnImage, image_batches
+
+# Called while labels are encoded: with the number of their texts that are done, and of all.
+OnTexts = Callable[[int, int], None]
 
 OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One label for a picture: softmax(inv_tau · cosine) over all labels, and the cosine itself."""
+    """One label for an image: softmax(inv_tau · cosine) over all labels, and the cosine itself."""
 
     label: str
     probability: float
@@ -38,7 +41,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Classified:
-    """A picture with its best labels, best first, at least one."""
+    """An image with its best labels, best first, at least one."""
 
     path: str
     top: list[Choice]
@@ -54,7 +57,7 @@ class Classified:
 
 @dataclass
 class ClassifiedBatch:
-    """Rows of consecutive pictures, and the pictures among them that could not be read."""
+    """Rows of consecutive images, and the images among them that could not be read."""
 
     rows: list[Classified]
     failures: list[Failure] = field(default_factory=list)
@@ -71,7 +74,7 @@ def columns(top_k: int) -> list[str]:
 
 def classify(
     model: CloobModel,
-    paths: Iterable[Path],
+    paths: Iterable[Path | Failure],
     labels: Sequence[Label],
     templates: Sequence[str],
     *,
@@ -79,27 +82,57 @@ def classify(
     batch_size: int = 64,
     workers: int | None = None,
     fast_jpeg: bool = False,
+    memory_budget: int | None = None,
+    on_image: OnImage | None = None,
+    on_texts: OnTexts | None = None,
 ) -> Generator[ClassifiedBatch]:
-    """Classify pictures in their order; unreadable ones are failures of the batch they would have stood in.
+    """Classify images in their order; unreadable ones are failures of the batch they would have stood in.
 
     Probabilities are softmax(inv_tau · cosine) over all labels, with the inv_tau of the model's configuration.
     Where `top_k` exceeds the number of labels, all are given. Of equal cosines the label that stands first wins.
+    `on_texts` and `on_image` follow the work.
     """
     names = [label.name for label in labels]
-    assert model.tokenize is not None
-    classes = class_embeddings(
-        model.encode_text, model.tokenize, [label.names for label in labels], templates, batch_size, device_of(model)
-    ).cpu()
+    classes = _encode_labels(model, labels, templates, batch_size, on_texts)
     preprocess = Preprocess(model.config.vision.image_size, model.config.preprocess)
-    batches = picture_batches(paths, preprocess, batch_size=batch_size, workers=workers, fast_jpeg=fast_jpeg)
+    batches = image_batches(
+        paths,
+        preprocess,
+        batch_size=batch_size,
+        workers=workers,
+        fast_jpeg=fast_jpeg,
+        memory_budget=memory_budget,
+        on_image=on_image,
+    )
     with closing(batches):
         for batch in batches:
             rows = []
             if batch.paths:
-                cosines = encode_pictures(model, batch.pixels) @ classes.T
+                cosines = encode_images(model, batch.pixels) @ classes.T
                 choices = _best(cosines, model.config.inv_tau, names, min(top_k, len(names)))
                 rows = [Classified(path, top) for path, top in zip(batch.paths, choices, strict=True)]
             yield ClassifiedBatch(rows, batch.failures)
+
+
+def _encode_labels(
+    model: CloobModel, labels: Sequence[Label], templates: Sequence[str], batch_size: int, on_texts: OnTexts | None
+) -> Tensor:
+    total = sum(len(label.names) for label in labels) * len(templates)
+    done = 0
+
+    def encode(tokens: Tensor) -> Tensor:
+        nonlocal done
+        embeddings = model.encode_text(tokens)
+        done += len(tokens)
+        if on_texts:
+            on_texts(done, total)
+        return embeddings
+
+    assert model.tokenize is not None
+    names = [label.names for label in labels]
+    return class_embeddings(
+        encode, model.tokenize, names, templates, batch_size, device_of(model), model.config.text
+    ).cpu()
 
 
 def _best(cosines: Tensor, inv_tau: float, names: list[str], top_k: int) -> list[list[Choice]]:
@@ -116,9 +149,13 @@ Write = Callable[[Iterable[Classified]], None]
 
 
 @contextmanager
-def open_rows(path: Path, suffix: str, top_k: int) -> Iterator[Write]:
-    """Open a result file of the kind that `suffix` names; yields the function that appends rows."""
-    with {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[suffix](path, top_k) as write:
+def open_rows(path: Path, suffix: str, top_k: int, metadata: dict[str, str]) -> Iterator[Write]:
+    """Open a result file of the kind that `suffix` names; yields the function that appends rows.
+
+    `metadata` go where the format has a place for them: into .parquet.
+    """
+    opened = _csv(path, top_k) if suffix == ".csv" else _jsonl(path) if suffix == ".jsonl" else _parquet(path, metadata)
+    with opened as write:
         yield write
 
 
@@ -126,21 +163,29 @@ def open_rows(path: Path, suffix: str, top_k: int) -> Iterator[Write]:
 def _csv(path: Path, top_k: int) -> Iterator[Write]:
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
+        # The csv module leaves a lone carriage return bare, which readers then take for the end of a row.
+        quoting = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(columns(top_k))
-        yield lambda rows: writer.writerows(row.as_row() for row in rows)
+
+        def write(rows: Iterable[Classified]) -> None:
+            for row in rows:
+                cells = row.as_row()
+                (quoting if any("\r" in str(cell) for cell in cells) else writer).writerow(cells)
+
+        yield write
 
 
 @contextmanager
-def _jsonl(path: Path, top_k: int) -> Iterator[Write]:
+def _jsonl(path: Path) -> Iterator[Write]:
     with path.open("w", encoding="utf-8") as stream:
         yield lambda rows: stream.writelines(json.dumps(row.as_dict()) + "\n" for row in rows)
 
 
 @contextmanager
-def _parquet(path: Path, top_k: int) -> Iterator[Write]:
+def _parquet(path: Path, metadata: dict[str, str]) -> Iterator[Write]:
     import pyarrow as pa
 
     choice = [("label", pa.string()), ("probability", pa.float64()), ("cosine", pa.float64())]
-    schema = pa.schema([("path", pa.string()), *choice, ("top", pa.list_(pa.struct(choice)))])
+    schema = pa.schema([("path", pa.string()), *choice, ("top", pa.list_(pa.struct(choice)))], metadata=metadata)
     with parquet_rows(path, schema) as file:
         yield lambda rows: file.write(row.as_dict() for row in rows)

@@ -1,9 +1,8 @@
-"""Pictures or texts as embeddings in files: `emb.npy` and, in the same order, `emb.parquet`."""
+"""Images or texts as embeddings in files: `emb.npy` and, in the same order, `emb.parquet`."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,9 +16,11 @@ from cloob_cli.core.model import CloobModel
 from cloob_cli.data.images import Preprocess
 from cloob_cli.errors import NothingFoundError
 from cloob_cli.files import replacing_together
-from cloob_cli.inference.encoding import encode_pictures, encode_texts
-from cloob_cli.inference.outputs import NpyRows, failures_path, parquet_rows, write_failures
-from cloob_cli.inference.reading import Failure, picture_batches
+from cloob_cli.inference.encoding import encode_images, encode_texts
+from cloob_cli.inference.existing import output_files
+from cloob_cli.inference.outputs import NpyRows, parquet_rows, write_failures
+from cloob_cli.inference.reading import Failure, OnImage, image_batches
+from cloob_cli.inference.tokens import count_cut
 
 if TYPE_CHECKING:
     import pyarrow
@@ -27,48 +28,69 @@ if TYPE_CHECKING:
 
 @dataclass
 class EmbeddedBatch:
-    """Embeddings, unit-norm float32 [B, D] on the CPU, of B named things (paths or texts), and what was skipped."""
+    """Embeddings, unit-norm float32 [B, D] on the CPU, of B named things (paths or texts), and what was skipped.
+
+    `cut` of the texts are longer than the model's context.
+    """
 
     names: list[str]
     embeddings: Tensor | None
     failures: list[Failure] = field(default_factory=list)
+    cut: int = 0
 
     def __len__(self) -> int:
         return len(self.names)
 
 
-def embed_pictures(
+def embed_images(
     model: CloobModel,
-    paths: Iterable[Path],
+    paths: Iterable[Path | Failure],
     *,
     batch_size: int = 64,
     workers: int | None = None,
     fast_jpeg: bool = False,
+    memory_budget: int | None = None,
+    on_image: OnImage | None = None,
 ) -> Generator[EmbeddedBatch]:
-    """Embed pictures in their order; unreadable ones are failures of the batch they would have stood in."""
+    """Embed images in their order; unreadable ones are failures of the batch they would have stood in."""
     preprocess = Preprocess(model.config.vision.image_size, model.config.preprocess)
-    batches = picture_batches(paths, preprocess, batch_size=batch_size, workers=workers, fast_jpeg=fast_jpeg)
+    batches = image_batches(
+        paths,
+        preprocess,
+        batch_size=batch_size,
+        workers=workers,
+        fast_jpeg=fast_jpeg,
+        memory_budget=memory_budget,
+        on_image=on_image,
+    )
     with closing(batches):
         for batch in batches:
-            embeddings = encode_pictures(model, batch.pixels) if batch.paths else None
+            embeddings = encode_images(model, batch.pixels) if batch.paths else None
             yield EmbeddedBatch(batch.paths, embeddings, batch.failures)
 
 
-def embed_texts(model: CloobModel, texts: Iterable[str], *, batch_size: int = 64) -> Generator[EmbeddedBatch]:
-    """Embed texts in their order."""
+def embed_texts(
+    model: CloobModel, texts: Iterable[str], *, batch_size: int = 64, on_text: Callable[[], None] | None = None
+) -> Generator[EmbeddedBatch]:
+    """Embed texts in their order; `on_text` is called for each."""
     texts = iter(texts)
     while batch := list(islice(texts, batch_size)):
-        yield EmbeddedBatch(batch, encode_texts(model, batch))
+        embeddings = encode_texts(model, batch)
+        if on_text:
+            for _ in batch:
+                on_text()
+        yield EmbeddedBatch(batch, embeddings, cut=count_cut(model, batch))
 
 
 @dataclass(frozen=True)
 class Written:
-    """The files of one run: `failures` is None where nothing was skipped."""
+    """The files of one run: `failures` is None where nothing was skipped; `cut` texts did not fit the context."""
 
     embeddings: Path
     index: Path
     failures: Path | None
     rows: int
+    cut: int
 
 
 def write_embeddings(
@@ -93,13 +115,16 @@ def write_embeddings(
     Raises:
         NothingFoundError: not one row.
     """
-    index, skipped = output.with_suffix(".parquet"), failures_path(output)
+    files = output_files(output, "embed")
+    _, index, skipped = files
     failures: list[Failure] = []
-    with replacing_together([output, index, skipped]) as [npy, parquet, listing]:
+    cut = 0
+    with replacing_together(files) as [npy, parquet, listing]:
         with npy.open("wb") as stream, parquet_rows(parquet, index_schema(column, metadata)) as names:
             rows = NpyRows(stream, width, np.dtype(dtype))
             for batch in batches:
                 failures += batch.failures
+                cut += batch.cut
                 if batch.embeddings is not None:
                     rows.write(batch.embeddings.numpy())
                     names.write({column: name} for name in batch.names)
@@ -107,7 +132,7 @@ def write_embeddings(
         if not rows.count:
             raise NothingFoundError("there is nothing to embed: not one usable input")
         write_failures(listing, failures)
-    return Written(output, index, skipped if failures else None, rows.count)
+    return Written(output, index, skipped if failures else None, rows.count, cut)
 
 
 def index_schema(column: str, metadata: dict[str, str]) -> pyarrow.Schema:
@@ -115,17 +140,3 @@ def index_schema(column: str, metadata: dict[str, str]) -> pyarrow.Schema:
     import pyarrow as pa
 
     return pa.schema([pa.field(column, pa.string(), nullable=False)], metadata=metadata)
-
-
-def describe_embeddings(model: CloobModel, name: str, weights_sha256: str) -> dict[str, str]:
-    """What somebody needs to know before comparing two files of embeddings; all values are text."""
-    from cloob_cli import __version__
-
-    config = model.config
-    preprocessing = {"image_size": config.vision.image_size, **config.preprocess.model_dump(mode="json")}
-    return {
-        "model": name,
-        "weights_sha256": weights_sha256,
-        "preprocessing": json.dumps(preprocessing),
-        "version": __version__,
-    }

@@ -8,29 +8,35 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.resnet import Bottleneck, ModifiedResNet
-from cloob_cli.data.images import normalise
+from cloob_cli.core.token_rows import cut_to_longest
+from cloob_cli.core.transformer import VisionTransformer
+from cloob_cli.data.images import normalize
 
 
 def prepare_for_inference(model: CloobModel) -> CloobModel:
     """Make a loaded model faster where that keeps its results (differences of about 1e-7), in place; returns it.
 
-    A ResNet's convolutions take its batch normalisations in and keep their weights channels last. Afterwards the
-    model is good for encoding only: its parameters no longer have the names that a model folder stores.
+    Convolutions of a ResNet or of a vision transformer's stem take their batch normalizations in and keep their weights
+    channels last. Afterwards the model is good for encoding only: its parameters no longer have the names that a model
+    folder stores.
     """
-    if isinstance(model.visual, ModifiedResNet):
+    if isinstance(model.visual, ModifiedResNet) or model.config.vision.stem == "conv":
         fold_batch_norm(model.visual)
         model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 
-def fold_batch_norm(tower: ModifiedResNet) -> None:
-    """Replace every convolution and the batch normalisation behind it by one convolution, in place."""
+def fold_batch_norm(tower: ModifiedResNet | VisionTransformer) -> None:
+    """Replace every convolution and the batch normalization behind it by one convolution, in place."""
     for module in tower.modules():
         if isinstance(module, ModifiedResNet | Bottleneck):
             for number in (1, 2, 3):
                 _fold(module, f"conv{number}", f"bn{number}")
         if isinstance(module, Bottleneck) and isinstance(module.downsample, nn.Sequential):
             _fold(module.downsample, "0", "1")
+        if isinstance(module, VisionTransformer) and isinstance(module.stem, nn.Sequential):
+            for number in range(0, len(module.stem), 3):  # convolution, norm, ReLU
+                _fold(module.stem, str(number), str(number + 1))
 
 
 def _fold(owner: nn.Module, convolution: str, norm: str) -> None:
@@ -42,15 +48,16 @@ def device_of(model: CloobModel) -> torch.device:
     return model.logit_scale.device
 
 
-def encode_pictures(model: CloobModel, pixels: Tensor) -> Tensor:
-    """Embeddings, unit-norm float32 [B, D] on the CPU, of cropped pictures uint8 [B, H, W, 3]."""
+def encode_images(model: CloobModel, pixels: Tensor) -> Tensor:
+    """Embeddings, unit-norm float32 [B, D] on the CPU, of cropped images uint8 [B, H, W, 3]."""
     with torch.inference_mode():
-        normalised = normalise(pixels.to(device_of(model)), model.config.preprocess)
-        return model.encode_image(normalised).float().cpu()
+        normalized = normalize(pixels.to(device_of(model)), model.config.preprocess)
+        return model.encode_image(normalized).float().cpu()
 
 
 def encode_texts(model: CloobModel, texts: list[str]) -> Tensor:
     """Embeddings, unit-norm float32 [B, D] on the CPU, of texts."""
     assert model.tokenize is not None
     with torch.inference_mode():
-        return model.encode_text(model.tokenize(texts).to(device_of(model))).float().cpu()
+        tokens = cut_to_longest(model.tokenize(texts), model.config.text)
+        return model.encode_text(tokens.to(device_of(model))).float().cpu()

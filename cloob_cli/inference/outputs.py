@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -11,30 +11,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from cloob_cli.errors import UsageError
 from cloob_cli.inference.reading import Failure
 
 if TYPE_CHECKING:
     import pyarrow
 
 _ROW_GROUP = 16_384  # rows held before they are written: large enough to compress, small enough to forget
-
-
-def failures_path(output: Path) -> Path:
-    """Where what was skipped is listed: `emb.failures.jsonl` beside `emb.npy`."""
-    return output.with_suffix(".failures.jsonl")
-
-
-def check_output(output: Path, suffixes: Sequence[str]) -> None:
-    """Refuse an output path before any work is done.
-
-    Raises:
-        UsageError: its suffix is none of `suffixes`, or it is a folder.
-    """
-    if output.suffix.lower() not in suffixes:
-        raise UsageError(f"cannot write '{output.name}': unknown kind of file", f"use one of: {' '.join(suffixes)}")
-    if output.is_dir():
-        raise UsageError(f"{output} is a folder, a file was expected")
 
 
 def write_failures(path: Path, failures: Iterable[Failure]) -> None:
@@ -81,7 +63,8 @@ class ParquetRows:
     def __init__(self, path: Path, schema: pyarrow.Schema) -> None:
         from pyarrow import parquet
 
-        self._writer = parquet.ParquetWriter(path, schema, compression="zstd")
+        self._file = path.open("wb")  # pyarrow itself opens only paths that are UTF-8
+        self._writer = parquet.ParquetWriter(self._file, schema, compression="zstd")
         self._schema = schema
         self._rows: list[dict[str, Any]] = []
 
@@ -91,9 +74,10 @@ class ParquetRows:
             self._flush()
 
     def close(self) -> None:
-        if self._rows:
-            self._flush()
-        self._writer.close()
+        with self._file:
+            if self._rows:
+                self._flush()
+            self._writer.close()
 
     def _flush(self) -> None:
         import pyarrow

@@ -1,4 +1,4 @@
-"""Folders of pictures as batches of decoded pixels, in order, in memory that does not grow with the folder.
+"""Folders of images as batches of decoded pixels, in order, in memory that does not grow with the folder.
 
 Threads decode: Pillow lets go of the interpreter's lock while it decodes and resizes, so they keep as many cores busy
 as processes would, without a second copy of torch in each and without sending pixels between processes.
@@ -6,9 +6,11 @@ as processes would, without a second copy of torch in each and without sending p
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import stat
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,46 +22,94 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloob_cli.data.folder import list_images
-from cloob_cli.data.images import Preprocess, open_image
-from cloob_cli.errors import ImageError
+from cloob_cli.data.budget import MemoryBudget, default_budget
+from cloob_cli.data.folder import Watch, scan
+from cloob_cli.data.images import Preprocess, read_crop
+from cloob_cli.errors import ImageError, InputError
 
+_BEFORE_ESCAPE = re.compile(r"(\\+)(?=[\udc80-\udcff]|x[89a-f][0-9a-f])")
+
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that was skipped: its path as text, and why."""
+    """An image that was skipped: its path as text, and why."""
 
     path: str
     reason: str
 
 
-@dataclass
-class PictureBatch:
-    """Consecutive pictures: `paths` and `pixels` of the readable ones, uint8 [B, H, W, 3], and the others' failures.
+# Called for every image in order, as soon as it was read: with None, or with why it was skipped.
+OnImage = Callable[[Failure | None], None]
 
-    B may be 0 where the last ones of a folder are all unreadable.
-    """
+
+@dataclass
+class ImageBatch:
+    """Consecutive readable images, `paths` and `pixels`, uint8 [B, H, W, 3], or (B is 0) one that is not readable."""
 
     paths: list[str]
     pixels: Tensor
     failures: list[Failure] = field(default_factory=list)
 
 
-def collect_pictures(sources: Sequence[Path]) -> list[Path]:
-    """The pictures that paths of pictures and folders mean, each file once, in the order of the arguments.
+@dataclass
+class Collected:
+    """Images to read, and among them, in their places, failures: what is missing or may not be listed.
+
+    `passed_over` counts by kind files that look like images and cannot be read here.
+    """
+
+    items: list[Path | Failure] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+
+def collect_images(sources: Sequence[Path], watch: Watch | None = None) -> Collected:
+    """The images that paths of images and folders mean, each file once, in the order of the arguments.
+
+    `watch` is called with numbers of files that were looked at.
 
     Raises:
-        InputError: no such file or folder.
-        NothingFoundError: a folder without a picture.
+        InputError: none of `sources` gives an image; the error is the first one's.
     """
-    return list(dict.fromkeys(path for source in sources for path in list_images(source)))
+    found = Collected()
+    seen: set[Path] = set()
+    real = functools.cache(lambda folder: Path(os.path.realpath(folder)))
+    errors: list[InputError] = []
+    for source in sources:
+        try:
+            below = scan(source, watch)
+        except InputError as problem:
+            errors.append(problem)
+            found.items.append(Failure(path_text(source), problem.message))
+            continue
+        found.passed_over += below.passed_over
+        folders = dict(below.unreadable)
+        for path in sorted([*below.images, *folders]):
+            place = real(path.parent) / path.name  # links to a file are files of their own
+            if place in seen:
+                continue
+            seen.add(place)
+            reason = folders.get(path)
+            failure = reason and Failure(path_text(path), f"the folder cannot be read: {reason}")
+            found.items.append(failure or path)
+    if errors and len(errors) == len(sources):
+        raise errors[0]
+    return found
 
 
 def path_text(path: Path) -> str:
-    """A path as text that every format can hold; bytes of a name that are no UTF-8 become `\\xNN`."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace") if os.name == "posix" else str(path)
+    """A path as text that every format can hold, different for different paths.
+
+    Bytes of a name that are not UTF-8 become `\\xNN`. Backslashes before such an escape, or before what looks like one
+    in the name itself, are doubled: an odd number of them marks a byte.
+    """
+    if os.name != "posix":
+        return str(path).encode("utf-8", "backslashreplace").decode()
+    text = os.fsencode(path).decode("utf-8", "surrogateescape")
+    text = _BEFORE_ESCAPE.sub(r"\1\1", text)
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def default_workers() -> int:
@@ -68,82 +118,86 @@ def default_workers() -> int:
     return min(available, 32)
 
 
-def picture_batches(
-    paths: Iterable[Path],
+def image_batches(
+    paths: Iterable[Path | Failure],
     preprocess: Preprocess,
     *,
     batch_size: int,
     workers: int | None = None,
     fast_jpeg: bool = False,
-) -> Generator[PictureBatch]:
-    """Decode, resize and crop pictures; at most two batches are held at any time.
+    memory_budget: int | None = None,
+    on_image: OnImage | None = None,
+) -> Generator[ImageBatch]:
+    """Decode, resize and crop images; at most two batches are held at any time.
 
     Args:
+        paths: the images; a failure among them is passed on in its place.
         workers: threads; 0 decodes in the caller's thread; None picks by the number of cores.
+        memory_budget: bytes that decoding may take at a time; large images wait for their part, and those that need
+            more are failures. None picks by the machine's memory.
         fast_jpeg: decode a JPEG at 1/2, 1/4 or 1/8 of its size where both sides stay at least twice the model's.
 
     Yields:
-        Batches of `batch_size` readable pictures (the last may be smaller), in the order of `paths`.
+        Batches of `batch_size` readable images (the last may be smaller), in the order of `paths`, and each failure
+        as soon as it is known, in a batch of its own.
     """
     count = default_workers() if workers is None else workers
     size_hint = 2 * preprocess.image_size if fast_jpeg else None
+    budget = MemoryBudget(default_budget() if memory_budget is None else memory_budget)
 
-    def read(path: Path) -> np.ndarray | Failure:
-        return _read(path, preprocess, size_hint)
+    def read(path: Path | Failure) -> tuple[str, np.ndarray] | Failure:
+        return path if isinstance(path, Failure) else _read(path, preprocess, budget, size_hint)
 
-    paths = iter(paths)
     size = preprocess.image_size
-    batch = PictureBatch([], torch.empty(0, size, size, 3, dtype=torch.uint8))
+    nothing = torch.empty(0, size, size, 3, dtype=torch.uint8)
+    read_paths: list[str] = []
     crops: list[np.ndarray] = []
-    for path, result in _map_in_order(read, paths, count, ahead=batch_size + count):
+    for result in _map_in_order(read, iter(paths), count, ahead=batch_size + count):
+        if on_image:
+            on_image(result if isinstance(result, Failure) else None)
         if isinstance(result, Failure):
-            batch.failures.append(result)
+            yield ImageBatch([], nothing, [result])
             continue
-        batch.paths.append(path_text(path))
-        crops.append(result)
+        read_paths.append(result[0])
+        crops.append(result[1])
         if len(crops) == batch_size:
-            yield _complete(batch, crops)
-            batch, crops = PictureBatch([], batch.pixels[:0]), []
-    if crops or batch.failures:
-        yield _complete(batch, crops)
-
-
-def _complete(batch: PictureBatch, crops: list[np.ndarray]) -> PictureBatch:
+            yield ImageBatch(read_paths, torch.from_numpy(np.stack(crops)))
+            read_paths, crops = [], []
     if crops:
-        batch.pixels = torch.from_numpy(np.stack(crops))
-    return batch
+        yield ImageBatch(read_paths, torch.from_numpy(np.stack(crops)))
 
 
 def _map_in_order(
-    function: Callable[[Path], Result], items: Iterator[Path], workers: int, ahead: int
-) -> Generator[tuple[Path, Result]]:
-    """(item, function(item)) in the order of `items`, with at most `ahead` results waiting."""
+    function: Callable[[Item], Result], items: Iterator[Item], workers: int, ahead: int
+) -> Generator[Result]:
+    """function(item) in the order of `items`, with at most `ahead` results waiting."""
     if workers == 0:
-        yield from ((item, function(item)) for item in items)
+        yield from map(function, items)
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    waiting: deque[tuple[Path, Future[Result]]] = deque()
+    waiting: deque[Future[Result]] = deque()
     try:
-        waiting.extend((item, pool.submit(function, item)) for item in islice(items, ahead))
+        waiting.extend(pool.submit(function, item) for item in islice(items, ahead))
         while waiting:
-            item, future = waiting.popleft()
-            result = future.result()
-            waiting.extend((item, pool.submit(function, item)) for item in islice(items, 1))
-            yield item, result
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(function, item) for item in islice(items, 1))
+            yield result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read(path: Path, preprocess: Preprocess, size_hint: int | None) -> np.ndarray | Failure:
+def _read(
+    path: Path, preprocess: Preprocess, budget: MemoryBudget, size_hint: int | None
+) -> tuple[str, np.ndarray] | Failure:
     try:
         # Opening a pipe would wait for somebody to write into it.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ImageError("not a regular file")
-        return preprocess.crop(open_image(path, size_hint))
+        return path_text(path), read_crop(path, preprocess, budget, size_hint)
     except ImageError as problem:
         reason = problem.message
     except OSError as problem:
         reason = f"cannot be read: {(problem.strerror or str(problem)).lower()}"
-    except Exception as problem:  # one odd picture must not end a run over a million
+    except Exception as problem:  # one odd image must not end a run over a million
         reason = f"{type(problem).__name__}: {problem}"
     return Failure(path_text(path), reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import operator
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from cloob_cli.files import replacing, sha256_of
 MANIFEST = "cloob-bundle.json"
 _LARGEST_MANIFEST = 1 << 20
 _CHUNK = 1 << 20
+_UNSOUND = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError)  # of tarfile, with hostile headers
 
 
 def write_bundle(folder: Path, name: str, names: list[str], target: Path) -> None:
@@ -37,7 +39,7 @@ def is_bundle(path: Path) -> bool:
         with tarfile.open(path, "r:") as tar:
             first = tar.next()
             return first is not None and first.name == MANIFEST
-    except (tarfile.TarError, OSError, EOFError, ValueError):
+    except (*_UNSOUND, OSError):
         return False
 
 
@@ -51,10 +53,21 @@ def bundle_name(path: Path) -> str:
         return str(_manifest(path, tar)["name"])
 
 
+def bundle_hashes(path: Path) -> dict[str, str]:
+    """The sha256 of every file that a bundle says it holds; `extract_bundle` holds the files to them.
+
+    Raises:
+        RegistryError: its manifest is unsound.
+    """
+    with _opened(path) as tar:
+        return {name: entry["sha256"] for name, entry in _manifest(path, tar)["files"].items()}
+
+
 def extract_bundle(path: Path, folder: Path, allowed: list[str]) -> None:
     """Put the files of a bundle into `folder`; every byte is checked against the manifest.
 
-    Only plain files that the manifest names and `allowed` lists are written, by their bare names.
+    Only plain files that the manifest names and `allowed` lists are written, by their bare names, and never more bytes
+    than it says; all of them together are no larger than the bundle itself.
 
     Raises:
         RegistryError: it is no bundle, or names files that a model does not have.
@@ -70,9 +83,14 @@ def extract_bundle(path: Path, folder: Path, allowed: list[str]) -> None:
             if not member.isreg() or member.name not in missing:
                 raise RegistryError(f"{path} holds {member.name!r}, which its manifest does not name: refused")
             missing.remove(member.name)
+            size = files[member.name]["bytes"]
+            if member.issparse() or member.size != size:  # a sparse member may claim any size
+                raise RegistryError(
+                    f"{path} holds {member.size:,} bytes of {member.name}, where its manifest says {size:,}: refused"
+                )
             stream = tar.extractfile(member)
             assert stream is not None  # it is a regular file
-            found = _copy(stream, folder / member.name)
+            found = _copy(stream, folder / member.name, size)
             if found != files[member.name]["sha256"]:
                 raise ChecksumError(
                     f"{path}: {member.name} is damaged: sha256 {found}, expected {files[member.name]['sha256']}",
@@ -87,7 +105,7 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(path, "r:") as tar:
             yield tar
-    except (tarfile.TarError, EOFError) as problem:
+    except _UNSOUND as problem:
         raise RegistryError(f"{path} is no sound bundle ({problem})", "copy the bundle again") from None
 
 
@@ -98,10 +116,15 @@ def _manifest(path: Path, tar: tarfile.TarFile) -> dict[str, Any]:
         raise RegistryError(f"{path} is not a bundle: it has no {MANIFEST}")
     try:
         manifest = json.loads(stream.read())
-        files = {str(name): {"sha256": str(entry["sha256"])} for name, entry in manifest["files"].items()}
-        return {"name": str(manifest["name"]), "files": files}
+        entries = {str(name): entry for name, entry in manifest["files"].items()}
+        hashes = {name: str(entry["sha256"]) for name, entry in entries.items()}
+        sizes = {name: operator.index(entry["bytes"]) for name, entry in entries.items()}
+        model = str(manifest["name"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise RegistryError(f"{path}: {MANIFEST} is unsound") from None
+        raise RegistryError(f"{path}: {MANIFEST} is unsound, refused") from None
+    if sum(sizes.values()) > path.stat().st_size:
+        raise RegistryError(f"{path} says that it holds more bytes than it has: refused")
+    return {"name": model, "files": {name: {"sha256": hashes[name], "bytes": sizes[name]} for name in entries}}
 
 
 def _member(name: str, size: int) -> tarfile.TarInfo:
@@ -111,10 +134,11 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
     return member
 
 
-def _copy(source: IO[bytes], target: Path) -> str:
+def _copy(source: IO[bytes], target: Path, size: int) -> str:
     digest = hashlib.sha256()
     with target.open("wb") as out:
-        while block := source.read(_CHUNK):
+        while size > 0 and (block := source.read(min(size, _CHUNK))):
             digest.update(block)
             out.write(block)
+            size -= len(block)
     return digest.hexdigest()

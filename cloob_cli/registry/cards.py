@@ -10,13 +10,13 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from cloob_cli import assets
-from cloob_cli.errors import CardError, UnknownModelError
-from cloob_cli.schema import Section, nearest, parse
+from cloob_cli.errors import UnknownModelError, ZooEntryError
+from cloob_cli.schema import StrictModel, nearest, parse
 
-Format = Literal["cloob", "mljku", "crowsonkb", "japanese"]
+Format = Literal["cloob", "mljku", "crowsonkb", "rinna"]
 
 
-class Source(Section):
+class Source(StrictModel):
     """Where the original is: `bundled` in the package, a `url`, or a `repository` on the Hugging Face Hub.
 
     `format` is the layout of the original; anything but "cloob" is converted when it is pulled.
@@ -40,16 +40,20 @@ class Source(Section):
         return self
 
 
-class Score(Section):
-    """One measured number, in percent, and who measured it how."""
+class Score(StrictModel):
+    """One measured number, in percent, and who measured it how.
+
+    `clip` is the same of the CLIP that the same people trained on the same data.
+    """
 
     dataset: str
     metric: str
     value: float = Field(ge=0, le=100)
+    clip: float | None = Field(default=None, ge=0, le=100, description="of the CLIP beside it, on the same data")
     by: str = Field(description="who measured it, and where it is published or with which command")
 
 
-class Card(Section):
+class Card(StrictModel):
     """What a model is, where it comes from and how well it does."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
@@ -60,8 +64,8 @@ class Card(Section):
     embed_dim: int = Field(gt=0)
     languages: list[str] = Field(default_factory=list)
     data: str
-    licence: str | None = Field(default=None, description="of the weights; left out where nobody states one")
-    licence_note: str | None = None
+    license: str | None = Field(default=None, description="of the weights; left out where nobody states one")
+    license_note: str | None = None
     homepage: str | None = None
     paper: str | None = None
     recipe: str | None = Field(default=None, description="the shipped recipe that trains it")
@@ -80,7 +84,7 @@ def card(name: str) -> Card:
 
     Raises:
         UnknownModelError: there is none.
-        CardError: it has wrong fields.
+        ZooEntryError: it has wrong fields.
     """
     path = assets.zoo_folder() / f"{name}.toml"
     if name not in card_names():
@@ -96,15 +100,15 @@ def read_card(path: Path) -> Card:
     """Read and check one card.
 
     Raises:
-        CardError: it is no TOML, has wrong fields, or is named otherwise than its file.
+        ZooEntryError: it is no TOML, has wrong fields, or is named otherwise than its file.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
-        raise CardError(f"{path}: {problem}") from None
-    read = parse(Card, data, str(path), CardError)
+        raise ZooEntryError(f"{path}: {problem}") from None
+    read = parse(Card, data, str(path), ZooEntryError)
     if read.name != path.stem:
-        raise CardError(f"{path}: the card is named '{read.name}', its file '{path.stem}'")
+        raise ZooEntryError(f"{path}: the card is named '{read.name}', its file '{path.stem}'")
     return read
 
 
@@ -112,6 +116,6 @@ def all_cards() -> list[Card]:
     """All cards, sorted by name.
 
     Raises:
-        CardError: one of them has wrong fields.
+        ZooEntryError: one of them has wrong fields.
     """
     return [read_card(path) for path in sorted(assets.zoo_folder().glob("*.toml"))]

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from cloob_cli.checkpoint.folder import KEPT_FILES, WEIGHTS_FILE
 from cloob_cli.errors import ChecksumError, DownloadError, RegistryError, UsageError
 from cloob_cli.files import sha256_of
+from cloob_cli.registry.connection import check_proxies, distrusted_certificate
 from cloob_cli.registry.events import Received, Report, Started, unreported
-from cloob_cli.registry.folder import KEPT_FILES, WEIGHTS_FILE
-from cloob_cli.registry.storage import check_space, set_aside
+from cloob_cli.registry.storage import check_space, quarantine
 
 _REFERENCE = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?/?")
 
@@ -92,7 +93,7 @@ def snapshot(found: Listing, names: Sequence[str], report: Report = unreported, 
     Raises:
         DownloadError, DiskSpaceError, ChecksumError.
     """
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import constants, hf_hub_download
 
     chosen = [file for file in found.files if file.name in names]
     if not chosen:
@@ -100,18 +101,22 @@ def snapshot(found: Listing, names: Sequence[str], report: Report = unreported, 
     total = sum(file.size or 0 for file in chosen)
     check_space(Path(constants.HF_HUB_CACHE), total)
     report(Started(found.reference.repository, 0, total))
-    with plain_errors(found.reference):
-        folder = Path(
-            snapshot_download(
-                found.reference.repository,
-                revision=found.reference.revision,
-                allow_patterns=[file.name for file in chosen],
-                force_download=force,
-                tqdm_class=_bar_class(report),
+    bar, folder = _bar_class(report), Path()
+    # One after the other and in this thread, as threads would not hear of a Ctrl-C; the small ones first.
+    for file in sorted(chosen, key=lambda file: file.size or 0):
+        with plain_errors(found.reference):
+            path = Path(
+                hf_hub_download(
+                    found.reference.repository,
+                    file.name,
+                    revision=found.reference.revision,
+                    force_download=force,
+                    tqdm_class=bar,
+                )
             )
-        )
-    if folder.name != found.commit:
-        raise DownloadError(f"{found.reference} changed while it was fetched", "pull again")
+        folder = path.parents[len(PurePosixPath(file.name).parts) - 1]
+        if folder.name != found.commit:
+            raise DownloadError(f"{found.reference} changed while it was fetched", "pull again")
     for file in chosen:
         if file.sha256 and sha256_of(folder / file.name) != file.sha256:
             _reject(folder / file.name, file, found.reference)
@@ -155,7 +160,7 @@ def model_folder(text: str, report: Report = unreported) -> Path:
 
 def _reject(path: Path, file: HubFile, reference: Reference) -> None:
     actual, blob = sha256_of(path), path.resolve()
-    aside = set_aside(blob, PurePosixPath(file.name).name)
+    aside = quarantine(blob, PurePosixPath(file.name).name)
     path.unlink(missing_ok=True)
     raise ChecksumError(
         f"{reference}: {file.name} is not the file that the Hub names: sha256 {actual}, expected {file.sha256}",
@@ -168,6 +173,7 @@ def plain_errors(reference: Reference) -> Iterator[None]:
     import httpx2
     from huggingface_hub import errors
 
+    check_proxies()
     try:
         yield
     except errors.GatedRepoError:
@@ -185,6 +191,11 @@ def plain_errors(reference: Reference) -> Iterator[None]:
     except (errors.HFValidationError, errors.HfUriError) as problem:
         raise UsageError(f"{reference}: {_first_line(problem)}") from None
     except (errors.HfHubHTTPError, errors.EntryNotFoundError, httpx2.HTTPError, ConnectionError) as problem:
+        if distrust := distrusted_certificate(problem):
+            raise DownloadError(
+                f"{reference}: the Hub's certificate is not trusted here ({distrust})",
+                "the authority of a company or of its proxy is named with SSL_CERT_FILE",
+            ) from None
         raise DownloadError(f"{reference}: {_first_line(problem)}", "try again later") from None
 
 

@@ -28,7 +28,7 @@ class Entry:
     image_size: int | None
     data: str | None
     scores: list[Score] = field(default_factory=list)
-    licence: str | None = None
+    license: str | None = None
     path: Path | None = None
     summary: str | None = None
 
@@ -71,7 +71,7 @@ def _carded(card: Card, default: str) -> Entry:
         image_size=card.image_size,
         data=card.data,
         scores=card.scores,
-        licence=card.licence,
+        license=card.license,
         path=path,
         summary=card.summary,
     )
@@ -94,10 +94,10 @@ def _uncarded(name: str, default: str) -> Entry:
 
 
 def _where(name: str) -> tuple[State, Path | None]:
+    if store.is_model_folder(store.bundled_folder(name)):  # in the order of `store.find`
+        return "bundled", store.bundled_folder(name)
     if store.is_model_folder(store.installed_folder(name)):
         return "installed", store.installed_folder(name)
-    if store.is_model_folder(store.bundled_folder(name)):
-        return "bundled", store.bundled_folder(name)
     return "not installed", None
 
 
@@ -105,6 +105,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one where there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloob_cli.registry.store import home
@@ -40,6 +41,8 @@ def is_held(stem: str) -> bool:
     """Whether a process holds the lock whose `lock_name` is `stem`."""
     from filelock import Timeout
 
+    if not (_folder() / f"{stem}.lock").exists():
+        return False
     held = _file_lock(stem)
     try:
         held.acquire(timeout=0)
@@ -49,9 +52,33 @@ def is_held(stem: str) -> bool:
     return False
 
 
+def remove_unheld() -> None:
+    """Delete the files of locks that nobody holds.
+
+    Each is deleted while it is held; whoever opened it before sees that it is gone and makes a new one (filelock does).
+    """
+    from filelock import Timeout
+
+    for path in _folder().glob("*.lock"):
+        held = _file_lock(path.stem)
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            continue
+        try:
+            path.unlink(missing_ok=True)
+        except PermissionError:  # Windows keeps an open file; another prune may find it closed
+            pass
+        finally:
+            held.release()
+
+
 def _file_lock(stem: str) -> FileLock:
     from filelock import FileLock
 
-    folder = home() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / f"{stem}.lock")
+    _folder().mkdir(parents=True, exist_ok=True)
+    return FileLock(_folder() / f"{stem}.lock")
+
+
+def _folder() -> Path:
+    return home() / "locks"

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def model_card(name: str, config: ModelConfig, card: Card | None) -> str:
     """Markdown with the front matter that the Hugging Face Hub reads."""
     front = ["---", "library_name: cloob", "pipeline_tag: zero-shot-image-classification", "tags: [cloob, clip]"]
-    if card and card.licence:
-        front.append(f"license: {card.licence.lower()}")
+    if card and card.license:
+        front.append(f"license: {card.license.lower()}")
     if card and card.languages:
         front.append(f"language: [{', '.join(card.languages)}]")
     parts = ["\n".join([*front, "---"]), f"# {name}"]
@@ -27,10 +27,20 @@ def model_card(name: str, config: ModelConfig, card: Card | None) -> str:
     facts += [f"- {label}: {value}" for label, value in _known(config, card)]
     parts.append("\n".join(facts))
     if card and card.scores:
-        rows = [f"| {score.dataset} | {score.metric} | {score.value:g} % | {score.by} |" for score in card.scores]
-        parts.append("\n".join(["| data | measure | score | by |", "|---|---|---|---|", *rows]))
+        parts.append("\n".join(_scores(card)))
     parts.append(f"```\ncloob classify PICTURES --labels labels.txt --model {name}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _scores(card: Card) -> list[str]:
+    """A table; with a column for the CLIP that was trained beside the model, where one was."""
+    beside = any(score.clip is not None for score in card.scores)
+    clip = ["CLIP, same data"] if beside else []
+    rows = [["data", "measure", "score", *clip, "by"], ["---"] * (4 + beside)]
+    for score in card.scores:
+        clip = [f"{score.clip:g} %" if score.clip is not None else ""] if beside else []
+        rows.append([score.dataset, score.metric, f"{score.value:g} %", *clip, score.by])
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def _known(config: ModelConfig, card: Card | None) -> list[tuple[str, str]]:
@@ -38,8 +48,8 @@ def _known(config: ModelConfig, card: Card | None) -> list[tuple[str, str]]:
     known = [("converted from", source.get("origin")), ("sha256 of the original", source.get("sha256"))]
     if card:
         known += [
-            ("licence", card.licence),
-            ("note", card.licence_note),
+            ("license", card.license),
+            ("note", card.license_note),
             ("home", card.homepage),
             ("paper", card.paper),
         ]

@@ -11,8 +11,8 @@ from pathlib import Path
 from cloob_cli.errors import RegistryError, UnknownModelError
 from cloob_cli.registry import cards, store
 from cloob_cli.registry.inventory import folder_size
-from cloob_cli.registry.locks import is_held, lock, lock_name
-from cloob_cli.registry.storage import downloads_folder, rejected_folder
+from cloob_cli.registry.locks import is_held, lock, lock_name, remove_unheld
+from cloob_cli.registry.storage import downloads_folder, quarantine_folder
 from cloob_cli.schema import nearest
 
 
@@ -62,6 +62,7 @@ def carry_out(removals: list[Removal]) -> None:
             shutil.rmtree(removal.path)
         else:
             removal.path.unlink(missing_ok=True)
+    remove_unheld()
 
 
 def _downloads() -> Iterator[Removal]:
@@ -72,7 +73,7 @@ def _downloads() -> Iterator[Removal]:
 
 
 def _rejected() -> Iterator[Removal]:
-    for path in _entries(rejected_folder()):
+    for path in _entries(quarantine_folder()):
         yield Removal(path, "file that was set aside", path.stat().st_size)
 
 

@@ -22,7 +22,7 @@ def bundle_model(name: str, target: Path) -> None:
         UnknownModelError, ModelFolderError: there is no sound model of that name.
     """
     folder, files = _shared(name)
-    own_name = str(install_record(folder).get("name") or folder.resolve().name)
+    own_name = str(install_record(folder).get("name") or _folder_name(folder))
     write_bundle(folder, own_name, files, target)
 
 
@@ -62,9 +62,15 @@ def _upload(api: HfApi, reference: Reference, folder: Path, files: list[str], pr
 
 
 def _shared(name: str) -> tuple[Path, list[str]]:
-    folder = store.find(name)
+    folder = store.find_to_share(name)
     missing = [file for file in store.MODEL_FILES if not (folder / file).is_file()]
     if missing:
         raise ModelFolderError(f"{folder} has no {missing[0]}")
     store.open_model(folder, "cpu")
     return folder, [file for file in store.KEPT_FILES if (folder / file).is_file()]
+
+
+def _folder_name(folder: Path) -> str:
+    """The folder's own; of the model in a training run's folder, the run's."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "model" else folder.name

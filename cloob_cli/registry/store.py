@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloob_cli import assets
-from cloob_cli.errors import UnknownModelError
-from cloob_cli.registry.folder import (
+from cloob_cli.checkpoint.folder import (
     CONFIG_FILE,
     CONFIG_KEY,
     FINGERPRINT_FILE,
@@ -25,6 +24,7 @@ from cloob_cli.registry.folder import (
     weights_sha256,
     write_config,
 )
+from cloob_cli.errors import UnknownModelError
 from cloob_cli.schema import nearest
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ __all__ = [
     "default_file",
     "default_model",
     "find",
+    "find_to_share",
     "home",
     "installed_folder",
     "installed_models",
@@ -110,7 +111,8 @@ def find(name: str | Path | None = None) -> Path:
 
     Args:
         name: a zoo name (installed or bundled), a path, `hf://ORG/REPO[@REVISION]`, or None for the default model.
-            A zoo name comes before a folder of the same name in the working directory (write `./NAME` for that).
+            A zoo name comes before a folder of the same name in the working directory (write `./NAME` for that), also
+            where the model is not installed, and what is shipped comes before what is installed.
 
     Raises:
         UnknownModelError: nothing has that name, or it has a card but is not installed.
@@ -124,15 +126,29 @@ def find(name: str | Path | None = None) -> Path:
 
             return model_folder(name)
         if _is_plain_name(name):
-            for folder in (installed_folder(name), bundled_folder(name)):
+            # The bundled model is always the shipped one: nothing that is installed can take its place unasked.
+            for folder in (bundled_folder(name), installed_folder(name)):
                 if is_model_folder(folder):
                     return folder
+            if (assets.zoo_folder() / f"{name}.toml").is_file():
+                raise _unknown(name)
     path = Path(os.path.expanduser(name))  # which leaves a ~name alone that nobody has
     if path.is_dir():
         return path
     if path.is_file():
         raise UnknownModelError(f"{path} is a file, not a model folder", "name its folder, or `cloob zoo add` it")
     raise _unknown(str(name))
+
+
+def find_to_share(name: str) -> Path:
+    """The same for giving a model away; the folder of a training run stands for the model in it.
+
+    Raises:
+        UnknownModelError, DownloadError: as `find`.
+    """
+    folder = find(name)
+    inner = folder / "model"
+    return inner if is_model_folder(inner) and not is_model_folder(folder) else folder
 
 
 def _is_plain_name(name: str) -> bool:

@@ -1,11 +1,10 @@
 """One download over HTTP that goes on where it stopped.
 
-HTTP semantics: RFC 9110, sections 13.1.5 (If-Range), 14.2 (Range) and 15.3.7 (206 Partial Content).
+HTTP semantics: RFC 9110, sections 10.2.3 (Retry-After), 13.1.5 (If-Range), 14.2 (Range), 15.3.7 (206 Partial Content).
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -17,27 +16,26 @@ from urllib.parse import urlsplit
 
 from cloob_cli.errors import ChecksumError, DiskSpaceError, DownloadError
 from cloob_cli.files import replacing, sha256_of
+from cloob_cli.registry.connection import (
+    RetryPolicy,
+    answer_of,
+    certificate_error,
+    distrusted_certificate,
+    http_client,
+    retry_after,
+    shown_address,
+)
 from cloob_cli.registry.events import Notice, Received, Report, Started
 from cloob_cli.registry.locks import lock_name
-from cloob_cli.registry.storage import check_space, downloads_folder, set_aside
+from cloob_cli.registry.storage import FULL_DISK, check_space, downloads_folder, quarantine
 
 if TYPE_CHECKING:
     import httpx2
+    from tenacity import RetryCallState
 
 _CHUNK = 1 << 20
+_LOOK_AT_THE_DISK = 8 << 20  # bytes that may come between two looks
 _TRANSIENT_STATUS = {408, 421, 425, 429, 500, 502, 503, 504}
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long to go on. An attempt counts as failed where it brought less than `progress_bytes`."""
-
-    attempts: int = 6
-    first_wait: float = 1.0
-    longest_wait: float = 30.0
-    connect_seconds: float = 15.0
-    stall_seconds: float = 20.0
-    progress_bytes: int = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,11 @@ class Downloaded:
 
 
 class _TryAgain(Exception):
-    pass
+    """Nothing came; `after`: the seconds that the server wants to be left alone."""
+
+    def __init__(self, reason: str, after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.after = after
 
 
 class _StartOver(Exception):
@@ -65,18 +67,20 @@ class Transfer:
         url: str,
         sha256: str | None,
         report: Report,
-        patience: Patience,
+        patience: RetryPolicy,
         room_factor: float,
         free: Callable[[Path], int],
+        remedy: str,
     ) -> None:
         self.url, self.expected, self.report, self.patience = url, sha256, report, patience
-        self.room_factor, self.free = room_factor, free
+        self.room_factor, self.free, self.remedy = room_factor, free, remedy
         self.name = Path(urlsplit(url).path).name or "download"
         self.partial, self.notes, self.complete = paths_of(url)
         self.partial.parent.mkdir(parents=True, exist_ok=True)
         self.validator: str | None = None
         self.hash = hashlib.sha256()
         self.have = 0
+        self.total: int | None = None
         self.fetched = 0
         self.restarts = 0
 
@@ -96,11 +100,11 @@ class Transfer:
         return Downloaded(self.complete, found, self.fetched)
 
     def _reject(self, found: str) -> NoReturn:
-        aside = set_aside(self.partial, self.name)
+        aside = quarantine(self.partial, self.name)
         self.notes.unlink(missing_ok=True)
         raise ChecksumError(
             f"{shown_address(self.url)} is not the file that was expected: sha256 {found}, expected {self.expected}",
-            f"it was set aside as {aside}; pull again to fetch it anew",
+            f"it was set aside as {aside}; {self.remedy.replace('{found}', found)}",
         )
 
     def _take_up_what_is_here(self) -> None:
@@ -120,17 +124,22 @@ class Transfer:
         import httpx2
         from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 
+        def wait(state: RetryCallState) -> float:
+            problem = state.outcome.exception() if state.outcome else None
+            return max(own_wait(state), problem.after if isinstance(problem, _TryAgain) else 0.0)
+
         limits = httpx2.Timeout(self.patience.stall_seconds, connect=self.patience.connect_seconds)
         first, longest = self.patience.first_wait, self.patience.longest_wait
-        wait = wait_exponential(multiplier=first, max=longest) + wait_random(0, first)
-        with httpx2.Client(follow_redirects=True, timeout=limits, headers={"Accept-Encoding": "identity"}) as client:
+        own_wait = wait_exponential(multiplier=first, max=longest) + wait_random(0, first)
+        with http_client(timeout=limits) as client:
             complete = False
             while not complete:  # every round brings bytes or ends in an error
                 retrying = Retrying(
                     retry=retry_if_exception_type(_TryAgain),
                     stop=stop_after_attempt(self.patience.attempts),
                     wait=wait,
-                    before_sleep=lambda state: self._say_again(state.outcome.exception() if state.outcome else None),
+                    sleep=self.patience.sleep,
+                    before_sleep=self._say_again,
                     reraise=True,
                 )
                 try:
@@ -139,8 +148,12 @@ class Transfer:
                     kept = f"; the {self.have:,} bytes that came are kept for the next try" if self.have else ""
                     raise DownloadError(f"{shown_address(self.url)}: {problem}{kept}", "try again later") from None
 
-    def _say_again(self, problem: BaseException | None) -> None:
-        self.report(Notice(f"{problem}; trying again"))
+    def _say_again(self, state: RetryCallState) -> None:
+        problem = state.outcome.exception() if state.outcome else None
+        asked = (
+            f" in {problem.after:.0f} seconds, as it asks" if isinstance(problem, _TryAgain) and problem.after else ""
+        )
+        self.report(Notice(f"{problem}; trying again{asked}"))
 
     def _advance(self, client: httpx2.Client) -> bool:
         """One request. True: the file is complete; False: some of it came; _TryAgain: next to nothing came."""
@@ -155,6 +168,8 @@ class Transfer:
         except httpx2.TimeoutException:
             reason = f"no data for {self.patience.stall_seconds:g} seconds"
         except httpx2.ConnectError as problem:
+            if distrust := distrusted_certificate(problem):
+                raise certificate_error(self.url, distrust) from None
             reason = f"no connection ({problem})"
         except httpx2.TransportError as problem:
             reason = f"the connection broke ({problem or type(problem).__name__})"
@@ -174,7 +189,7 @@ class Transfer:
         with client.stream("GET", self.url, headers=headers) as response:
             if self.url.startswith("https:") and any(r.url.scheme != "https" for r in (*response.history, response)):
                 raise DownloadError(f"{shown_address(self.url)} redirects to plain http: refused")
-            total = self._accept(response)
+            total = self.total = self._accept(response)
             if self.have and self.have == total:
                 return True
             if total is not None:
@@ -189,7 +204,13 @@ class Transfer:
         """Make sense of the answer: returns the size of the whole file, if known, ready to receive from `have`."""
         status = response.status_code
         if status in _TRANSIENT_STATUS:
-            raise _TryAgain(answer_of(response))
+            after = retry_after(response)
+            if after > self.patience.longest_asked:
+                raise DownloadError(
+                    f"{shown_address(self.url)}: {answer_of(response)} and asks for a pause of {after:,.0f} seconds",
+                    "pull again after that; what came so far is kept",
+                )
+            raise _TryAgain(answer_of(response), after)
         if status == 416:  # nothing beyond what is here: complete, or another file
             if self.have and response.headers.get("Content-Range") == f"bytes */{self.have}":
                 return self.have
@@ -231,6 +252,22 @@ class Transfer:
                 self.have += len(block)
                 self.fetched += len(block)
                 self.report(Received(len(block)))
+                if self.total is None:
+                    self._bound(len(block))
+
+    def _bound(self, came: int) -> None:
+        """Stop a file whose size nobody said before it fills the disk."""
+        try:
+            if self.have > self.patience.most_unsaid:
+                raise DownloadError(
+                    f"{shown_address(self.url)}: {self.have:,} bytes came and no end, of a file whose size is not said",
+                    "fetch it with another program, then: cloob zoo pull FILE",
+                )
+            if self.have // _LOOK_AT_THE_DISK != (self.have - came) // _LOOK_AT_THE_DISK:
+                check_space(self.partial.parent, int(self.have * (self.room_factor - 1)), self.free)
+        except (DownloadError, DiskSpaceError):
+            self.partial.unlink(missing_ok=True)
+            raise
 
     def _start_over(self, reason: str) -> None:
         self.restarts += 1
@@ -241,7 +278,7 @@ class Transfer:
         self.partial.unlink(missing_ok=True)
 
     def _give_up_on(self, problem: OSError) -> NoReturn:
-        if problem.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+        if problem.errno in FULL_DISK:
             raise DiskSpaceError(
                 f"the disk is full: {self.partial.parent}", "what came is kept; free some room and pull again"
             ) from None
@@ -252,17 +289,6 @@ def paths_of(url: str) -> tuple[Path, Path, Path]:
     """Where the unfinished file, the note beside it and the finished file of an address are."""
     key = lock_name(url)
     return tuple(downloads_folder() / f"{key}.{end}" for end in ("partial", "json", "complete"))  # type: ignore[return-value]
-
-
-def answer_of(response: httpx2.Response) -> str:
-    """A server's answer in words."""
-    return f"the server answered {response.status_code} {response.reason_phrase}"
-
-
-def shown_address(url: str) -> str:
-    """An address without the credentials that it may hold."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 def _validator(response: httpx2.Response) -> str | None:

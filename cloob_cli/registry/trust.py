@@ -23,11 +23,11 @@ def trusted_hash(address: str) -> str | None:
     return entry["sha256"] if entry else None
 
 
-def trust(address: str, sha256: str) -> None:
-    """Record the sha256 of what an address gave; an earlier record stays as it is."""
+def trust(address: str, sha256: str, replace: bool = False) -> None:
+    """Record the sha256 of what an address gave; an earlier record stays as it is, unless it is to be replaced."""
     with lock("trusted.json"):
         entries = _read()
-        if address in entries:
+        if address in entries and not replace:
             return
         entries[address] = {"sha256": sha256, "first_seen": datetime.now(UTC).isoformat(timespec="seconds")}
         with replacing(trust_file()) as temporary:

@@ -72,7 +72,7 @@ def _check_opening(folder: Path) -> Check:
 
 
 def _check_fingerprint(folder: Path) -> Check:
-    from cloob_cli.registry.fingerprint import check_fingerprint
+    from cloob_cli.checkpoint.fingerprint import check_fingerprint
 
     if not (folder / store.FINGERPRINT_FILE).is_file():
         return Check("fingerprint", "missing", "no embedding was stored with this model")

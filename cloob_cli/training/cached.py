@@ -5,7 +5,7 @@ without a graph; the loss of the whole batch gives the gradient of every embeddi
 with a graph this time, to take its share of that gradient to the weights. This costs one more forward pass and keeps
 the activations of one slice only.
 
-What it cannot do: a layer that looks across the batch sees slices. BatchNorm in training mode normalises over a slice,
+What it cannot do: a layer that looks across the batch sees slices. BatchNorm in training mode normalizes over a slice,
 so that the gradient is that of a model whose statistics are per slice (as with smaller batches on more processes). Its
 running statistics move once with each slice, not a second time in the pass without a graph. Layers without such
 statistics (all of a vision transformer) give the gradient of the whole batch.

@@ -31,7 +31,7 @@ tags: [cloob, contrastive-learning, zero-shot-image-classification]
 | | |
 |---|---|
 | parameters | {started.parameters:,} |
-| picture | {vision.image_size} x {vision.image_size} pixels, {vision.kind} of width {vision.width} |
+| image | {vision.image_size} x {vision.image_size} pixels, {vision.kind} of width {vision.width} |
 | text | at most {text.context_length} tokens of {text.vocab_size:,}, transformer of width {text.width} |
 | embedding | {config.embed_dim} numbers |
 | inverse temperature | {config.inv_tau:.4g} |
@@ -47,7 +47,7 @@ cloob embed PICTURES -o embeddings.npy --model THIS_FOLDER
 import cloob_cli
 
 model = cloob_cli.load("THIS_FOLDER")
-image_embeddings = model.encode_image(model.preprocess(picture)[None])
+image_embeddings = model.encode_image(model.preprocess(image)[None])
 text_embeddings = model.encode_text(model.tokenize(["a cat", "a dog"]))
 ```
 

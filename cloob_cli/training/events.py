@@ -28,7 +28,7 @@ class Started:
     validation_pairs: int
     batch_size: int
     micro_batch_size: int | None
-    loss_form: str = ""  # which implementation of the loss serves, and why
+    loss_implementation: str = ""  # which implementation of the loss serves, and why
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class StepDone:
     loss: float
     learning_rate: float
     images_per_second: float
-    data_wait_share: float  # of the time
+    data_wait_fraction: float  # of the time
     seconds_left: float
     memory_gib: float
     gradient_norm: float
@@ -83,6 +83,7 @@ class Finished:
     metrics: dict[str, Any]
     skipped: int
     seconds: float
+    already: bool = False  # it was done before, and this time nothing was
 
 
 Event = Preparing | Started | StepDone | Validated | CheckpointSaved | PairSkipped | Notice | Finished

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -16,8 +18,9 @@ from accelerate.utils import gather_object
 
 from cloob_cli.core.device import PRECISIONS
 from cloob_cli.core.loss_forms.choice import choose_implementation
+from cloob_cli.data.classification import open_classification_set
 from cloob_cli.data.images import Preprocess
-from cloob_cli.data.loader import PairBatch, PairLoader
+from cloob_cli.data.loader import PairBatch, PairLoader, check_enough
 from cloob_cli.errors import (
     Interrupted,
     MissingExtraError,
@@ -28,8 +31,10 @@ from cloob_cli.errors import (
 )
 from cloob_cli.recipe import Recipe
 from cloob_cli.registry.store import save_model
-from cloob_cli.training import setup, state
+from cloob_cli.training import curriculum, data_record, processes, setup, state
 from cloob_cli.training.card import model_card
+from cloob_cli.training.collapse import CollapseWatch
+from cloob_cli.training.disk import naming_a_full_disk
 from cloob_cli.training.events import (
     CheckpointSaved,
     Event,
@@ -42,40 +47,55 @@ from cloob_cli.training.events import (
     Validated,
 )
 from cloob_cli.training.interrupt import StopRequest, stop_on_signals
-from cloob_cli.training.precision import pick_precision
+from cloob_cli.training.lock import RunLock
+from cloob_cli.training.optim import warmup_length
+from cloob_cli.training.start import claim, find_start
 from cloob_cli.training.state import Progress, RunFolder
 from cloob_cli.training.step import TrainingStep
-from cloob_cli.training.telemetry import MetricsFile, Window, draw_loss_curve, last_loss, memory_gib, read_rows
+from cloob_cli.training.telemetry import MetricsFile, Window, draw_loss_curve, memory_gib
 from cloob_cli.training.validation import Validator
 
 
-def train(recipe: Recipe, folder: Path, *, device: str | None = None, resume: bool = False) -> Iterator[Event]:
+def train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: str | None = None,
+    resume: bool = False,
+    acknowledge: Callable[[str], None] | None = None,
+) -> Iterator[Event]:
     """Train what `recipe` says in the run folder `folder`, yielding events as they happen.
 
     Under `accelerate launch` every process calls this; events come out on the main one only.
 
     Args:
         device: see `core.device.pick_device`.
-        resume: go on from the newest good checkpoint in `folder`, or start where there is none.
+        resume: go on from the newest good checkpoint in `folder`, or start where there is none. A run that is done is
+            left as it is; its `Finished` is the only event.
+        acknowledge: told at once, from another thread, that a signal has arrived and what happens now.
 
     Raises:
-        UsageError: `folder` holds something else, or a run that is not to be resumed or has another recipe.
+        UsageError: `folder` holds something else, a run that is not to be resumed or has another recipe, or one that
+            another process works on.
         DataError: the data cannot be opened or holds less than a batch.
         DeviceError: no such device.
         NonFiniteLossError: the loss or the gradient is no longer a number.
+        TrainingError: the processes of the run do not mean the same run, or the final validation failed.
+        DiskSpaceError: no room for a checkpoint or the model.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
     """
-    with stop_on_signals() as stop:
-        run = Run(recipe, RunFolder(Path(folder)), device, resume)
-        for event in chain(run.prepare(stop), run.train(stop)):
+    main = os.environ.get("RANK", "0") == "0"
+    with stop_on_signals(acknowledge if main else None) as stop, closing(Run(recipe, folder, device, resume)) as run:
+        for event in run.events(stop):
             if run.is_main:
                 yield event
 
 
 class Run:
-    """One process's part of a training run: `prepare`, then `train`.
+    """One process's part of a training run.
 
-    All processes go through the same steps and take part in every exchange; the main one alone writes and validates.
+    All processes go through the same steps and take part in every exchange; the main one alone reads and writes the
+    run's folder, and validates.
     """
 
     data: setup.PairSplit
@@ -83,44 +103,62 @@ class Run:
     validator: Validator
     train_step: TrainingStep
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, device: str | None, resume: bool) -> None:
-        self.recipe, self.folder = recipe, folder
+    def __init__(self, recipe: Recipe, folder: Path, device: str | None, resume: bool) -> None:
+        self.recipe, self.folder, self.resume, self.lock = recipe, RunFolder(Path(folder)), resume, RunLock()
         chosen = setup.choose_device(device)
-        self.saved, self.problems = state.newest_good(folder.checkpoints) if resume else (None, [])
-        done = state.load_progress(self.saved) if self.saved else None
-        self.precision = done.precision if done else pick_precision(recipe.train.precision, chosen)
-        self.step, self.seconds_before = (done.step, done.seconds) if done else (0, 0.0)
+        setup.start_processes(chosen)
+        self.is_main = processes.is_main()
+        self.start = processes.on_main(lambda: find_start(self.folder, recipe, chosen, resume, self.lock))
+        self.saved, self.step = self.start.checkpoint, self.start.progress.step
+        self.precision = self.start.progress.precision
         self.accelerator = setup.start_accelerator(chosen, self.precision)
         self.device = self.accelerator.device
-        self.is_main = self.accelerator.is_main_process
-        if self.is_main:
-            folder.check(recipe, resume)
-        self.skipped = {row["name"] for row in read_rows(folder.skipped)} if folder.skipped.exists() else set()
-        self.last_loss = math.nan
+        self.skipped = set(self.start.skipped)
+        self.last_loss = self.start.last_loss
         self.unscored: Exception | None = None  # why the last validation gave no scores
+
+    def close(self) -> None:
+        """Let others have the run's folder."""
+        self.lock.release()
+
+    def events(self, stop: StopRequest) -> Iterator[Event]:
+        """Everything, or nothing where the run is done already."""
+        if self.start.finished:
+            yield self.start.finished
+        else:
+            yield from self.prepare(stop)
+            yield from self.train(stop)
 
     # --- before the first step ------------------------------------------------------------------------------------
 
     def prepare(self, stop: StopRequest) -> Iterator[Event]:
         """Open the data, make the tokenizer and the model, and load the checkpoint if there is one."""
         recipe = self.recipe
-        yield from (Notice(problem) for problem in self.problems)
+        yield from map(Notice, self.start.notices)
         yield Preparing("opening the data")
         self.data = setup.open_data(recipe.data, recipe.validation.retrieval_pairs)
+        check_enough(len(self.data.indices), recipe.train.batch_size)
+        sets = [open_classification_set(Path(name)) for name in recipe.validation.zero_shot]
+        self.data_record = data_record.record(self.data)
+        if self.saved:
+            yield from map(Notice, data_record.compare(self.start.progress.data, self.data_record, self.step))
         stop.check()
+        processes.agree(setup.facts(recipe, self.data, self.data_record))
+        notice = processes.on_main(lambda: claim(self.folder, recipe, self.resume, self.lock))
+        yield from [Notice(notice)] if notice else []
         if recipe.tokenizer.kind == "bpe" and not self.folder.tokenizer.exists():
             yield Preparing("learning a vocabulary from the captions")
-        with self.accelerator.main_process_first():
-            if self.is_main:
-                self.folder.create(recipe)
-            length = recipe.model.text.context_length if recipe.model.text else 0
-            self.tokenizer = setup.make_tokenizer(recipe.tokenizer, length, self.data, self.folder.tokenizer)
+        length = recipe.model.text.context_length if recipe.model.text else 0
+        self.tokenizer = setup.make_tokenizer(recipe.tokenizer, length, self.data, self.folder.tokenizer)
         stop.check()
         config = setup.model_config(recipe, self.tokenizer.vocab_size)
         self.model = setup.build_model(recipe, config, self.device)
         preprocess = Preprocess(config.vision.image_size, config.preprocess)
-        self.validator = Validator(self.data.held_out, recipe.validation, preprocess, self.tokenizer)
-        yield Preparing("reading pictures")
+        self.validator = Validator(self.data.held_out, sets, preprocess, self.tokenizer)
+        if recipe.validation.every and not self.validator:
+            keys = "data.validation, data.validation_fraction or validation.zero_shot"
+            yield Notice(f"validation.every has nothing to validate on: set {keys}")
+        yield Preparing("reading images")
         self.loader = self._open_loader(preprocess)
         stop.check()
         self.steps = recipe.train.steps or max(1, round((recipe.train.epochs or 0) * self.loader.batches_per_epoch))
@@ -136,9 +174,11 @@ class Run:
             seed=recipe.seed,
         )
         self.average = self.train_step.average
+        warm_ups = warmup_length(recipe.optimizer, self.steps), round(recipe.objective.hopfield_warmup * self.steps)
+        self.collapse = CollapseWatch(recipe.objective, recipe.train.batch_size, max(warm_ups))
         if self.saved:
             optimizer, scaler = self.train_step.optimizer, self.accelerator.scaler
-            state.load_checkpoint(self.saved, self.model, optimizer, scaler, self.average)
+            state.load_checkpoint(self.saved, self.model, optimizer, scaler, self.average, self.device)
 
     def _open_loader(self, preprocess: Preprocess) -> PairLoader:
         return PairLoader(
@@ -153,7 +193,10 @@ class Run:
             in_memory=self.recipe.data.in_memory,
             rank=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
+            local_processes=setup.local_processes(),
             device=self.device,
+            captions_per_image=self.recipe.train.captions_per_image,
+            text=self.model.config.text,
         )
 
     # --- the steps ------------------------------------------------------------------------------------------------
@@ -161,17 +204,22 @@ class Run:
     def train(self, stop: StopRequest) -> Iterator[Event]:
         """Train to the end and write the model."""
         self.started = time.monotonic()
-        self.last_loss = last_loss(self.folder.metrics, self.step)
         yield self._started()
+        yield from self._report_skips(self.data.unusable if self.is_main else [])
         metrics_file = MetricsFile(self.folder.metrics, self.step) if self.is_main else None
         try:
-            for event in chain(self._steps(stop), self._finish()):
-                if metrics_file and isinstance(event, StepDone | Validated):
-                    metrics_file.add(event)
-                yield event
+            with naming_a_full_disk(self.folder.path, self._how_to_go_on):
+                for event in chain(self._steps(stop), self._finish(stop)):
+                    if metrics_file and isinstance(event, StepDone | Validated):
+                        metrics_file.add(event)
+                    yield event
         finally:
             if metrics_file:
                 metrics_file.close()
+
+    def _how_to_go_on(self) -> str:
+        saved = f"the newest checkpoint is {self.saved}" if self.saved else "no checkpoint was saved"
+        return f"{saved}; make room, then give the same command with --resume"
 
     def _steps(self, stop: StopRequest) -> Iterator[Event]:
         section, window = self.recipe.train, Window()
@@ -180,17 +228,21 @@ class Run:
             while self.step < self.steps:
                 with window.waiting():
                     batch = next(batches)
+                stop.check()
                 try:
                     window.add(*self.train_step(batch, self.step), images=section.batch_size)
                 except NonFiniteEmbeddingsError:
                     self._check_finite(window)
                     raise self._not_finite("the embeddings are", self.step + 1) from None
                 self.step += 1
+                stop.nothing_to_save = None
                 skipped += batch.skipped
                 last, stopping = self.step == self.steps, self._any_process(stop.requested)
                 saving = last or stopping or self.step % section.checkpoint_every == 0
                 if saving or self.step % section.log_every == 0:
                     yield self._step_done(window)
+                    collapsed = self.collapse.add(self.step, window.losses())
+                    yield from [Notice(collapsed)] if collapsed else []
                     yield from self._report_skips(skipped)
                     window, skipped = Window(), []
                 with window.paused():
@@ -208,8 +260,13 @@ class Run:
         """The batches from the current step on, epoch after epoch."""
         epoch, first = divmod(self.step, self.loader.batches_per_epoch)
         while True:
-            yield from self.loader.batches(epoch, first)
+            yield from self.loader.batches(epoch, first, partial(self._image_size, epoch))
             epoch, first = epoch + 1, 0
+
+    def _image_size(self, epoch: int, number: int) -> int:
+        step = epoch * self.loader.batches_per_epoch + number
+        stages, full_size = self.recipe.train.image_sizes, self.model.config.vision.image_size
+        return curriculum.image_size(stages, step, self.steps, full_size)
 
     def _any_process(self, flag: bool) -> bool:
         if self.accelerator.num_processes == 1:
@@ -217,17 +274,25 @@ class Run:
         raised = torch.tensor(float(flag), device=self.device)
         return float(self.accelerator.reduce(raised, "sum")) > 0
 
-    def _finish(self) -> Iterator[Event]:
-        metrics: dict[str, float] = {"loss": self.last_loss}
+    def _finish(self, stop: StopRequest) -> Iterator[Event]:
+        metrics = {"loss": self.last_loss} if math.isfinite(self.last_loss) else {}
+        stop.nothing_to_save = None
         with self.average.applied_to(self.model) if self.average else nullcontext():
             # The model comes first, with a card that cannot go wrong: nothing that fails from here on costs it.
             if self.is_main:
                 self._save_model(metrics, f"# {self.recipe.name}\n")
-            for event in self._scores():
-                metrics |= event.metrics if isinstance(event, Validated) else {}
-                yield event
+            if self.validator:
+                stop.hint = "the same command with --resume adds them"
+                stop.nothing_to_save = f"stopped in the final validation; {self.folder.model} is saved without scores"
+                stop.check()
+                for event in self._scores():
+                    metrics |= event.metrics if isinstance(event, Validated) else {}
+                    yield event
+                stop.nothing_to_save = None
             if self.is_main:
                 self._save_model(metrics)
+        collapsed = self.collapse.at_the_end()
+        yield from [Notice(collapsed)] if collapsed else []
         if self.is_main:
             try:
                 draw_loss_curve(self.folder.metrics, self.folder.loss_curve)
@@ -242,7 +307,10 @@ class Run:
                 f"the final validation failed: {one_line(self.unscored)}",
                 f"the model is saved without its scores in {self.folder.model}",
             ) from self.unscored
-        yield Finished(self.step, self.folder.model, metrics, len(self.skipped), self._seconds())
+        finished = Finished(self.step, self.folder.model, metrics, len(self.skipped), self._seconds())
+        if self.is_main:
+            self.folder.finish(finished)
+        yield finished
 
     # --- reports --------------------------------------------------------------------------------------------------
 
@@ -261,7 +329,7 @@ class Run:
             validation_pairs=len(self.data.held_out) if self.data.held_out else 0,
             batch_size=batch_size,
             micro_batch_size=self.train_step.micro_batch_size,
-            loss_form=f"{form.name}, {form.reason}",
+            loss_implementation=f"{form.name}, {form.reason}",
         )
 
     def _step_done(self, window: Window) -> StepDone:
@@ -274,7 +342,7 @@ class Run:
             loss=self.last_loss,
             learning_rate=self.train_step.learning_rate(self.step - 1),
             images_per_second=per_second,
-            data_wait_share=window.waited / window.seconds(),
+            data_wait_fraction=window.waited / window.seconds(),
             seconds_left=(self.steps - self.step) * self.recipe.train.batch_size / per_second,
             memory_gib=memory_gib(self.device),
             gradient_norm=fmean([norm for norm in window.norms() if math.isfinite(norm)] or [0.0]),
@@ -338,7 +406,7 @@ class Run:
         if self.is_main:
             self.saved = state.save_checkpoint(
                 self.folder.checkpoints,
-                Progress(self.step, self._seconds(), self.precision),
+                Progress(self.step, self._seconds(), self.precision, self.data_record),
                 self.model,
                 self.train_step.optimizer,
                 self.accelerator.scaler,
@@ -363,4 +431,4 @@ class Run:
         save_model(self.folder.model, self.model, self.tokenizer, card_text=card, dtype=dtype)
 
     def _seconds(self) -> float:
-        return self.seconds_before + time.monotonic() - self.started
+        return self.start.progress.seconds + time.monotonic() - self.started

@@ -3,53 +3,80 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Literal
 
 import torch
 
 from cloob_cli.recipe import OptimizerSection
+from cloob_cli.training.muon import MuonWithAdamW, hidden_matrices
+
+# Parameters with one of these in their name do not decay by the rule "names".
+_NAMES_WITHOUT_DECAY = ("bn", "ln", "bias", "logit_scale")
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two AdamW groups of the trainable parameters: matrices and kernels decay, everything else does not.
+def parameter_groups(
+    model: torch.nn.Module,
+    weight_decay: float,
+    decay: Literal["matrices", "names"] = "matrices",
+    without: Collection[torch.nn.Parameter] = (),
+) -> list[dict[str, Any]]:
+    """Two AdamW groups of the trainable parameters, those that decay and those that do not; none of `without`.
 
-    Gains, biases, the class token and the temperature have fewer than two dimensions; decaying them pulls the
-    network's scale towards zero without regularising anything (the same rule as in openai/CLIP's training).
+    By "matrices", parameters of two or more dimensions decay: matrices, kernels and positional embeddings. Gains,
+    biases, the class token and the temperature have fewer; decaying them pulls the network's scale towards zero
+    without regularizing anything. "names" is the reference program's rule: all decay whose name holds none of "bn",
+    "ln", "bias" and "logit_scale"; `downsample.1.weight`, a BatchNorm's gain, then decays although no other gain does.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    left_out = {id(parameter) for parameter in without}
+    trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in left_out]
+
+    def decays(name: str, parameter: torch.Tensor) -> bool:
+        if decay == "names":
+            return not any(part in name for part in _NAMES_WITHOUT_DECAY)
+        return parameter.ndim >= 2
+
     return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for name, p in trainable if decays(name, p)], "weight_decay": weight_decay},
+        {"params": [p for name, p in trainable if not decays(name, p)], "weight_decay": 0.0},
     ]
 
 
-def build_optimizer(model: torch.nn.Module, section: OptimizerSection) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, with the fused step where torch has one for the device."""
+def build_optimizer(model: torch.nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
+    """AdamW over `parameter_groups`, with the fused step where torch has one for the device; beside Muon if asked.
+
+    Raises:
+        RecipeError: Muon is asked for and torch is too old for it, or the model has no matrix for it.
+    """
     device = next(model.parameters()).device.type
-    return torch.optim.AdamW(
-        parameter_groups(model, section.weight_decay),
+    matrices = [p for p in hidden_matrices(model) if p.requires_grad] if section.name == "muon" else []
+    adamw = torch.optim.AdamW(
+        parameter_groups(model, section.weight_decay, section.decay, matrices),
         lr=section.learning_rate,
         betas=(section.beta1, section.beta2),
         eps=section.epsilon,
         fused=device in {"cpu", "cuda"},
     )
+    if section.name == "adamw":
+        return adamw
+    return MuonWithAdamW(matrices, adamw, weight_decay=section.weight_decay, momentum=section.momentum)
 
 
 def warmup_length(section: OptimizerSection, steps: int) -> int:
     """Warm-up in steps; of a run shorter than its warm-up, all of it."""
-    wanted = section.warmup_steps if section.warmup_steps is not None else round(section.warmup_share * steps)
+    wanted = section.warmup_steps if section.warmup_steps is not None else round(section.warmup_fraction * steps)
     return min(wanted, steps)
 
 
 def learning_rate(step: int, steps: int, section: OptimizerSection) -> float:
     """The learning rate of step `step` (from 0) of a run of `steps` steps.
 
-    Linear warm-up whose first step is already above zero, then the section's schedule. `cosine_restarts` goes
-    `cycles` times from the full rate to zero, as ml-jku/cloob trains.
+    Linear warm-up whose first step is already above zero (with `warmup_from_zero` it is zero), then the section's
+    schedule. `cosine_restarts` goes `cycles` times from the full rate to zero, as ml-jku/cloob trains.
     """
     warmup = warmup_length(section, steps)
     if step < warmup:
-        return section.learning_rate * (step + 1) / warmup
+        return section.learning_rate * (step + (not section.warmup_from_zero)) / warmup
     if section.schedule == "constant":
         return section.learning_rate
     progress = (step - warmup) / max(1, steps - warmup)

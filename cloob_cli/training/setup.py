@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
+from cloob_cli import __version__
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.device import pick_device
 from cloob_cli.core.model import CloobModel, build
@@ -24,10 +27,20 @@ from cloob_cli.errors import DataError, DeviceError, ImageError
 from cloob_cli.files import replacing
 from cloob_cli.recipe import DataSection, ModelSection, Recipe, TokenizerSection
 from cloob_cli.training.precision import Precision
+from cloob_cli.training.processes import on_main
 from cloob_cli.training.validation import HeldOut
 
 # Rank 0 validates and saves while the others wait for it; the usual ten minutes can be too short for that.
 _PATIENCE = timedelta(hours=4)
+_OWN = {"data.workers", "data.in_memory"}  # recipe keys that each process may have for itself
+
+
+def start_processes(device: torch.device) -> None:
+    """Under a launcher, join the other processes of the run; they can then talk (`processes`)."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # a second run in one process may have other settings
+    if device.type == "cuda" and device.index is not None and "LOCAL_RANK" not in os.environ:
+        torch.cuda.set_device(device)
+    PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
 
 
 def start_accelerator(device: torch.device, precision: Precision) -> Accelerator:
@@ -36,18 +49,18 @@ def start_accelerator(device: torch.device, precision: Precision) -> Accelerator
     Raises:
         DeviceError: the device does not train in this precision.
     """
-    AcceleratorState._reset_state(reset_partial_state=True)  # a second run in one process may have other settings
-    if device.type == "cuda" and device.index is not None and "LOCAL_RANK" not in os.environ:
-        torch.cuda.set_device(device)
     try:
-        return Accelerator(
-            mixed_precision="no" if precision == "fp32" else precision,
-            cpu=device.type == "cpu",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
-        )
+        return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=device.type == "cpu")
     except ValueError as problem:
         text = f"{device.type} does not train in {precision}: {problem}"
         raise DeviceError(text, 'set train.precision = "auto"') from None
+
+
+def local_processes() -> int:
+    """How many processes of this run are on this machine, as the launcher says."""
+    names = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+    told = next((os.environ[name] for name in names if os.environ.get(name, "").isdecimal()), None)
+    return int(told) if told else PartialState().num_processes
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -65,6 +78,12 @@ class PairSplit:
     indices: np.ndarray  # int64
     held_out: HeldOut | None
 
+    @property
+    def unusable(self) -> list[tuple[str, str]]:
+        """(name, reason) of what lies with the pairs of either source and is not among them."""
+        other = self.held_out.source if self.held_out else self.source
+        return self.source.unusable + (other.unusable if other is not self.source else [])
+
 
 def open_data(section: DataSection, retrieval_pairs: int) -> PairSplit:
     """Open the sources and split off at most `retrieval_pairs` held-out pairs for validation.
@@ -78,9 +97,9 @@ def open_data(section: DataSection, retrieval_pairs: int) -> PairSplit:
         held_out = _spread(np.arange(len(other)), retrieval_pairs)
         return PairSplit(source, np.arange(len(source)), HeldOut(other, held_out))
     # The same pairs are held out whatever the recipe's seed, so that runs can be compared.
-    indices, held_out = hold_out(len(source), section.validation_share)
-    if section.validation_share and len(held_out) < 2:
-        raise DataError(f"data.validation_share holds out {len(held_out)} of {len(source)} pairs, which is too few")
+    indices, held_out = hold_out(len(source), section.validation_fraction)
+    if section.validation_fraction and len(held_out) < 2:
+        raise DataError(f"data.validation_fraction holds out {len(held_out)} of {len(source)} pairs, which is too few")
     return PairSplit(source, indices, HeldOut(source, _spread(held_out, retrieval_pairs)) if len(held_out) else None)
 
 
@@ -92,16 +111,42 @@ def _spread(indices: np.ndarray, limit: int) -> np.ndarray:
 
 
 def make_tokenizer(section: TokenizerSection, context_length: int, data: PairSplit, path: Path) -> Tokenizer:
-    """The tokenizer at `path` if the run has one already; else CLIP's, or one trained on the captions; stored there."""
-    if path.exists():
-        return Tokenizer(path, section.config(), context_length)
-    if section.kind == "clip":
-        tokenizer = clip_tokenizer(context_length)
-    else:
-        tokenizer = train_bpe(_captions(data), section.vocab_size or 0, context_length)
-    with replacing(path) as temporary:
-        tokenizer.save(temporary)
-    return tokenizer
+    """The tokenizer at `path` if the run has one already; else CLIP's, or one trained on the captions; stored there.
+
+    The main process makes it and sends it to the others.
+    """
+
+    def made() -> bytes:
+        if not path.exists():
+            if section.kind == "clip":
+                tokenizer = clip_tokenizer(context_length)
+            else:
+                tokenizer = train_bpe(_captions(data), section.vocab_size or 0, context_length)
+            with replacing(path) as temporary:
+                tokenizer.save(temporary)
+        return path.read_bytes()
+
+    return Tokenizer(on_main(made), section.config(), context_length)
+
+
+def facts(recipe: Recipe, data: PairSplit, data_record: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same in every process of a run, by names for people."""
+    keys = {f"the recipe's {key}": value for key, value in _flat(recipe.model_dump(mode="json")) if key not in _OWN}
+    return {
+        "the version of cloob": __version__,
+        **keys,
+        "the number of training pairs": len(data.indices),
+        "the number of held-out pairs": len(data.held_out) if data.held_out else 0,
+        "the data's fingerprint": hashlib.sha256(json.dumps(data_record).encode()).hexdigest()[:12],
+    }
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _captions(data: PairSplit) -> Iterator[str]:
@@ -131,16 +176,18 @@ def model_config(recipe: Recipe, vocab_size: int) -> ModelConfig:
 
 
 def build_model(recipe: Recipe, config: ModelConfig, device: torch.device) -> CloobModel:
-    """A freshly initialised model, ready to be trained on `device`."""
+    """A freshly initialized model, ready to be trained on `device`."""
     model = build(config, recipe.seed).to(device)
-    if config.vision.kind == "resnet":
+    if config.vision.kind == "resnet" or config.vision.stem == "conv":
         model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.logit_scale.requires_grad_(recipe.objective.learn_inv_tau)
     if recipe.train.gradient_checkpointing:
         model.checkpoint_activations()
     if recipe.train.compile:
-        model.visual.compile()
+        # A graph for each size of images, since positions depend on it.
+        model.visual.compile(dynamic=False if len(recipe.train.image_sizes) > 1 else None)
         model.transformer.compile()
+        model.cuts_tokens = False  # the loader does, to few lengths
     return model.train()
 
 
@@ -155,17 +202,3 @@ def recipe_record(recipe: Recipe) -> dict[str, Any]:
         if key in record[section]:
             record[section][key] = short(record[section][key])
     return record
-
-
-def survey(recipe: Recipe) -> dict[str, int]:
-    """What a run would start with, without starting it: pairs, held-out pairs, steps an epoch, parameters."""
-    data = open_data(recipe.data, recipe.validation.retrieval_pairs)
-    vocab_size = recipe.tokenizer.vocab_size or clip_tokenizer().vocab_size
-    with torch.device("meta"):
-        model = CloobModel(model_config(recipe, vocab_size))
-    return {
-        "training pairs": len(data.indices),
-        "held-out pairs": len(data.held_out) if data.held_out else 0,
-        "steps an epoch": len(data.indices) // recipe.train.batch_size,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-    }

@@ -6,8 +6,11 @@
     RUN/loss.png                         a picture of the loss (extra `report`)
     RUN/skipped.jsonl                    pairs that could not be read
     RUN/checkpoints/step-00001000/       model.safetensors, average.safetensors (with train.ema), optimizer.pt,
-                                         state.json (step, hashes of the other files; written last)
+                                         state.json (step, fingerprint of the data, hashes of
+                                         the other files; written last)
     RUN/model/                           the finished model
+    RUN/result.json                      step, metrics, skipped pairs and seconds; written when everything is done
+    RUN/run.lock                         held by the process that trains here
 
 Which sample comes when, the learning rate and the random numbers of a step are functions of the seed and the step
 number, so a checkpoint needs no more than the tensors and the step.
@@ -16,6 +19,7 @@ number, so a checkpoint needs no more than the tensors and the step.
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,17 +29,24 @@ import torch
 
 from cloob_cli import __version__
 from cloob_cli.errors import TrainingError, UsageError
-from cloob_cli.files import replacing, replacing_folder, sha256_of
+from cloob_cli.files import remove_abandoned, replacing, replacing_folder, sha256_of
 from cloob_cli.recipe import Recipe
+from cloob_cli.registry.store import is_model_folder
 from cloob_cli.schema import parse
-from cloob_cli.training.average import WeightAverage
+from cloob_cli.training.ema import EMA
+from cloob_cli.training.events import Finished
+from cloob_cli.training.lock import LOCK_FILE
 from cloob_cli.training.precision import Precision
+from cloob_cli.training.processes import send_tensors
 
-# Keys that may change between a run and its continuation: they do not change what the weights become.
+_RESULT_KEYS = ("step", "metrics", "skipped", "seconds")
+
+# Keys that may change between a run and its continuation: they do not change what the weights become. Where the data
+# lie does not either; whether they are the same data, the checkpoint knows (data_record.py).
 _FREE_KEYS = {
-    "description", "data.workers", "data.in_memory", "train.log_every", "train.checkpoint_every",
-    "train.keep_checkpoints", "train.save_precision", "validation.every", "validation.retrieval_pairs",
-    "validation.zero_shot",
+    "description", "data.train", "data.validation", "data.workers", "data.in_memory", "train.log_every",
+    "train.checkpoint_every", "train.keep_checkpoints", "train.save_precision", "validation.every",
+    "validation.retrieval_pairs", "validation.zero_shot",
 }  # fmt: skip
 
 
@@ -73,14 +84,20 @@ class RunFolder:
     def model(self) -> Path:
         return self.path / "model"
 
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
     def check(self, recipe: Recipe, resume: bool) -> None:
         """Make sure that this run may be written here, before anything is.
 
         Raises:
-            UsageError: a run exists and `resume` is false, or it was made by a recipe with other settings.
+            UsageError: a run exists and `resume` is false, or it was made by a recipe with other settings, or the
+                folder cannot be made.
         """
         if not self.recipe.exists():
-            if self.path.exists() and any(self.path.iterdir()):
+            check_writable(self.path)
+            if self.path.exists() and any(entry.name != LOCK_FILE for entry in self.path.iterdir()):
                 raise UsageError(f"{self.path} exists and is not a run's folder", "choose another with --out")
             return
         if not resume:
@@ -102,6 +119,35 @@ class RunFolder:
         with replacing(self.recipe) as temporary:
             temporary.write_text(json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
 
+    def clean(self) -> None:
+        """Remove what a killed process left half written."""
+        for folder in (self.path, self.checkpoints):
+            remove_abandoned(folder)
+
+    def finish(self, finished: Finished) -> None:
+        """Write down that the run is done: a resumption then has nothing to do."""
+        stored = {name: getattr(finished, name) for name in _RESULT_KEYS}
+        with replacing(self.result) as temporary:
+            temporary.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+
+    def finished(self) -> Finished | None:
+        """How the run ended, if it is done and its model still there."""
+        try:
+            stored = json.loads(self.result.read_text(encoding="utf-8"))
+            values = {name: stored[name] for name in _RESULT_KEYS}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return Finished(model_folder=self.model, already=True, **values) if is_model_folder(self.model) else None
+
+
+def check_writable(path: Path) -> None:
+    """Make sure that the folder `path` can be made or written to. Raises UsageError."""
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise UsageError(f"{path} cannot be made: {existing} is not a folder", "choose another with --out")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"{path} cannot be made: {existing} may not be written to", "choose another with --out")
+
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
     """(key, old, new) for every setting of two recipes that differs and matters for the weights."""
@@ -117,11 +163,18 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. `seconds` of training so far; `precision` is kept so that a continuation uses the same."""
+    """Where a run stands.
+
+    Attributes:
+        seconds: of training so far.
+        precision: kept so that a continuation uses the same.
+        data: what the run was trained on (data_record.py); empty where the checkpoint does not say.
+    """
 
     step: int
     seconds: float
     precision: Precision
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -130,7 +183,7 @@ def save_checkpoint(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: Any | None,
-    average: WeightAverage | None,
+    average: EMA | None,
     keep: int,
 ) -> Path:
     """Write the checkpoint of a finished step under `folder`, then remove all but the newest `keep`."""
@@ -149,6 +202,7 @@ def save_checkpoint(
             "step": progress.step,
             "seconds": progress.seconds,
             "precision": progress.precision,
+            "data": progress.data,
             "cloob": __version__,
             "torch": str(torch.__version__),
             "sha256": {file.name: sha256_of(file) for file in sorted(temporary.iterdir())},
@@ -197,7 +251,7 @@ def damage(path: Path) -> str | None:
 def load_progress(path: Path) -> Progress:
     """The `state.json` of a whole checkpoint."""
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return Progress(state["step"], state["seconds"], state["precision"])
+    return Progress(state["step"], state["seconds"], state["precision"], state.get("data", {}))
 
 
 def load_checkpoint(
@@ -205,16 +259,22 @@ def load_checkpoint(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: Any | None,
-    average: WeightAverage | None,
+    average: EMA | None,
+    device: torch.device,
 ) -> None:
-    """Put a whole checkpoint's tensors back."""
+    """Put a whole checkpoint's tensors back; the main process reads them and sends them to the others over `device`."""
     from safetensors.torch import load_file
 
-    model.load_state_dict(load_file(path / "model.safetensors"))
+    def read(name: str) -> Any:
+        if name.endswith(".safetensors"):
+            return load_file(path / name)
+        return torch.load(path / name, map_location="cpu", weights_only=True)
+
+    model.load_state_dict(send_tensors(lambda: read("model.safetensors"), device))
     if average is not None:
-        for name, tensor in load_file(path / "average.safetensors").items():
+        for name, tensor in send_tensors(lambda: read("average.safetensors"), device).items():
             average.tensors[name].copy_(tensor)
-    stored = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    stored = send_tensors(lambda: read("optimizer.pt"), device)
     optimizer.load_state_dict(stored["optimizer"])
     if scaler is not None and stored["scaler"]:
         scaler.load_state_dict(stored["scaler"])

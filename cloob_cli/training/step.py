@@ -13,11 +13,12 @@ from torch import Tensor
 
 from cloob_cli.core.loss import contrastive_loss
 from cloob_cli.core.model import CloobModel
-from cloob_cli.data.images import normalise
+from cloob_cli.core.transformer import VisionTransformer
+from cloob_cli.data.images import normalize
 from cloob_cli.data.loader import PairBatch
 from cloob_cli.recipe import ObjectiveSection, OptimizerSection, TrainSection
-from cloob_cli.training.average import WeightAverage
 from cloob_cli.training.cached import cached_gradient_step, find_micro_batch_size
+from cloob_cli.training.ema import EMA
 from cloob_cli.training.optim import build_optimizer, learning_rate, set_learning_rate
 from cloob_cli.training.precision import Precision
 
@@ -52,7 +53,7 @@ class TrainingStep:
         share: int,
         seed: int,
     ) -> None:
-        self.model, self.average = model, WeightAverage(model, train.ema) if train.ema else None
+        self.model, self.average = model, EMA(model, train.ema) if train.ema else None
         self.optimizer = build_optimizer(model, optimizer)
         self._accelerator, self._device = accelerator, accelerator.device
         self._wrapped, self._accelerated_optimizer = accelerator.prepare(model, self.optimizer)
@@ -60,7 +61,8 @@ class TrainingStep:
         self._objective, self._schedule, self._precision = objective, optimizer, precision
         self._steps, self._share, self._seed = steps, share, seed
         self._retrieval_from = round(objective.hopfield_warmup * steps) if objective.name == "cloob" else 0
-        self.micro_batch_size = self._fitting(train.micro_batch_size)
+        self._patch_dropout, self._all_patches_from = train.patch_dropout, round(train.patch_dropout_until * steps)
+        self.micro_batch_size = self._fitting(train)
 
     def __call__(self, batch: PairBatch, step: int) -> tuple[Tensor, Tensor]:
         """Update the weights with the batch of step `step` (from 0).
@@ -73,7 +75,9 @@ class TrainingStep:
         """
         torch.manual_seed(_step_seed(self._seed, step, self._accelerator.process_index))
         set_learning_rate(self.optimizer, self.learning_rate(step))
-        pixels = normalise(batch.pixels.to(self._device, non_blocking=True), self.model.config.preprocess)
+        if isinstance(self.model.visual, VisionTransformer):
+            self.model.visual.patch_dropout = self._patch_dropout if step < self._all_patches_from else 0.0
+        pixels = normalize(batch.pixels.to(self._device, non_blocking=True), self.model.config.preprocess)
         tokens = batch.tokens.to(self._device, non_blocking=True)
         caption_ids = batch.caption_ids.to(self._device) if self._objective.mask_equal_captions else None
         loss = self._gradient(pixels, tokens, partial(self._loss, caption_ids, step < self._retrieval_from))
@@ -95,13 +99,13 @@ class TrainingStep:
         """Add the batch's gradient to the parameters; the loss, detached."""
         learnt = [self.model.logit_scale] if self._objective.learn_inv_tau else []
         if self.micro_batch_size is None:
-            loss = loss_function(*self._wrapped(pixels, tokens), *learnt)
+            loss = loss_function(*self._embed(pixels, tokens), *learnt)
             self._accelerator.backward(loss)
             return loss.detach()
         # By the full share, so that all processes have equally many slices where some lack an unreadable pair.
         count = math.ceil(self._share / self.micro_batch_size)
         return cached_gradient_step(
-            lambda piece: self._wrapped(*piece),
+            lambda piece: self._embed(*piece),
             list(zip(pixels.tensor_split(count), tokens.tensor_split(count), strict=True)),
             loss_function,
             model=self.model,
@@ -109,6 +113,11 @@ class TrainingStep:
             backward=self._accelerator.backward,
             no_sync=lambda: self._accelerator.no_sync(self._wrapped),
         )
+
+    def _embed(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings, [m, D] of pixels [m, 3, H, W] and [m, k, D] of tokens [m, k, context]."""
+        images, texts = self._wrapped(pixels, tokens.flatten(0, 1))
+        return images, texts.unflatten(0, tokens.shape[:2])
 
     def _loss(
         self,
@@ -118,29 +127,37 @@ class TrainingStep:
         texts: Tensor,
         logit_scale: Tensor | None = None,
     ) -> Tensor:
+        """The mean loss of image embeddings [n, D] against each of the k captions of texts [n, k, D]."""
         section = self._objective
-        return contrastive_loss(
-            images,
-            texts,
-            objective="infoloob" if warming_up else section.name,
-            inv_tau=section.inv_tau if logit_scale is None else logit_scale.exp(),
-            scale_hopfield=section.scale_hopfield,
-            caption_ids=caption_ids,
-            implementation=section.implementation,
-            precision=_LOSS_PRECISION[self._precision] if self._device.type == "cuda" else "fp32",
-            process_group=self._processes,
-        )
+        draws = texts.shape[1]
+        losses = [
+            contrastive_loss(
+                images,
+                texts[:, number],
+                objective="infoloob" if warming_up else section.name,
+                inv_tau=section.inv_tau if logit_scale is None else logit_scale.exp(),
+                scale_hopfield=section.scale_hopfield,
+                caption_ids=None if caption_ids is None else caption_ids[:, number],
+                implementation=section.implementation,
+                precision=_LOSS_PRECISION[self._precision] if self._device.type == "cuda" else "fp32",
+                process_group=self._processes,
+            )
+            for number in range(draws)
+        ]
+        return torch.stack(losses).mean()
 
-    def _fitting(self, wanted: int | Literal["auto"] | None) -> int | None:
+    def _fitting(self, train: TrainSection) -> int | None:
+        wanted = train.micro_batch_size
         if wanted == "auto" and self._device.type != "cpu":
-            wanted = find_micro_batch_size(self._try, self._share, self._processes)
+            attempt = partial(self._try, train.captions_per_image)
+            wanted = find_micro_batch_size(attempt, self._share, self._processes)
         return wanted if isinstance(wanted, int) and wanted < self._share else None
 
-    def _try(self, size: int) -> None:
+    def _try(self, captions: int, size: int) -> None:
         """Embed `size` pairs and go back, to see whether memory suffices."""
         vision, text = self.model.config.vision, self.model.config.text
         pixels = torch.zeros(size, 3, vision.image_size, vision.image_size, device=self._device)
-        tokens = torch.full((size, text.context_length), text.vocab_size - 1, device=self._device)
+        tokens = torch.full((size * captions, text.context_length), text.vocab_size - 1, device=self._device)
         before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         try:
             images, texts = self.model(pixels, tokens)

@@ -106,7 +106,7 @@ def last_loss(path: Path, step: int) -> float:
     return found[-1] if found else math.nan
 
 
-def draw_loss_curve(metrics: Path, picture: Path) -> None:
+def draw_loss_curve(metrics: Path, image: Path) -> None:
     """Draw loss and learning rate over the steps of a metrics.jsonl as a PNG.
 
     Raises:
@@ -126,7 +126,7 @@ def draw_loss_curve(metrics: Path, picture: Path) -> None:
     rate = loss.twinx()
     rate.plot(steps, [row["learning_rate"] for row in rows], color="tab:gray", linewidth=0.8)
     rate.set_ylabel("learning rate")
-    with replacing(picture) as temporary:
+    with replacing(image) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import Protocol
 
@@ -19,20 +17,20 @@ from torch import Tensor
 
 from cloob_cli.core.metrics import covariance_rank, recall_at_k, top_k_accuracy
 from cloob_cli.core.model import CloobModel
+from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.zero_shot import class_embeddings
-from cloob_cli.data.classification import ClassificationSet, open_classification_set
-from cloob_cli.data.images import Preprocess, normalise
+from cloob_cli.data.classification import ClassificationSet
+from cloob_cli.data.images import Preprocess, normalize
 from cloob_cli.data.pairs import PairSource
 from cloob_cli.data.text import Tokenizer
 from cloob_cli.errors import ImageError
-from cloob_cli.recipe import ValidationSection
 
 _BATCH = 256
 _KEEP_BYTES = 1 << 30  # crops of a set stay in memory between two validations up to this size
 
 
-class Pictures(Protocol):
-    """A numbered collection of pictures; `image` raises ImageError for one that cannot be read."""
+class Images(Protocol):
+    """A numbered collection of images; `image` raises ImageError for one that cannot be read."""
 
     def __len__(self) -> int: ...
     def image(self, index: int) -> Image.Image: ...
@@ -66,19 +64,19 @@ class HeldOut:
 
 
 class Crops:
-    """The model's input pictures of a collection in batches, kept in memory where they are small together."""
+    """The model's input images of a collection in batches, kept in memory where they are small together."""
 
-    def __init__(self, pictures: Pictures, preprocess: Preprocess) -> None:
-        self.pictures, self.preprocess = pictures, preprocess
+    def __init__(self, images: Images, preprocess: Preprocess) -> None:
+        self.images, self.preprocess = images, preprocess
         self.unreadable: dict[int, str] = {}
         size = 3 * preprocess.image_size**2
-        self._kept: dict[int, np.ndarray] | None = {} if len(pictures) * size <= _KEEP_BYTES else None
+        self._kept: dict[int, np.ndarray] | None = {} if len(images) * size <= _KEEP_BYTES else None
 
     def batches(self) -> Iterator[tuple[list[int], Tensor]]:
-        """(indices, uint8 [b, H, W, 3]) over all readable pictures in order."""
+        """(indices, uint8 [b, H, W, 3]) over all readable images in order."""
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            for start in range(0, len(self.pictures), _BATCH):
-                wanted = range(start, min(start + _BATCH, len(self.pictures)))
+            for start in range(0, len(self.images), _BATCH):
+                wanted = range(start, min(start + _BATCH, len(self.images)))
                 crops = dict(zip(wanted, pool.map(self._crop, wanted), strict=True))
                 readable = {index: crop for index, crop in crops.items() if crop is not None}
                 if readable:
@@ -90,7 +88,7 @@ class Crops:
         if index in self.unreadable:
             return None
         try:
-            crop = self.preprocess.crop(self.pictures.image(index))
+            crop = self.preprocess.crop(self.images.image(index))
         except ImageError as problem:
             self.unreadable[index] = problem.message
             return None
@@ -100,19 +98,18 @@ class Crops:
 
 
 class Validator:
-    """Everything that a run is validated on; opened once, run as often as asked.
-
-    Raises:
-        DataError: a data set that the recipe names is missing or has another layout.
-    """
+    """Everything that a run is validated on, held-out pairs and labeled sets; run as often as asked."""
 
     def __init__(
-        self, held_out: HeldOut | None, section: ValidationSection, preprocess: Preprocess, tokenizer: Tokenizer
+        self,
+        held_out: HeldOut | None,
+        sets: Sequence[ClassificationSet],
+        preprocess: Preprocess,
+        tokenizer: Tokenizer,
     ) -> None:
         self.tokenizer = tokenizer
         self.held_out = held_out if held_out is not None and len(held_out) > 1 else None
         self._pairs = Crops(self.held_out, preprocess) if self.held_out else None
-        sets = [open_classification_set(Path(folder)) for folder in section.zero_shot]
         self._sets: list[tuple[ClassificationSet, Crops]] = [(one, Crops(one, preprocess)) for one in sets]
 
     def __bool__(self) -> bool:
@@ -135,7 +132,7 @@ class Validator:
         return scores | ({"zero_shot/mean/top1": fmean(top1)} if top1 else {})
 
     def unreadable(self) -> list[tuple[str, str]]:
-        """(name, reason) of every picture that could not be read so far."""
+        """(name, reason) of every image that could not be read so far."""
         found = []
         if self._pairs is not None and self.held_out is not None:
             found += [(self.held_out.name(i), reason) for i, reason in sorted(self._pairs.unreadable.items())]
@@ -151,10 +148,9 @@ class Validator:
             return {}
         captions = [self.held_out.caption(i) for i in indices]
         texts = _embed_texts(model, self.tokenizer, captions)
-        relevance = torch.tensor([_caption_number(caption) for caption in captions], device=images.device)
         scores: dict[str, float] = {}
         for direction, queries, keys in (("image_to_text", images, texts), ("text_to_image", texts, images)):
-            recall = recall_at_k(queries, keys, relevance)
+            recall = recall_at_k(queries, keys)
             scores |= {f"retrieval/{direction}/recall_{k}": value for k, value in recall.items()}
         scores["covariance_rank/image"] = float(covariance_rank(images.cpu()))
         scores["covariance_rank/text"] = float(covariance_rank(texts.cpu()))
@@ -163,7 +159,8 @@ class Validator:
     def _zero_shot(self, model: CloobModel, one: ClassificationSet, crops: Crops) -> dict[str, float]:
         device = model.logit_scale.device
         names = [[name] for name in one.classes]
-        classes = class_embeddings(model.encode_text, self.tokenizer, names, one.templates, device=device)
+        text = model.config.text
+        classes = class_embeddings(model.encode_text, self.tokenizer, names, one.templates, device=device, text=text)
         indices, images = _embed_images(model, crops)
         if not indices:
             return {}
@@ -178,15 +175,12 @@ def _embed_images(model: CloobModel, crops: Crops) -> tuple[list[int], Tensor]:
     embeddings = [torch.empty(0, model.config.embed_dim, device=device)]
     for numbers, pixels in crops.batches():
         indices += numbers
-        embeddings.append(model.encode_image(normalise(pixels.to(device), model.config.preprocess)).float())
+        embeddings.append(model.encode_image(normalize(pixels.to(device), model.config.preprocess)).float())
     return indices, torch.cat(embeddings)
 
 
 def _embed_texts(model: CloobModel, tokenizer: Tokenizer, texts: list[str]) -> Tensor:
     device = model.logit_scale.device
     parts = [texts[start : start + _BATCH] for start in range(0, len(texts), _BATCH)]
-    return torch.cat([model.encode_text(tokenizer(part).to(device)).float() for part in parts])
-
-
-def _caption_number(caption: str) -> int:
-    return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=7).digest(), "big")
+    rows = (cut_to_longest(tokenizer(part), model.config.text) for part in parts)
+    return torch.cat([model.encode_text(tokens.to(device)).float() for tokens in rows])

@@ -92,14 +92,14 @@ def measure(
 
 def timed(work: Callable[[], object], device: str) -> float:
     clock = time.process_time if device == "cpu" else time.perf_counter
-    synchronise(device)
+    synchronize(device)
     start = clock()
     work()
-    synchronise(device)
+    synchronize(device)
     return clock() - start
 
 
-def synchronise(device: str) -> None:
+def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 

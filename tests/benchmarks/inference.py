@@ -1,8 +1,8 @@
-"""What reading and encoding pictures cost on a CPU: `python tests/benchmarks/inference.py [--model NAME] [PICTURE...]`.
+"""What reading and encoding images cost on a CPU: `python tests/benchmarks/inference.py [--model NAME] [PICTURE...]`.
 
-Prints CPU time a picture, which a busy machine distorts less than the clock, with ratios: JPEGs decoded in full and at
+Prints CPU time an image, which a busy machine distorts less than the clock, with ratios: JPEGs decoded in full and at
 reduced size (`--fast-jpeg`), and an RN50 as it is stored, made ready for inference, and in bfloat16. Then the cosines
-between embeddings by both ways of decoding, of the named pictures or of enlarged `examples/pictures`.
+between embeddings by both ways of decoding, of the named images or of enlarged `examples/pictures`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import cloob_cli
 from cloob_cli.core.config import ARCHITECTURES, ModelConfig
 from cloob_cli.core.model import build
 from cloob_cli.data.images import Preprocess, open_image
-from cloob_cli.inference.encoding import encode_pictures, prepare_for_inference
+from cloob_cli.inference.encoding import encode_images, prepare_for_inference
 
 BATCH = 8
 
@@ -66,10 +66,10 @@ def decoding() -> None:
             print(f"JPEG {width}x{height} to {size}: {shown}, {ratio:.1f} times")
 
 
-def enlarged(picture: Path, folder: Path) -> Path:
-    """The picture as a JPEG of 960x960: a stand-in where no photographs are at hand."""
-    path = folder / f"{picture.stem}.jpg"
-    open_image(picture).resize((960, 960), Image.Resampling.LANCZOS).save(path, quality=90)
+def enlarged(image: Path, folder: Path) -> Path:
+    """The image as a JPEG of 960x960: a stand-in where no photographs are at hand."""
+    path = folder / f"{image.stem}.jpg"
+    open_image(image).resize((960, 960), Image.Resampling.LANCZOS).save(path, quality=90)
     return path
 
 
@@ -78,37 +78,37 @@ def encoding() -> None:
     prepared = prepare_for_inference(copy.deepcopy(plain))
     models = {"RN50 as stored": plain, "prepared": prepared, "prepared, bfloat16": copy.deepcopy(prepared).bfloat16()}
     pixels = torch.randint(0, 256, (BATCH, 224, 224, 3), dtype=torch.uint8)
-    times = cpu_seconds({name: lambda m=model: encode_pictures(m, pixels) for name, model in models.items()})
-    reference = encode_pictures(plain, pixels)
+    times = cpu_seconds({name: lambda m=model: encode_images(m, pixels) for name, model in models.items()})
+    reference = encode_images(plain, pixels)
     for name, seconds in times.items():
-        cosine = (encode_pictures(models[name], pixels) * reference).sum(1).min()
+        cosine = (encode_images(models[name], pixels) * reference).sum(1).min()
         ratio = times["RN50 as stored"] / seconds
-        print(f"{name}: {1000 * seconds / BATCH:.0f} ms a picture, {ratio:.1f} times, least cosine {cosine:.7f}")
+        print(f"{name}: {1000 * seconds / BATCH:.0f} ms an image, {ratio:.1f} times, least cosine {cosine:.7f}")
 
 
-def fast_jpeg_cosines(model: str | None, pictures: list[Path]) -> None:
+def fast_jpeg_cosines(model: str | None, images: list[Path]) -> None:
     opened = cloob_cli.load(model, device="cpu")  # type: ignore[arg-type]
     preprocess = Preprocess(opened.config.vision.image_size, opened.config.preprocess)
     cosines = []
-    for picture in pictures:
+    for image in images:
         hints = (None, 2 * preprocess.image_size)
-        crops = [preprocess.crop(open_image(picture, hint)) for hint in hints]
-        exact, fast = encode_pictures(opened, torch.from_numpy(np.stack(crops)))
+        crops = [preprocess.crop(open_image(image, hint)) for hint in hints]
+        exact, fast = encode_images(opened, torch.from_numpy(np.stack(crops)))
         cosines.append(float(exact @ fast))
-    print(f"fast JPEG, {len(cosines)} pictures: least cosine {min(cosines):.5f}, mean {np.mean(cosines):.5f}")
+    print(f"fast JPEG, {len(cosines)} images: least cosine {min(cosines):.5f}, mean {np.mean(cosines):.5f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=None)
-    parser.add_argument("pictures", nargs="*", type=Path)
+    parser.add_argument("images", nargs="*", type=Path)
     arguments = parser.parse_args()
     decoding()
     encoding()
     with tempfile.TemporaryDirectory() as folder:
         examples = Path(__file__).parents[2] / "examples" / "pictures"
-        pictures = arguments.pictures or [enlarged(path, Path(folder)) for path in sorted(examples.glob("*.png"))]
-        fast_jpeg_cosines(arguments.model, pictures)
+        images = arguments.images or [enlarged(path, Path(folder)) for path in sorted(examples.glob("*.png"))]
+        fast_jpeg_cosines(arguments.model, images)
 
 
 if __name__ == "__main__":

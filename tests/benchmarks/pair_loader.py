@@ -24,7 +24,7 @@ CHANGES = {
     "none": AugmentSection(),
     "shift": AugmentSection(shift=4),
     "shift and crop": AugmentSection(shift=4, crop_scale=(0.8, 1.0)),
-    "shift and colours": AugmentSection(shift=4, color_jitter=0.3, invert=0.1),
+    "shift and colors": AugmentSection(shift=4, color_jitter=0.3, invert=0.1),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from command_line import COMMAND, cloob, cloob_here, environment
+from margins import within
 from PIL import Image
-from tiny_model import RESNET, save_hostile_pictures, save_pictures, save_tiny_model
+from tiny_model import RESNET, save_hostile_images, save_images, save_tiny_model
 
 import cloob_cli
 from cloob_cli import assets
@@ -25,22 +27,23 @@ from cloob_cli.inference.labels import DEFAULT_TEMPLATES
 from cloob_cli.registry import cards, store
 
 LABELS = "cat\ndog: puppy | hound\n# not this\nsea\nroof\n"
+OLD_ROWS = "path,label,probability,cosine\nof an earlier run.png,cat,1.0,0.5\n"
 CLASSES = {"cat": ["cat"], "dog": ["dog", "puppy", "hound"], "sea": ["sea"], "roof": ["roof"]}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, labels and seven pictures."""
+    """A folder with a model, labels and seven images."""
     folder = tmp_path_factory.mktemp("classify")
-    save_tiny_model(folder / "model")
-    save_pictures(folder / "pictures" / "deeper", 4, suffix=".jpg")
-    save_pictures(folder / "pictures", 3)
+    save_tiny_model(folder / "model", context_length=40)
+    save_images(folder / "images" / "deeper", 4, suffix=".jpg")
+    save_images(folder / "images", 3)
     (folder / "labels.txt").write_text(LABELS, encoding="utf-8")
     return folder
 
 
 def expected(place: Path, model: str, templates: tuple[str, ...], paths: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities and cosines [pictures, classes], one picture and one prompt at a time through the public API."""
+    """Probabilities and cosines [images, classes], one image and one prompt at a time through the public API."""
     m = cloob_cli.load(str(place / model), device="cpu")
     classes = []
     for names in CLASSES.values():
@@ -64,31 +67,36 @@ def check_objects(objects: list[dict], place: Path, model: str, templates: tuple
         for choice in one["top"]:
             assert list(choice) == ["label", "probability", "cosine"]
             index = names.index(choice["label"])
-            assert choice["probability"] == pytest.approx(shares[index], abs=1e-4)
-            assert choice["cosine"] == pytest.approx(cosine[index], abs=5e-6)
+            # Cosines through a dozen layers in float32: 40 EPS, and inv_tau = 30 times that in the exponent.
+            within(abs(choice["probability"] - shares[index]), 1e-4, "30 * 40 EPS")
+            within(abs(choice["cosine"] - cosine[index]), 5e-6, "40 EPS")
 
 
+@pytest.mark.numeric
 def test_json_lines_equal_a_plain_loop(place: Path) -> None:
     result = cloob(
-        "classify", "pictures", "--labels", "labels.txt", "--model", "model", "--json", "--top-k", 3,
+        "classify", "images", "--labels", "labels.txt", "--model", "model", "--json", "--top-k", 3,
         "--device", "cpu", "--batch-size", 2, "--workers", 2, cwd=place,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     objects = [json.loads(line) for line in result.stdout.splitlines()]
-    wanted = ["pictures/0000.png", "pictures/0001.png", "pictures/0002.png"]
-    assert [one["path"] for one in objects] == wanted + [f"pictures/deeper/000{i}.jpg" for i in range(4)]
+    wanted = ["images/0000.png", "images/0001.png", "images/0002.png"]
+    assert [one["path"] for one in objects] == wanted + [f"images/deeper/000{i}.jpg" for i in range(4)]
     check_objects(objects, place, "model", DEFAULT_TEMPLATES, 3)
-    assert result.stderr == "model tiny on cpu in float32\n"
+    opening, closing = result.stderr.splitlines()
+    assert opening == "model tiny on cpu in float32"
+    assert re.fullmatch(r"classified 7 images in \d+\.\d s \([\d.,]+ a second\) with tiny on cpu in float32", closing)
 
 
+@pytest.mark.numeric
 def test_templates_and_a_resnet(place: Path) -> None:
     templates = ("art of {c}", "{c}")
     save_tiny_model(place / "resnet", RESNET, name="", inv_tau=12.5, templates=list(templates))
     (place / "templates.txt").write_text("art of {}\n{c}\n", encoding="utf-8")
     arguments = [
         "classify",
-        "pictures/0001.png",
-        "pictures/deeper",
+        "images/0001.png",
+        "images/deeper",
         "-l",
         "labels.txt",
         "--json",
@@ -100,19 +108,19 @@ def test_templates_and_a_resnet(place: Path) -> None:
     given = cloob_here(*arguments, "-m", "resnet", "--templates", "templates.txt", cwd=place, CLOOB_MODEL="nonsense")
     assert (own.returncode, own.stderr) == (0, "")
     objects = [json.loads(line) for line in own.stdout.splitlines()]
-    assert objects[0]["path"] == "pictures/0001.png"
+    assert objects[0]["path"] == "images/0001.png"
     assert len(objects) == 5
     check_objects(objects, place, "resnet", templates, 1)
     assert given.stdout == own.stdout
 
 
 def test_files_and_columns_agree(place: Path) -> None:
-    hostile = save_hostile_pictures(place / "hostile")
-    arguments = ["classify", "hostile", "pictures", "-l", "labels.txt", "-m", "model", "--top-k", 2]
+    hostile = save_hostile_images(place / "hostile")
+    arguments = ["classify", "hostile", "images", "-l", "labels.txt", "-m", "model", "--top-k", 2]
     as_json = cloob_here(*arguments, "--json", "-o", "out.csv", cwd=place)
     objects = [json.loads(line) for line in as_json.stdout.splitlines()]
     assert as_json.returncode == 3
-    assert len(objects) == 8  # the hostile folder has one good picture
+    assert len(objects) == 8  # the hostile folder has one good image
 
     failures = [json.loads(line) for line in (place / "out.failures.jsonl").read_text().splitlines()]
     assert [one["path"] for one in failures] == sorted(f"hostile/{name}" for name in hostile)
@@ -130,7 +138,9 @@ def test_files_and_columns_agree(place: Path) -> None:
         result = cloob_here(*arguments, "-q", "-o", name, cwd=place)
         assert (result.returncode, result.stdout) == (3, "")
     assert [json.loads(line) for line in (place / "out.jsonl").read_text().splitlines()] == objects
-    assert pq.read_table(place / "out.parquet").to_pylist() == objects
+    table = pq.read_table(place / "out.parquet")
+    assert table.to_pylist() == objects
+    assert table.schema.metadata[b"made_by"] == b"cloob classify"
 
     plain = cloob_here(*arguments, cwd=place)
     assert plain.returncode == 3
@@ -139,9 +149,45 @@ def test_files_and_columns_agree(place: Path) -> None:
     assert [line[:2] for line in lines] == [[one["path"], one["label"]] for one in objects]
 
 
+def test_labels_of_equal_tokens_are_named_and_cut_texts_counted(place: Path) -> None:
+    fits = "1234567890" * 3 + "12345678"  # and its start and end
+    (place / "alike.txt").write_text(f"{fits}1\n{fits}2\nsea\nSEA\nroof\n")
+    (place / "bare.txt").write_text("{c}\n")
+    options = ["-l", "alike.txt", "--templates", "bare.txt", "-m", "model", "-q", "--json"]
+    result = cloob_here("classify", "images/0000.png", *options, cwd=place)
+    alike = "these labels become the same tokens, so that the model cannot tell them apart:"
+    assert result.returncode == 0
+    assert result.stderr.splitlines() == [
+        f"warning: {alike} '{fits}1', '{fits}2'",
+        f"warning: {alike} 'sea', 'SEA'",
+        "warning: 2 of 5 label texts are longer than the model's 40 tokens and were cut",
+    ]
+
+
+def test_labels_are_not_overwritten_by_the_result(place: Path) -> None:
+    (place / "labels.csv").write_text("cat\ndog\n")
+    result = cloob_here("classify", "images", "-l", "labels.csv", "-m", "model", "-o", "labels.csv", cwd=place)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "labels.csv would overwrite labels.csv, which is an input" in result.stderr
+    assert (place / "labels.csv").read_text() == "cat\ndog\n"
+
+
+def test_a_table_of_somebody_else_is_overwritten_only_by_force(place: Path) -> None:
+    (place / "mine.csv").write_text("precious")
+    command = ["classify", "images", "-l", "labels.txt", "-m", "model", "-o", "mine.csv"]
+    refused = cloob_here(*command, cwd=place)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "mine.csv exists, and `cloob classify` did not write it" in refused.stderr
+    assert (place / "mine.csv").read_text() == "precious"
+    assert cloob_here(*command, "--force", cwd=place).returncode == 0
+    assert cloob_here(*command, cwd=place).returncode == 0  # now it is its own
+
+
 def test_a_run_without_failures_removes_the_old_list(place: Path) -> None:
-    (place / "clean.failures.jsonl").write_text("{}\n")
-    result = cloob_here("classify", "pictures", "-l", "labels.txt", "-m", "model", "-o", "clean.csv", cwd=place)
+    command = ["classify", "images", "-l", "labels.txt", "-m", "model", "-o", "clean.csv"]
+    assert cloob_here(*command, cwd=place).returncode == 0
+    (place / "clean.failures.jsonl").write_text('{"path": "a.png", "reason": "the file is empty"}\n')
+    result = cloob_here(*command, cwd=place)
     assert (result.returncode, result.stdout) == (0, "")
     assert (place / "clean.csv").exists()
     assert not (place / "clean.failures.jsonl").exists()
@@ -150,21 +196,21 @@ def test_a_run_without_failures_removes_the_old_list(place: Path) -> None:
 def test_wrong_input_is_one_line_and_exit_code_2(place: Path) -> None:
     (place / "empty").mkdir()
     (place / "notes").mkdir()
-    (place / "notes" / "a.txt").write_text("no picture")
+    (place / "notes" / "a.txt").write_text("no image")
     (place / "none").mkdir()
-    (place / "none" / "a.png").write_bytes(b"no picture either")
+    (place / "none" / "a.png").write_bytes(b"no image either")
     (place / "duplicates.txt").write_text("cat\ncat\n")
-    (place / "old.csv").write_text("precious")
+    (place / "old.csv").write_text(OLD_ROWS)
     cases = [
         (["nowhere", "-l", "labels.txt"], "nowhere"),
-        (["empty", "-l", "labels.txt"], "no pictures in empty"),
-        (["notes", "-l", "labels.txt"], "no pictures in notes"),
-        (["none", "-l", "labels.txt", "-m", "model", "-o", "old.csv"], "not one of the 1 pictures can be read"),
-        (["none", "-l", "labels.txt", "-m", "model"], "not one of the 1 pictures can be read"),
-        (["pictures", "-l", "duplicates.txt"], "stands already on line 1"),
-        (["pictures", "-l", "labels.txt", "--templates", "labels.txt"], "no {c} in the template"),
-        (["pictures", "-l", "labels.txt", "-o", "out.xls"], "unknown kind of file"),
-        (["pictures", "-l", "labels.txt", "-m", "pictures"], "model.safetensors"),
+        (["empty", "-l", "labels.txt"], "no images in empty"),
+        (["notes", "-l", "labels.txt"], "no images in notes"),
+        (["none", "-l", "labels.txt", "-m", "model", "-o", "old.csv"], "not one of the 1 images can be read"),
+        (["none", "-l", "labels.txt", "-m", "model"], "not one of the 1 images can be read"),
+        (["images", "-l", "duplicates.txt"], "stands already on line 1"),
+        (["images", "-l", "labels.txt", "--templates", "labels.txt"], "no {c} in the template"),
+        (["images", "-l", "labels.txt", "-o", "out.xls"], "unknown kind of file"),
+        (["images", "-l", "labels.txt", "-m", "images"], "model.safetensors"),
     ]
     for arguments, message in cases:
         result = cloob_here("classify", *arguments, cwd=place)
@@ -173,17 +219,17 @@ def test_wrong_input_is_one_line_and_exit_code_2(place: Path) -> None:
         assert len(errors) == 1, result.stderr
         assert message in errors[0]
         assert "Traceback" not in result.stderr
-    assert (place / "old.csv").read_text() == "precious"
+    assert (place / "old.csv").read_text() == OLD_ROWS
     assert not list(place.glob(".*partial"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_nothing(place: Path, tmp_path: Path, number: signal.Signals) -> None:
-    [large] = save_pictures(tmp_path / "many", 1, size=(3000, 2000), suffix=".jpg")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_interrupted_run_leaves_nothing(place: Path, tmp_path: Path, name: str) -> None:
+    [large] = save_images(tmp_path / "many", 1, size=(3000, 2000), suffix=".jpg")
     for copy in range(600):
         os.link(large, large.with_name(f"copy{copy}.jpg"))
-    (tmp_path / "out.csv").write_text("of an earlier run")
+    (tmp_path / "out.csv").write_text(OLD_ROWS)
     options = ["-l", place / "labels.txt", "-m", place / "model", "-o", "out.csv"]
     command = [*COMMAND, "classify", "many", *map(str, options)]
     with subprocess.Popen(
@@ -192,12 +238,12 @@ def test_an_interrupted_run_leaves_nothing(place: Path, tmp_path: Path, number: 
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob(".out.csv.*")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        process.send_signal(number)
+        process.send_signal(signal.Signals[name])
         _, talk = process.communicate(timeout=120)
     assert process.returncode == 130, talk
     assert "Traceback" not in talk
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["many", "out.csv"]
-    assert (tmp_path / "out.csv").read_text() == "of an earlier run"
+    assert (tmp_path / "out.csv").read_text() == OLD_ROWS
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
@@ -205,7 +251,7 @@ def test_a_bar_on_the_terminal_takes_nothing_from_a_pipe(place: Path) -> None:
     import pty
 
     keeper, terminal = pty.openpty()
-    command = [*COMMAND, "classify", "pictures", "-l", "labels.txt", "-m", "model", "--json", "--batch-size", "1"]
+    command = [*COMMAND, "classify", "images", "-l", "labels.txt", "-m", "model", "--json", "--batch-size", "1"]
     env = environment(TERM="xterm", COLUMNS="80")
     with subprocess.Popen(command, cwd=place, env=env, stdout=subprocess.PIPE, stderr=terminal) as process:
         os.close(terminal)
@@ -220,17 +266,27 @@ def test_a_bar_on_the_terminal_takes_nothing_from_a_pipe(place: Path) -> None:
         os.close(keeper)
     assert process.returncode == 0, shown
     assert b"classify" in shown  # the bar
-    assert [json.loads(line)["path"] for line in lines][:2] == ["pictures/0000.png", "pictures/0001.png"]
+    assert [json.loads(line)["path"] for line in lines][:2] == ["images/0000.png", "images/0001.png"]
     assert len(lines) == 7
 
 
-def test_the_bundled_model_says_what_it_is_good_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bundled_model_says_once_what_it_is_good_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assets, "bundled_weights_folder", lambda: place / "weights")
-    save_tiny_model(place / "weights" / store.BUNDLED_MODEL, name=store.BUNDLED_MODEL)
-    result = cloob_here(
-        "classify", "pictures", "-l", "labels.txt", "--device", "cpu", cwd=place, CLOOB_HOME=str(place / "home")
-    )
-    assert result.returncode == 0, result.stderr
-    notice, purpose, _ = result.stderr.splitlines()
+    save_tiny_model(place / "weights" / store.BUNDLED_MODEL, context_length=40, name=store.BUNDLED_MODEL)
+    arguments = ["classify", "images", "-l", "labels.txt", "--device", "cpu"]
+
+    def said(*further: str, home: str = "home") -> list[str]:
+        result = cloob_here(*arguments, *further, cwd=place, CLOOB_HOME=str(place / home))
+        assert result.returncode == 0, result.stderr
+        return result.stderr.splitlines()
+
+    assert said("--quiet") == []  # which introduces nothing
+    notice, purpose, hint, first = said()
     assert notice == f"model {store.BUNDLED_MODEL} on cpu in float32"
     assert cards.card(store.BUNDLED_MODEL).summary in purpose
+    assert hint.startswith("hint: for photographs")
+    [closing] = said()
+    for line in (first, closing):
+        assert line.endswith(f"with {store.BUNDLED_MODEL} on cpu in float32")
+    (place / "occupied").write_text("a home that cannot be written")
+    assert [len(said(home="occupied")) for _ in range(2)] == [4, 4]

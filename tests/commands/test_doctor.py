@@ -1,17 +1,18 @@
-"""`cloob doctor`, and the one judgement that it makes: a GPU that this torch cannot use."""
+"""`cloob doctor`, and the one judgment that it makes: a GPU that this torch cannot use."""
 
 from __future__ import annotations
 
 import json
 import platform
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from command_line import cloob_here
 
 from cloob_cli import __version__, diagnosis
+from cloob_cli.registry import store
 
 
 def test_json_holds_what_a_report_needs(tmp_path: Path) -> None:
@@ -19,7 +20,7 @@ def test_json_holds_what_a_report_needs(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["versions"]["cloob"] == __version__
     assert found["versions"]["python"] == platform.python_version()
-    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["torch"] == version("torch")
     assert found["used"]["device"].split(":")[0] in {"cpu", "cuda", "mps"}
     assert found["folders"]["installed models"]["path"] == str(tmp_path / "zoo")
     assert found["folders"]["installed models"]["free_bytes"] > 0
@@ -31,8 +32,28 @@ def test_the_table_says_the_same(tmp_path: Path) -> None:
     done = cloob_here("doctor", cwd=tmp_path, CLOOB_HOME=str(tmp_path / "zoo"))
     assert done.returncode == 0
     said = dict(line.split("\t", 1) for line in done.stdout.splitlines())
-    assert said["torch"] == torch.__version__
+    assert said["torch"] == version("torch")
     assert said["installed models"].startswith(str(tmp_path / "zoo"))
+
+
+def test_the_default_model_is_shown_and_a_wrong_one_is_told(tmp_path: Path) -> None:
+    home = str(tmp_path / "zoo")
+
+    def said(**env: str) -> tuple[dict[str, str], list[str]]:
+        found = json.loads(cloob_here("doctor", "--json", cwd=tmp_path, CLOOB_HOME=home, **env).stdout)
+        return found["default_model"], [warning for warning in found["warnings"] if "model" in warning.split()]
+
+    assert said() == ({"name": store.BUNDLED_MODEL, "chosen_by": "nobody: it is in the package"}, [])
+    model, [warning] = said(CLOOB_MODEL="cloob-vit-xs-pictogram")
+    assert model == {"name": "cloob-vit-xs-pictogram", "chosen_by": "CLOOB_MODEL"}
+    assert warning.startswith("CLOOB_MODEL names a model that is not there")
+    assert f"did you mean '{store.BUNDLED_MODEL}'?" in warning
+    assert "cloob zoo pull cloob-rn50-yfcc" in said(CLOOB_MODEL="cloob-rn50-yfcc")[1][0]
+    assert "not a model folder" in said(CLOOB_MODEL=str(tmp_path))[1][0]
+    assert said(CLOOB_MODEL="hf://org/repo")[1] == []  # nothing is downloaded to find out
+    table = cloob_here("doctor", cwd=tmp_path, CLOOB_HOME=home, CLOOB_MODEL="nonsense")
+    assert "default model\tnonsense (chosen by CLOOB_MODEL)" in table.stdout.splitlines()
+    assert "warning: CLOOB_MODEL names a model that is not there: unknown model 'nonsense'" in table.stderr
 
 
 def test_decoders_are_what_pillow_can_open(tmp_path: Path) -> None:

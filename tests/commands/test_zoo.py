@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import terminal
 import torch
 from command_line import cloob_here
 from tiny_model import save_tiny_model
@@ -17,8 +18,9 @@ from tiny_model import save_tiny_model
 from cloob_cli import assets, console
 from cloob_cli.core.config import ARCHITECTURES, ModelConfig
 from cloob_cli.core.model import CloobModel
-from cloob_cli.errors import CardError
+from cloob_cli.errors import ZooEntryError
 from cloob_cli.registry import cards, store
+from cloob_cli.registry.model_card import model_card
 
 Cloob = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -107,7 +109,7 @@ def test_a_bundled_model_is_the_one_that_its_card_describes(card: cards.Card, cl
 
 
 WRONG_CARDS = {
-    "an unknown key": ('licens = "MIT"', "did you mean 'licence'"),
+    "an unknown key": ('licens = "MIT"', "did you mean 'license'"),
     "two places": ('[source]\nformat = "mljku"\nurl = "https://a/b"\nrepository = "a/b"', "exactly one"),
     "no place": ('[source]\nformat = "mljku"', "exactly one"),
     "plain http": ('[source]\nformat = "mljku"\nurl = "http://a/b"', "source.url"),
@@ -122,7 +124,7 @@ def test_a_card_with_wrong_fields_is_one_line(tmp_path: Path, text: str, words: 
     source = "" if "[source]" in text else '[source]\nformat = "cloob"\nbundled = true\n'
     first, rest = ("", text) if text.startswith("[") else (text + "\n", "")
     (tmp_path / "x.toml").write_text(good + first + source + rest)
-    with pytest.raises(CardError) as caught:
+    with pytest.raises(ZooEntryError) as caught:
         cards.read_card(tmp_path / "x.toml")
     said = f"{caught.value.message} {caught.value.hint}"
     assert words in said
@@ -132,7 +134,7 @@ def test_a_card_with_wrong_fields_is_one_line(tmp_path: Path, text: str, words: 
 @pytest.mark.parametrize("data", [b"name = ", b"\xff\xfe", b'name = "y"'])
 def test_a_file_that_is_no_card(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.toml").write_bytes(data)
-    with pytest.raises(CardError):
+    with pytest.raises(ZooEntryError):
         cards.read_card(tmp_path / "x.toml")
 
 
@@ -143,13 +145,67 @@ def test_list_in_a_pipe_is_plain_columns(cloob: Cloob, installed: Path) -> None:
     done = cloob("zoo", "list")
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     assert done.returncode == 0
-    assert lines[0] == ["name", "state", "default", "size", "pixels", "data", "score", "licence"]
+    assert lines[0] == ["name", "state", "default", "size", "pixels", "data", "score", "license"]
     assert {len(line) for line in lines} == {8}
     by_name = {line[0]: line for line in lines[1:]}
     assert set(by_name) == RELEASED | {"mine"}
     assert by_name["cloob-rn50-yfcc"][1] == "not installed"
     assert by_name["mine"][1] == "installed"
-    assert by_name["cloob-rn50-yfcc"][6] == "Birdsnap zero-shot top-1 28.9 %"
+    assert by_name["cloob-rn50-yfcc"][6] == "ImageNet zero-shot top-1 35.7 %"
+
+
+@pytest.mark.skipif(not terminal.SUPPORTED, reason="no pseudo-terminals here")
+def test_list_at_80_columns_has_a_line_a_model(home: Path, tmp_path: Path) -> None:
+    shown = terminal.Terminal("zoo", "list", cwd=tmp_path, columns=80, CLOOB_HOME=str(home))
+    assert shown.finish() == 0
+    head, *rows = [line for line in shown.lines() if line]
+    assert head.split() == ["name", "state", "default", "size", "score"]
+    assert {row.split()[0] for row in rows} == RELEASED
+    assert len(rows) == len(RELEASED)
+    assert max(map(len, rows)) <= 80
+    scores = {row.split()[0]: row.partition("ImageNet ")[2] for row in rows}
+    assert scores.pop("cloob-vit-xs-pictograms") == ""  # it was made for drawings
+    assert scores == {
+        "cloob-rn50-yfcc": "35.7 %",
+        "cloob-rn50x4-yfcc": "39.0 %",
+        "cloob-vit-b-16-laion400m-16ep": "61.2 %",
+        "cloob-vit-b-16-laion400m-32ep": "62.8 %",
+        "japanese-cloob-vit-b-16": "54.6 %",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        (
+            "cloob-rn50-yfcc",
+            [(28.9, 21.8), (7.9, 6.9), (55.1, 48.0), (8.1, 7.9), (25.3, 27.2), (4.1, 3.7), (35.7, 34.6), (34.6, 33.4)],
+        ),
+        (
+            "cloob-rn50x4-yfcc",
+            [(32.0, 20.8), (9.3, 8.1), (54.3, 50.1), (11.8, 9.4), (31.9, 31.0), (6.1, 3.5), (39.0, 37.7), (37.3, 35.9)],
+        ),
+    ],
+)
+def test_the_paper_s_scores_with_the_clip_beside_each(name: str, published: list[tuple[float, float]]) -> None:
+    card = cards.card(name)
+    names = ["Birdsnap", "Country211", "Flowers102", "GTSRB", "UCF101", "Stanford Cars", "ImageNet", "ImageNet V2"]
+    assert [score.dataset for score in card.scores] == names
+    assert [(score.value, score.clip) for score in card.scores] == published
+    assert all("yfcc_table2.png" in score.by for score in card.scores)
+
+
+def test_a_model_s_own_card_has_a_column_for_the_clip_beside_it() -> None:
+    config = ModelConfig.model_validate(ARCHITECTURES["RN50-quickgelu"])
+    text = model_card("x", config, cards.card("cloob-rn50-yfcc"))
+    assert "| data | measure | score | CLIP, same data | by |\n| --- | --- | --- | --- | --- |" in text
+    assert "| ImageNet | zero-shot top-1 | 35.7 % | 34.6 % | its authors" in text
+    assert "CLIP" not in model_card("x", config, cards.card("cloob-vit-xs-pictograms")).partition("| data |")[2]
+
+
+def test_list_only_what_is_on_this_machine(cloob: Cloob, installed: Path) -> None:
+    models = json.loads(cloob("zoo", "list", "--installed", "--json").stdout)
+    assert {entry["name"] for entry in models} == {"cloob-vit-xs-pictograms", "mine"}
 
 
 def test_list_as_json(cloob: Cloob, installed: Path) -> None:
@@ -178,6 +234,23 @@ def test_show_an_installed_model_and_a_folder(cloob: Cloob, installed: Path, tin
     assert shown["state"] == "installed"
     folder = json.loads(cloob("zoo", "show", tiny, "--json").stdout)
     assert (folder["path"], folder["state"]) == (str(tiny), "a folder")
+
+
+def test_show_is_short_for_a_model_without_a_card(cloob: Cloob, installed: Path) -> None:
+    shown = dict(line.split("\t") for line in cloob("zoo", "show", "mine").stdout.splitlines())
+    assert len(shown) <= 20
+    assert shown["path"] == str(installed)
+    assert shown["images"] == "vit, width 32, 32 x 32 pixels"
+
+
+def test_a_training_run_s_folder_stands_for_its_model(cloob: Cloob, tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "x"
+    run.mkdir(parents=True)
+    tiny.rename(run / "model")
+    done = cloob("zoo", "export", run, "--to", "open_clip", "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert cloob("zoo", "bundle", run, "-o", tmp_path / "x.tar").returncode == 0
+    assert cloob("zoo", "pull", tmp_path / "x.tar").stdout.endswith("/models/x\n")
 
 
 def test_path(cloob: Cloob, installed: Path) -> None:
@@ -300,6 +373,14 @@ def test_rm_asks_says_and_removes(cloob: Cloob, installed: Path) -> None:
     assert list(installed.parent.iterdir()) == []
 
 
+def test_rm_several_or_none(cloob: Cloob, installed: Path, tiny: Path) -> None:
+    assert cloob("zoo", "add", tiny, "--name", "other").returncode == 0
+    assert cloob("zoo", "rm", "mine", "nosuch", "-y").returncode == 2
+    assert installed.is_dir()
+    assert cloob("zoo", "rm", "mine", "other", "mine", "-y").returncode == 0
+    assert list(installed.parent.iterdir()) == []
+
+
 def test_the_bundled_model_cannot_be_removed(cloob: Cloob, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
     monkeypatch.setattr(store, "bundled_folder", lambda name: tiny)
     done = cloob("zoo", "rm", "cloob-vit-xs-pictograms", "-y")
@@ -329,6 +410,43 @@ def test_prune_removes_what_interrupted_pulls_left_and_nothing_else(cloob: Cloob
     assert "nothing to remove" in cloob("zoo", "prune", "-y").stderr
 
 
+def test_prune_removes_locks_that_nobody_holds(cloob: Cloob, home: Path, installed: Path) -> None:
+    from cloob_cli.registry.locks import lock
+
+    (home / "locks").mkdir(exist_ok=True)
+    (home / "locks" / "0123456789abcdef.lock").touch()
+    with lock("x"):
+        cloob("zoo", "prune", "-y")
+        assert len(list((home / "locks").iterdir())) == 1
+    cloob("zoo", "prune", "-y")
+    assert list((home / "locks").iterdir()) == []
+
+
+def test_whoever_waits_for_a_lock_that_is_pruned_gets_another(home: Path) -> None:
+    import threading
+
+    from cloob_cli.registry.locks import lock, remove_unheld
+
+    inside, most, guard = 0, 0, threading.Lock()
+
+    def hold() -> None:
+        nonlocal inside, most
+        for _ in range(20):
+            with lock("shared"):
+                with guard:
+                    inside += 1
+                    most = max(most, inside)
+                with guard:
+                    inside -= 1
+
+    threads = [threading.Thread(target=hold) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        remove_unheld()
+    assert most == 1
+
+
 def test_prune_leaves_a_download_in_progress_alone(cloob: Cloob, home: Path) -> None:
     from cloob_cli.registry.locks import lock, lock_name
 
@@ -350,6 +468,22 @@ def test_pull_prints_the_path_last(cloob: Cloob, tiny: Path, home: Path) -> None
     assert done.stdout.splitlines()[-1] == str(home / "models" / "tiny")
     quiet = cloob("zoo", "pull", tiny, "-q")
     assert (quiet.stdout, quiet.stderr) == (f"{home / 'models' / 'tiny'}\n", "")
+
+
+def test_pull_as_json(cloob: Cloob, tiny: Path, home: Path) -> None:
+    planned = json.loads(cloob("zoo", "pull", tiny, "--dry-run", "--json").stdout)
+    assert (planned["name"], planned["folder"]) == ("tiny", str(home / "models" / "tiny"))
+    pulled = json.loads(cloob("zoo", "pull", tiny, "--json").stdout)
+    assert (pulled["name"], pulled["path"], pulled["origin"]) == ("tiny", str(home / "models" / "tiny"), str(tiny))
+    assert pulled["files"].keys() >= {"config.json", "model.safetensors"}
+
+
+def test_pull_the_bundled_model_under_another_name(cloob: Cloob, home: Path) -> None:
+    done = cloob("zoo", "pull", "cloob-vit-xs-pictograms", "--name", "foo")
+    assert done.stdout == f"{home / 'models' / 'foo'}\n", done.stderr
+    assert cloob("zoo", "verify", "foo").returncode == 0
+    kept = cloob("zoo", "pull", "cloob-vit-xs-pictograms")
+    assert kept.stdout == f"{store.bundled_folder('cloob-vit-xs-pictograms')}\n"
 
 
 def test_pull_dry_run_of_a_card(cloob: Cloob, home: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from margins import within
 
 from cloob_cli.core.loss import contrastive_loss
 from cloob_cli.core.loss_forms.choice import choose_implementation
@@ -28,12 +29,13 @@ def check(mode: str, **environment: str) -> dict:
     return json.loads(found.stdout)
 
 
+@pytest.mark.numeric
 def test_the_loss_with_interpreted_kernels_equals_the_definition():
     report = check("interpret", TRITON_INTERPRET="1")
     assert report.pop("choice") == "triton"
     assert len(report) == 6
     for name, error in report.items():
-        assert error < (1e-2 if "bf16" in name else 1e-5), name
+        within(error, 5 * 2**-8 if "bf16" in name else 1e-5, "docs/loss.md, Exactness: as the plain form")
 
 
 def test_every_kernel_compiles_for_an_h100(tmp_path):
@@ -45,8 +47,8 @@ def test_every_kernel_compiles_for_an_h100(tmp_path):
         "column_sums_kernel",
         "exponentials_and_gradient_kernel",
         "exponentials_kernel",
-        "normalise_kernel",
-        "pull_through_normalisation_kernel",
+        "normalize_kernel",
+        "pull_through_normalization_kernel",
         "rows_kernel",
     ]
 

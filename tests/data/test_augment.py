@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from margins import close
 from PIL import Image, ImageEnhance, ImageOps
 
-from cloob_cli.data.augment import DRAWS, crop_boxes, crops, move, recolour, resized_crop, resized_crops
-from cloob_cli.data.order import uniforms
+from cloob_cli.data.augment import DRAWS, color_jitter, crop_boxes, crops, move, resized_crop, resized_crops
+from cloob_cli.data.order import further_uniforms, uniforms
 from cloob_cli.recipe import AugmentSection
 
 SIZE = 16
@@ -27,7 +30,7 @@ def numbers(**fixed: float) -> np.ndarray:
 def test_nothing_asked_changes_nothing() -> None:
     section = AugmentSection()
     assert not crops(section)
-    assert torch.equal(recolour(move(PICTURES, ROWS, numbers(), section), numbers(), section), PICTURES)
+    assert torch.equal(color_jitter(move(PICTURES, ROWS, numbers(), section), numbers(), section), PICTURES)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -45,7 +48,7 @@ def test_shift_repeats_edges(flip: bool) -> None:
     assert seen == {-3, -2, -1, 0, 1, 2, 3}
 
 
-def test_flip_mirrors_half_of_the_pictures() -> None:
+def test_flip_mirrors_half_of_the_images() -> None:
     moved = move(PICTURES, ROWS, numbers(), AugmentSection(flip=True))
     mirrored = [torch.equal(moved[row], PICTURES[row].flip(1)) for row in range(40)]
     same = [torch.equal(moved[row], PICTURES[row]) for row in range(40)]
@@ -59,7 +62,7 @@ def test_flip_mirrors_half_of_the_pictures() -> None:
 @pytest.mark.parametrize("uniform", [0.1, 0.9])
 def test_jitter_equals_pillow(name: str, enhancer: type, uniform: float) -> None:
     neutral = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5}
-    changed = recolour(PICTURES, numbers(**neutral | {name: uniform}), AugmentSection(color_jitter=0.5))
+    changed = color_jitter(PICTURES, numbers(**neutral | {name: uniform}), AugmentSection(color_jitter=0.5))
     for row in range(5):
         expected = enhancer(Image.fromarray(PICTURES[row].numpy())).enhance(1 + 0.5 * (2 * uniform - 1))
         assert np.abs(changed[row].numpy().astype(int) - np.asarray(expected, dtype=int)).max() <= 1
@@ -68,16 +71,17 @@ def test_jitter_equals_pillow(name: str, enhancer: type, uniform: float) -> None
 def test_contrast_moves_values_from_or_to_the_mean() -> None:
     section = AugmentSection(color_jitter=1.0)
     fixed = {"brightness": 0.5, "saturation": 0.5}
-    flat = recolour(PICTURES, numbers(contrast=0.0, **fixed), section).float()
+    flat = color_jitter(PICTURES, numbers(contrast=0.0, **fixed), section).float()
     luma = (PICTURES.float() * torch.tensor([0.299, 0.587, 0.114])).sum(-1).mean(dim=(1, 2))
     assert (flat - luma[:, None, None, None]).abs().max() <= 0.51
-    middle = recolour(PICTURES, numbers(contrast=0.25, **fixed), section).float()
-    torch.testing.assert_close(middle, (PICTURES.float() + luma[:, None, None, None]) / 2, atol=0.51, rtol=0)
+    middle = color_jitter(PICTURES, numbers(contrast=0.25, **fixed), section).float()
+    # Values are whole numbers: at most half of 1 is rounded off.
+    assert (middle - (PICTURES.float() + luma[:, None, None, None]) / 2).abs().max() <= 0.51
 
 
 def test_grayscale_and_invert_equal_pillow() -> None:
-    gray = recolour(PICTURES, numbers(), AugmentSection(grayscale=1.0))
-    inverted = recolour(PICTURES, numbers(), AugmentSection(invert=1.0))
+    gray = color_jitter(PICTURES, numbers(), AugmentSection(grayscale=1.0))
+    inverted = color_jitter(PICTURES, numbers(), AugmentSection(invert=1.0))
     for row in range(5):
         image = Image.fromarray(PICTURES[row].numpy())
         expected = np.asarray(image.convert("L").convert("RGB"), dtype=int)
@@ -86,19 +90,19 @@ def test_grayscale_and_invert_equal_pillow() -> None:
 
 
 def test_shares_are_kept_to() -> None:
-    changed = recolour(PICTURES, numbers(), AugmentSection(invert=0.25, grayscale=0.25))
+    changed = color_jitter(PICTURES, numbers(), AugmentSection(invert=0.25, grayscale=0.25))
     same = sum(torch.equal(changed[row], PICTURES[row]) for row in range(40))
     assert 12 < same < 33
 
 
-def test_a_picture_s_change_does_not_depend_on_its_batch() -> None:
+def test_a_image_s_change_does_not_depend_on_its_batch() -> None:
     section = AugmentSection(shift=2, flip=True, color_jitter=0.4, grayscale=0.2, invert=0.2)
     many = PICTURES.repeat(5, 1, 1, 1)  # more than are changed at a time
     draws = uniforms(0, 0, np.arange(200), len(DRAWS))
-    together = recolour(move(many, torch.arange(200), draws, section), draws, section)
+    together = color_jitter(move(many, torch.arange(200), draws, section), draws, section)
     for row in range(0, 200, 23):
         one = draws[row : row + 1]
-        assert torch.equal(recolour(move(many, torch.tensor([row]), one, section), one, section)[0], together[row])
+        assert torch.equal(color_jitter(move(many, torch.tensor([row]), one, section), one, section)[0], together[row])
 
 
 def test_crop_boxes_lie_inside_and_have_the_asked_shape() -> None:
@@ -120,21 +124,87 @@ def test_crop_boxes_lie_inside_and_have_the_asked_shape() -> None:
     assert 1.22 < ratio.max() <= 1.25
 
 
+def torchvisions_box(width: float, height: float, draws: np.ndarray, augment: AugmentSection) -> tuple[float, ...]:
+    """RandomResizedCrop's rule for one image, with the sample's numbers for its random ones and without rounding."""
+
+    def tries(name: str) -> list[float]:
+        first = draws[DRAWS.index(name)]
+        return [first, *further_uniforms(np.array([first]), 9)[0]]
+
+    (low, high), (least, most) = augment.crop_scale, augment.crop_ratio
+    for area_number, ratio_number in zip(tries("crop_area"), tries("crop_ratio"), strict=True):
+        area = width * height * (low + (high - low) * area_number)
+        ratio = math.exp(math.log(least) + (math.log(most) - math.log(least)) * ratio_number)
+        w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        if w <= width and h <= height:
+            x, y = (draws[DRAWS.index(name)] for name in ("crop_x", "crop_y"))
+            return (width - w) * x, (height - h) * y, (width - w) * x + w, (height - h) * y + h
+    w, h = width, height
+    if width / height < least:
+        h = width / least
+    elif width / height > most:
+        w = height * most
+    return (width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("scale", [(0.9, 1.0), (0.3, 0.8), (0.08, 1.0)])
+@pytest.mark.parametrize("size", [(240, 240), (320, 180), (180, 320), (300, 230), (900, 20)])
+def test_crop_boxes_are_torchvisions(scale: tuple[float, float], size: tuple[int, int]) -> None:
+    augment = AugmentSection(crop_scale=scale)
+    draws = uniforms(1, 2, np.arange(300), len(DRAWS))
+    boxes = crop_boxes(np.tile([size], (300, 1)), draws, augment)
+    expected = [torchvisions_box(*size, row, augment) for row in draws]
+    close(boxes, np.array(expected), "float64: numbers of up to 900", atol=1e-9)
+
+
+@pytest.mark.numeric
+def test_crops_keep_to_their_range_of_areas_or_are_centered() -> None:
+    """The setting of the CLOOB paper: most single tries do not fit into a square, and none into 16:9."""
+    augment = AugmentSection(crop_scale=(0.9, 1.0))
+    n = 3000
+    for size, whole in (((240, 240), 1.0), ((320, 180), 0.75)):
+        draws = uniforms(0, 0, np.arange(n), len(DRAWS))
+        left, top, right, bottom = crop_boxes(np.tile([size], (n, 1)), draws, augment).T
+        share = (right - left) * (bottom - top) / (size[0] * size[1])
+        fallen_back = np.isclose(share, whole)
+        middle = np.stack([left + right, top + bottom])[:, fallen_back]
+        close(middle - np.array(size)[:, None], np.zeros_like(middle), "float64: numbers of up to 320", atol=1e-9)
+        assert (share[~fallen_back] >= 0.9).all()
+        # A single try fits a square with probability 0.178 (the mean of -log(area)/log(4/3)), none of ten with 0.14.
+        expected = 0.14 if whole == 1.0 else 1.0
+        close(fallen_back.mean(), expected, "five deviations of a share of 3000", atol=5 * math.sqrt(0.14 * 0.86 / n))
+
+
+@pytest.mark.numeric
+def test_further_numbers_are_even_and_their_own() -> None:
+    first = uniforms(0, 0, np.arange(5000), 1)[:, 0]
+    more = further_uniforms(first, 3)
+    assert more.shape == (5000, 3)
+    np.testing.assert_array_equal(more[7:8], further_uniforms(first[7:8], 3))
+    np.testing.assert_array_equal(more[:, :2], further_uniforms(first, 2))
+    together = np.concatenate([first[:, None], more], axis=1)
+    assert ((together >= 0) & (together < 1)).all()
+    # Deviations of a mean of 5000 even numbers: 0.004; of a correlation: 0.014. Five of them are allowed.
+    close(together.mean(axis=0), np.full(4, 0.5), "five deviations", atol=0.02)
+    close(np.corrcoef(together.T), np.eye(4), "five deviations", atol=0.07)
+
+
 def test_resized_crop_is_pillow_s() -> None:
-    picture = PICTURES[0].numpy()
-    whole = resized_crop(picture, np.array([0.0, 0, SIZE, SIZE]), SIZE)
-    np.testing.assert_array_equal(whole, picture)
-    part = resized_crop(picture, np.array([2.0, 4, 10, 12]), 8)
-    np.testing.assert_array_equal(part, picture[4:12, 2:10])
+    image = PICTURES[0].numpy()
+    whole = resized_crop(image, np.array([0.0, 0, SIZE, SIZE]), SIZE)
+    np.testing.assert_array_equal(whole, image)
+    part = resized_crop(image, np.array([2.0, 4, 10, 12]), 8)
+    np.testing.assert_array_equal(part, image[4:12, 2:10])
 
 
 @pytest.mark.parametrize("size", [10, 16, 37])
 def test_crops_of_a_batch_equal_pillow_s(size: int) -> None:
     smooth = torch.nn.functional.interpolate(PICTURES[:, :4, :4].permute(0, 3, 1, 2).float(), (24, 20), mode="bilinear")
-    pictures = smooth.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous()
+    images = smooth.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous()
     sizes = np.tile([[20.0, 24.0]], (40, 1))
     boxes = crop_boxes(sizes, numbers(), AugmentSection(crop_scale=(0.4, 1.0)))
-    batch = resized_crops(pictures, boxes, size)
+    batch = resized_crops(images, boxes, size)
     for row in range(40):
-        expected = resized_crop(pictures[row].numpy(), boxes[row], size)
+        expected = resized_crop(images[row].numpy(), boxes[row], size)
         assert np.abs(batch[row].numpy().astype(int) - expected.astype(int)).max() <= 2

@@ -1,4 +1,4 @@
-"""Labelled data sets: both layouts, and what is wrong with a broken one."""
+"""Labeled data sets: both layouts, and what is wrong with a broken one."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pair_files import encoded, picture
-from tiny_run import COLOURS, write_class_folders
+from pair_files import encoded, image
+from tiny_run import COLORS, write_class_folders
 
 from cloob_cli.data.classification import open_classification_set
 from cloob_cli.errors import DataError, ImageError
 
 
 def write_webdataset(folder: Path, labels: list[str], classes: list[str], shards: int = 2) -> Path:
-    """CLIP_benchmark's layout; picture N is `pair_files.picture(N)`."""
+    """CLIP_benchmark's layout; image N is `pair_files.image(N)`."""
     (folder / "test").mkdir(parents=True)
     (folder / "classnames.txt").write_text("\n".join(classes) + "\n", encoding="utf-8")
     (folder / "zeroshot_classification_templates.txt").write_text("a sign of {c}\nthe {c}\n", encoding="utf-8")
@@ -37,22 +37,22 @@ def test_webdataset(tmp_path):
     opened = open_classification_set(write_webdataset(tmp_path / "signs", ["0", "2", "1\n", "2"], ["a", "b", "c d"]))
     assert (opened.name, opened.classes) == ("signs", ["a", "b", "c d"])
     assert opened.templates == ["a sign of {c}", "the {c}"]
-    # Shard 0 holds pictures 0 and 2, shard 1 holds 1 and 3.
+    # Shard 0 holds images 0 and 2, shard 1 holds 1 and 3.
     assert opened.labels == [0, 1, 2, 2]
     for index, number in enumerate([0, 2, 1, 3]):
-        assert np.array_equal(np.asarray(opened.image(index)), np.asarray(picture(number)))
+        assert np.array_equal(np.asarray(opened.image(index)), np.asarray(image(number)))
 
 
 def test_class_folders(tmp_path):
-    opened = open_classification_set(write_class_folders(tmp_path / "colours"))
-    assert opened.classes == sorted(COLOURS)
+    opened = open_classification_set(write_class_folders(tmp_path / "colors"))
+    assert opened.classes == sorted(COLORS)
     assert opened.labels == [label for label in range(8) for _ in range(4)]
     assert opened.image(0).size == (16, 16)
     assert "{c}" in opened.templates
 
 
-def test_one_broken_picture_is_an_error_of_its_own(tmp_path):
-    folder = write_class_folders(tmp_path / "colours")
+def test_one_broken_image_is_an_error_of_its_own(tmp_path):
+    folder = write_class_folders(tmp_path / "colors")
     (folder / "black" / "left.png").write_bytes(b"")
     opened = open_classification_set(folder)
     broken = [index for index, source in enumerate(opened.sources) if source.path.stat().st_size == 0]
@@ -80,13 +80,13 @@ def test_a_broken_set_says_what_is_wrong(tmp_path, spoil):
 
 
 def test_an_empty_folder_is_no_data_set(tmp_path):
-    with pytest.raises(DataError, match="no labelled picture"):
+    with pytest.raises(DataError, match="no labeled image"):
         open_classification_set(tmp_path)
 
 
 @pytest.mark.skipif("CLOOB_PICTOGRAMS" not in os.environ, reason="CLOOB_PICTOGRAMS names no folder of pictogram data")
-@pytest.mark.parametrize(("name", "pictures", "classes"), [("flags_circle", 245, 245), ("icons_kameleon", 200, 196)])
-def test_the_pictogram_sets(name, pictures, classes):
+@pytest.mark.parametrize(("name", "images", "classes"), [("flags_circle", 245, 245), ("icons_kameleon", 200, 196)])
+def test_the_pictogram_sets(name, images, classes):
     opened = open_classification_set(Path(os.environ["CLOOB_PICTOGRAMS"]) / "eval" / name)
-    assert (len(opened), len(opened.classes)) == (pictures, classes)
+    assert (len(opened), len(opened.classes)) == (images, classes)
     assert all(opened.image(index).size == (64, 64) for index in (0, len(opened) - 1))

@@ -1,4 +1,4 @@
-"""Pictures of every kind, good and hostile; crops against those of the reference programs."""
+"""Images of every kind, good and hostile; crops against those of the reference programs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from margins import close
 from PIL import Image
 from safetensors.numpy import load_file
 
 from cloob_cli.core.config import PreprocessConfig
-from cloob_cli.data.images import Preprocess, normalise, open_image
+from cloob_cli.data.images import Preprocess, normalize, open_image
 from cloob_cli.errors import ImageError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "images"
@@ -46,20 +47,21 @@ def test_crop_equals_the_reference_to_the_bit(case: dict) -> None:
     np.testing.assert_array_equal(crop, CROPS[case["file"]])
 
 
-def test_normalised_pixels_equal_the_reference_arithmetic() -> None:
+@pytest.mark.numeric
+def test_normalized_pixels_equal_the_reference_arithmetic() -> None:
     case = INDEX["images"][1]
     pixels = Preprocess(case["size"])(open_image(GOLDEN / case["file"]))
     scaled = CROPS[case["file"]].astype(np.float64) / 255
     expected = ((scaled - INDEX["mean"]) / INDEX["std"]).transpose(2, 0, 1)
     assert pixels.shape == (3, 224, 224)
     assert pixels.dtype == torch.float32
-    np.testing.assert_allclose(pixels.numpy(), expected, atol=1e-6)
+    close(pixels.double(), expected, "numbers of up to 2.6 in float32, rounded a few times", atol=1e-6)
 
 
-def test_normalise_takes_both_layouts() -> None:
+def test_normalize_takes_both_layouts() -> None:
     pixels = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
     config = PreprocessConfig()
-    last, first = normalise(pixels, config), normalise(pixels.permute(0, 3, 1, 2), config)
+    last, first = normalize(pixels, config), normalize(pixels.permute(0, 3, 1, 2), config)
     assert last.shape == (2, 3, 5, 7)
     assert torch.equal(last, first)
 
@@ -69,14 +71,14 @@ def test_crop_has_the_asked_size(size: tuple[int, int], expected: tuple[int, int
     assert Preprocess(64).crop(Image.new("RGB", size, RED)).shape == (*expected, 3)
 
 
-def test_a_very_long_picture_is_cropped_without_resizing_the_whole() -> None:
+def test_a_very_long_image_is_cropped_without_resizing_the_whole() -> None:
     stripe = Image.new("RGB", (60_000, 2), RED)
     stripe.paste(BLUE, (29_000, 0, 31_000, 2))
     crop = Preprocess(224).crop(stripe)  # whole, it would become 6,720,000 x 224
     assert (crop == BLUE).all()
 
 
-def test_squash_keeps_the_whole_picture() -> None:
+def test_squash_keeps_the_whole_image() -> None:
     image = Image.new("RGB", (200, 50), RED)
     image.paste(BLUE, (100, 0, 200, 50))
     crop = Preprocess(20, PreprocessConfig(resize="squash")).crop(image)
@@ -84,7 +86,7 @@ def test_squash_keeps_the_whole_picture() -> None:
     assert tuple(crop[0, 19]) == BLUE
 
 
-# --- kinds of pictures ----------------------------------------------------------------------------------------------
+# --- kinds of images ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -109,7 +111,7 @@ def test_exif_rotation_is_applied(orientation: int) -> None:
     np.testing.assert_array_equal(np.asarray(opened), np.asarray(upright))
 
 
-def test_broken_exif_does_not_lose_the_picture() -> None:
+def test_broken_exif_does_not_lose_the_image() -> None:
     data = as_bytes(Image.new("RGB", (8, 8), RED), "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage")
     assert open_image(data).size == (8, 8)
 
@@ -149,14 +151,14 @@ def test_half_transparent_is_mixed_with_white() -> None:
     assert pixel(open_image(as_bytes(Image.new("RGBA", (2, 2), (255, 0, 0, 128)))), 0, 0) == (255, 127, 127)
 
 
-def test_a_colour_key_is_transparent() -> None:
+def test_a_color_key_is_transparent() -> None:
     image = Image.new("RGB", (2, 1), RED)
     image.putpixel((1, 0), BLUE)
     opened = open_image(as_bytes(image, transparency=BLUE))
     assert [pixel(opened, 0, 0), pixel(opened, 1, 0)] == [RED, WHITE]
 
 
-def test_16_bit_grey_is_scaled_not_clipped() -> None:
+def test_16_bit_gray_is_scaled_not_clipped() -> None:
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     opened = open_image(as_bytes(Image.fromarray(values)))
     np.testing.assert_array_equal(np.asarray(opened)[0, :, 0], [0, 1, 128, 255])
@@ -166,7 +168,7 @@ def test_16_bit_grey_is_scaled_not_clipped() -> None:
 def test_float_values_are_scaled(brightest: float) -> None:
     values = np.array([[0, brightest / 2, brightest, np.nan]], dtype=np.float32)
     opened = np.asarray(open_image(as_bytes(Image.fromarray(values), "TIFF")))
-    np.testing.assert_allclose(opened[0, :, 0], [0, 128, 255, 0], atol=1)
+    assert np.abs(opened[0, :, 0].astype(int) - [0, 128, 255, 0]).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def test_other_modes_become_rgb(mode: str, form: str) -> None:
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
 def test_the_first_frame_stands_for_an_animation(form: str) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
+    frames = [Image.new("RGB", (8, 8), color) for color in (RED, BLUE)]
     data = as_bytes(frames[0], form, save_all=True, append_images=frames[1:], lossless=True)
     assert pixel(open_image(data), 4, 4) == RED
 
@@ -215,9 +217,9 @@ def png_of(width: int, height: int) -> bytes:
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 HOSTILE = {
     "empty": (b"", "empty"),
-    "text": (b"this is no picture\n" * 10, "not a picture"),
-    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not a picture"),
-    "html": (b"<!doctype html><title>404</title>", "not a picture"),
+    "text": (b"this is no image\n" * 10, "not an image"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not an image"),
+    "html": (b"<!doctype html><title>404</title>", "not an image"),
     "truncated jpeg": (as_bytes(NOISE, "JPEG")[:1500], "truncated"),
     "truncated png": (as_bytes(NOISE)[:5000], "truncated"),
     "truncated webp": (as_bytes(NOISE, "WEBP")[:500], ""),
@@ -232,7 +234,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_bytes_are_one_line(name: str, tmp_path: Path) -> None:
     data, reason = HOSTILE[name]
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(data)
     for source in (data, path):
         with pytest.raises(ImageError) as caught:
@@ -243,7 +245,7 @@ def test_hostile_bytes_are_one_line(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
-def test_damaged_bytes_give_a_picture_or_an_image_error(form: str) -> None:
+def test_damaged_bytes_give_a_image_or_an_image_error(form: str) -> None:
     good = as_bytes(NOISE if form != "GIF" else NOISE.quantize(), form)
     random = np.random.default_rng(1)
     messages = []

@@ -7,19 +7,24 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from pair_files import FatalSource, captions_of, picture, write_folder, write_parquet, write_tar
+from pair_files import FatalSource, captions_of, image, write_folder, write_parquet, write_tar
 
+from cloob_cli.data import loader as loader_module
 from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import PairBatch, PairLoader
 from cloob_cli.data.order import epoch_order
 from cloob_cli.data.pairs import PairSource, open_pairs
 from cloob_cli.data.sources.parquet import ParquetSource
+from cloob_cli.data.streaming import PairStream
 from cloob_cli.data.text import Tokenizer, train_bpe
 from cloob_cli.errors import DataError
 from cloob_cli.recipe import AugmentSection, DataSection
@@ -39,7 +44,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> PairSource:
-    path = write_parquet(tmp_path_factory.mktemp("pairs") / "t.parquet", range(COUNT), pair13=b"no picture")
+    path = write_parquet(tmp_path_factory.mktemp("pairs") / "t.parquet", range(COUNT), pair13=b"no image")
     return open_pairs(DataSection(train=str(path)))
 
 
@@ -68,9 +73,9 @@ def test_a_batch(source: PairSource, tokenizer: Tokenizer) -> None:
         assert batch.pixels.shape == (len(wanted), 3, 16, 16)
         assert batch.pixels.dtype == torch.uint8
         for row, index in enumerate(wanted):
-            crop = torch.from_numpy(preprocess.crop(picture(index))).permute(2, 0, 1)
+            crop = torch.from_numpy(preprocess.crop(image(index))).permute(2, 0, 1)
             assert torch.equal(batch.pixels[row], crop)
-            assert batch.tokens[row].tolist() in tokenizer(captions_of(index)).tolist()
+            assert batch.tokens[row, 0].tolist() in tokenizer(captions_of(index)).tolist()
 
 
 def test_the_unreadable_pair_is_left_out_and_named(source: PairSource, tokenizer: Tokenizer) -> None:
@@ -78,7 +83,7 @@ def test_the_unreadable_pair_is_left_out_and_named(source: PairSource, tokenizer
         skipped = [
             entry for batch in loader(source, tokenizer, in_memory=in_memory).batches(1) for entry in batch.skipped
         ]
-        assert skipped == [(source.name(13), "not a picture in a known format")]
+        assert skipped == [(source.name(13), "not an image in a known format")]
 
 
 def test_equal_captions_have_equal_ids(source: PairSource, tokenizer: Tokenizer) -> None:
@@ -162,7 +167,7 @@ def test_epochs_differ_in_order_captions_and_augmentation(source: PairSource, to
 
 def test_every_caption_is_used(source: PairSource, tokenizer: Tokenizer) -> None:
     made = loader(source, tokenizer)
-    seen = {tuple(row) for epoch in range(40) for batch in made.batches(epoch) for row in batch.tokens.tolist()}
+    seen = {tuple(row) for epoch in range(40) for batch in made.batches(epoch) for row in batch.tokens[:, 0].tolist()}
     every = {
         tuple(tokenizer(text)[0].tolist()) for number in range(COUNT) if number != 13 for text in captions_of(number)
     }
@@ -176,10 +181,10 @@ def test_only_the_given_pairs(source: PairSource, tokenizer: Tokenizer) -> None:
         assert sorted(torch.cat([batch.indices for batch in made.batches(0)]).tolist()) == sorted(wanted)
 
 
-def test_pictures_of_different_sizes(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_images_of_different_sizes(tokenizer: Tokenizer, tmp_path: Path) -> None:
     folder = write_folder(tmp_path, range(12))
-    picture(3, (90, 30)).save(folder / "003.png")
-    picture(0, (16, 50)).save(folder / "000.png")
+    image(3, (90, 30)).save(folder / "003.png")
+    image(0, (16, 50)).save(folder / "000.png")
     source = open_pairs(DataSection(train=str(folder)))
     for augment in (PLAIN, MUCH):
         kept, anew = (loader(source, tokenizer, augment, batch_size=12, in_memory=m) for m in (True, False))
@@ -205,7 +210,7 @@ def test_webdataset_batches(tokenizer: Tokenizer, tmp_path: Path) -> None:
     source = open_pairs(DataSection(train=str(tmp_path)))
     batch = next(loader(source, tokenizer, batch_size=12, in_memory=False).batches(0))
     expected = torch.cat([tokenizer(captions_of(index)[0]) for index in batch.indices.tolist()])
-    assert torch.equal(batch.tokens, expected)
+    assert torch.equal(batch.tokens[:, 0], expected)
 
 
 def test_fewer_pairs_than_a_batch(source: PairSource, tokenizer: Tokenizer) -> None:
@@ -230,12 +235,10 @@ def test_a_killed_worker_is_one_line(tokenizer: Tokenizer) -> None:
         next(loader(FatalSource(), tokenizer, in_memory=False, workers=1).batches(0))
 
 
-@pytest.mark.slow  # two fresh interpreters import torch
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_ctrl_c_leaves_no_worker_behind(tmp_path: Path) -> None:
-    """The terminal sends Ctrl-C to the whole group; the main process decides, workers stay quiet and end with it."""
-    write_folder(tmp_path / "pairs", range(COUNT))
-    script = tmp_path / "script.py"
+def start_streaming(folder: Path) -> tuple[subprocess.Popen, list[int]]:
+    """A process, its own group, that streams with two workers until Ctrl-C; the workers' numbers."""
+    write_folder(folder / "pairs", range(COUNT))
+    script = folder / "script.py"
     script.write_text(
         textwrap.dedent(
             f"""
@@ -247,7 +250,7 @@ def test_ctrl_c_leaves_no_worker_behind(tmp_path: Path) -> None:
             from cloob_cli.recipe import AugmentSection, DataSection
 
             def main():
-                source = open_pairs(DataSection(train={str(tmp_path / "pairs")!r}))
+                source = open_pairs(DataSection(train={str(folder / "pairs")!r}))
                 loader = PairLoader(source, None, clip_tokenizer(), Preprocess(16), AugmentSection(), batch_size=4,
                                     seed=0, workers=2, in_memory=False)
                 stop = []
@@ -267,10 +270,18 @@ def test_ctrl_c_leaves_no_worker_behind(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
+    assert process.stdout is not None
+    workers = [int(number) for number in process.stdout.readline().split()]
+    assert len(workers) == 2
+    return process, workers
+
+
+@pytest.mark.slow  # two fresh interpreters import torch
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_leaves_no_worker_behind(tmp_path: Path) -> None:
+    """The terminal sends Ctrl-C to the whole group; the main process decides, workers stay quiet and end with it."""
+    process, workers = start_streaming(tmp_path)
     with process:
-        assert process.stdout is not None
-        workers = [int(number) for number in process.stdout.readline().split()]
-        assert len(workers) == 2
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "")
@@ -279,9 +290,75 @@ def test_ctrl_c_leaves_no_worker_behind(tmp_path: Path) -> None:
             os.kill(worker, 0)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    """Also the server that forked them, and whatever else the process had started."""
+    process, workers = start_streaming(tmp_path)
+    with process:
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert {child.pid for child in started} > set(workers)
+        process.kill()
+        deadline = time.monotonic() + 60  # it takes a moment
+        while alive := [child for child in started if is_alive(child)]:
+            if time.monotonic() > deadline:
+                for child in alive:
+                    child.kill()
+                pytest.fail(f"still running: {alive}")
+            time.sleep(0.05)
+        assert process.stderr is not None
+        assert "leaked" not in process.stderr.read()
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it still runs; one that has ended and that nobody has asked about since does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def test_automatic_workers_share_the_cores_of_their_own_machine(
+    source: PairSource, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)), raising=False)
+    monkeypatch.setattr(loader_module, "PairStream", lambda reader, workers: asked.append(workers) or mock.Mock())
+    for local in (8, None):
+        loader(source, tokenizer, in_memory=False, workers="auto", processes=16, local_processes=local)
+    assert asked == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("problem", "lost"),
+    [
+        (RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly"), True),
+        (ConnectionResetError(104, "Connection reset by peer"), True),
+        (FileNotFoundError(2, "No such file or directory"), True),  # the socket through which a batch is fetched
+        (EOFError(), True),
+        (RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback"), False),
+        (FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0.\nOriginal Traceback"), False),
+        (RuntimeError("something else"), False),
+    ],
+)
+def test_however_a_lost_worker_shows_it_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, problem: Exception, lost: bool
+) -> None:
+    """What a living worker raises is not taken for a lost one."""
+
+    def parts() -> Iterator[PairBatch]:
+        raise problem
+        yield
+
+    streamed = PairStream(mock.Mock(), 0)
+    monkeypatch.setattr(streamed, "_loader", parts())
+    with pytest.raises(DataError if lost else type(problem)) as caught:
+        list(streamed.batches(0, [(np.arange(4), 16)]))
+    assert ("ended from outside" in str(caught.value)) == lost

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pair_files import captions_of, picture, write_folder, write_parquet, write_table, write_tar
+from pair_files import captions_of, image, write_folder, write_parquet, write_table, write_tar
 
 from cloob_cli.data.pairs import PairSource, expand_braces, open_pairs
 from cloob_cli.data.sources.parquet import ParquetSource
@@ -28,8 +28,8 @@ def check(source: PairSource, numbers: range, *, all_captions: bool, exact: bool
     for index, number in enumerate(numbers):
         expected = captions_of(number)
         assert source.captions(index) == (expected if all_captions else expected[:1])
-        difference = np.asarray(source.image(index), dtype=int) - np.asarray(picture(number), dtype=int)
-        assert np.abs(difference).max() <= (0 if exact else 20)  # JPEG changes pixels, not pictures
+        difference = np.asarray(source.image(index), dtype=int) - np.asarray(image(number), dtype=int)
+        assert np.abs(difference).max() <= (0 if exact else 20)  # JPEG changes pixels, not images
     assert len({source.name(index) for index in range(len(source))}) == len(numbers)
 
 
@@ -53,12 +53,12 @@ def test_parquet_folder_of_several_files(tmp_path: Path) -> None:
 
 
 def test_parquet_with_paths_and_one_caption(tmp_path: Path) -> None:
-    write_folder(tmp_path / "pictures", range(3))
-    table = pa.table({"img": [f"pictures/{n:03}.png" for n in range(3)], "Title": ["a", None, "c"]})
+    write_folder(tmp_path / "images", range(3))
+    table = pa.table({"img": [f"images/{n:03}.png" for n in range(3)], "Title": ["a", None, "c"]})
     pq.write_table(table, tmp_path / "t.parquet")
     source = opened(tmp_path / "t.parquet")
     assert [source.captions(n) for n in range(3)] == [["a"], [], ["c"]]
-    np.testing.assert_array_equal(np.asarray(source.image(2)), np.asarray(picture(2)))
+    np.testing.assert_array_equal(np.asarray(source.image(2)), np.asarray(image(2)))
 
 
 def test_parquet_keeps_bounded_memory(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_folder_with_texts(tmp_path: Path) -> None:
     check(opened(write_folder(tmp_path, range(COUNT))), range(COUNT), all_captions=True)
 
 
-def test_folder_picture_without_text_is_a_pair_to_skip(tmp_path: Path) -> None:
+def test_folder_image_without_text_is_a_pair_to_skip(tmp_path: Path) -> None:
     write_folder(tmp_path, range(4))
     (tmp_path / "001.txt").unlink()
     (tmp_path / "002.txt").write_text("\n  \n")
@@ -96,7 +96,7 @@ def test_folder_with_metadata(tmp_path: Path, name: str) -> None:
         )
     source = opened(tmp_path)
     assert [source.captions(n) for n in range(3)] == [["one, two"], [], ["three"]]
-    np.testing.assert_array_equal(np.asarray(source.image(2)), np.asarray(picture(2)))
+    np.testing.assert_array_equal(np.asarray(source.image(2)), np.asarray(image(2)))
 
 
 @pytest.mark.parametrize(
@@ -124,9 +124,9 @@ def test_table_captions_are_text_even_where_they_look_like_numbers(tmp_path: Pat
 
 
 def test_table_paths_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_folder(tmp_path / "work" / "pictures", range(2))
+    write_folder(tmp_path / "work" / "images", range(2))
     (tmp_path / "lists").mkdir()
-    (tmp_path / "lists" / "t.csv").write_text("filepath,title\npictures/000.png,a\npictures/001.png,b\n")
+    (tmp_path / "lists" / "t.csv").write_text("filepath,title\nimages/000.png,a\nimages/001.png,b\n")
     monkeypatch.chdir(tmp_path / "work")
     assert opened(tmp_path / "lists" / "t.csv").image(1).size == (20, 20)
 
@@ -143,8 +143,10 @@ def test_webdataset(tmp_path: Path, captions_in: str) -> None:
 def test_webdataset_with_another_field(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", range(3), captions_in="alt")
     assert opened(tmp_path, caption_key="alt").captions(2) == captions_of(2)[:1]
-    with pytest.raises(DataError, match="no caption"):
+    with pytest.raises(DataError, match="have no key 'caption'") as caught:
         opened(tmp_path)
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("keys found: alt")
 
 
 def test_webdataset_cut_off_in_the_middle_keeps_what_is_whole(tmp_path: Path) -> None:
@@ -153,6 +155,23 @@ def test_webdataset_cut_off_in_the_middle_keeps_what_is_whole(tmp_path: Path) ->
     source = opened(path)
     assert 2 < len(source) < 6
     check(source, range(len(source)), all_captions=False, exact=False)
+
+
+def test_the_output_folder_of_img2dataset(tmp_path: Path) -> None:
+    """Beside every tar (or folder, with its output_format "files") lies a table of what was fetched, and statistics."""
+    fetched = pa.table({"url": ["http://localhost/1"], "caption": ["a"], "key": ["000000001"], "status": ["success"]})
+    write_tar(tmp_path / "wds" / "00000.tar", range(9))
+    write_tar(tmp_path / "wds" / "00001.tar", range(9, COUNT))
+    write_folder(tmp_path / "files" / "00000", range(9))
+    write_folder(tmp_path / "files" / "00001", range(9, COUNT))
+    for folder, exact in (("wds", False), ("files", True)):
+        for shard in ("00000", "00001"):
+            pq.write_table(fetched, tmp_path / folder / f"{shard}.parquet")
+            (tmp_path / folder / f"{shard}_stats.json").write_text("{}")
+        check(opened(tmp_path / folder), range(COUNT), all_captions=exact, exact=exact)
+    write_parquet(tmp_path / "pq" / "00000.parquet", range(COUNT))  # with output_format "parquet" it is the data
+    (tmp_path / "pq" / "00000_stats.json").write_text("{}")
+    check(opened(tmp_path / "pq"), range(COUNT), all_captions=True)
 
 
 def test_several_sources_are_joined(tmp_path: Path) -> None:
@@ -221,16 +240,16 @@ def test_a_table_with_only_a_header(tmp_path: Path) -> None:
 
 def test_nothing_readable_fails_at_once(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "t.parquet", range(3), pair0=b"x", pair1=b"", pair2=b"y")
-    assert f"none of the 3 pairs that were tried can be used; {path}:0: not a picture" in error_of(path)
+    assert f"none of the 3 pairs that were tried can be used; {path}:0: not an image" in error_of(path)
     (tmp_path / "t.csv").write_text("image,caption\nno/such.png,a\n")
     assert "no such file" in error_of(tmp_path / "t.csv")
 
 
-def test_pictures_without_any_caption(tmp_path: Path) -> None:
+def test_images_without_any_caption(tmp_path: Path) -> None:
     write_folder(tmp_path, range(3))
     for path in tmp_path.glob("*.txt"):
         path.unlink()
-    assert "none of the 3 pictures" in error_of(tmp_path)
+    assert "none of the 3 images" in error_of(tmp_path)
     assert "NAME.txt" in error_of(tmp_path)
 
 

@@ -17,7 +17,11 @@ COMMAND = [sys.executable, "-m", "cloob_cli"]
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment without settings that would change what cloob does; one thread for torch."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CLOOB_")}
-    return kept | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", "NO_COLOR": "1"} | changes
+    return (
+        kept
+        | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "default"), "NO_COLOR": "1"}
+        | changes
+    )
 
 
 def cloob(*arguments: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -38,7 +42,8 @@ def cloob_here(*arguments: object, cwd: Path, **env: str) -> subprocess.Complete
 
     out, err = io.StringIO(), io.StringIO()
     words = ["cloob", *map(str, arguments)]
-    on_term = signal.getsignal(signal.SIGTERM)
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    handlers = {number: signal.getsignal(number) for number in numbers}
     with (
         mock.patch.object(sys, "argv", words),
         mock.patch.dict(os.environ, environment(**env), clear=True),
@@ -51,7 +56,8 @@ def cloob_here(*arguments: object, cwd: Path, **env: str) -> subprocess.Complete
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
         finally:
-            signal.signal(signal.SIGTERM, on_term)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 

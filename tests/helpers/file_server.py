@@ -25,6 +25,8 @@ class Fault:
     content_encoding: str | None = None
     location: str | None = None
     new_content: bytes | None = None
+    retry_after: str | None = None
+    endless: bool = False
 
 
 @dataclass
@@ -71,7 +73,11 @@ def serving(tls: ssl.SSLContext | None = None, **files: bytes) -> Iterator[FileS
                 self.end_headers()
                 return
             if fault.status is not None:
-                self.send_error(fault.status)
+                self.send_response(fault.status)
+                if fault.retry_after is not None:
+                    self.send_header("Retry-After", fault.retry_after)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
                 return
             if fault.new_content is not None:
                 state.files[self.path] = fault.new_content
@@ -104,7 +110,7 @@ def serving(tls: ssl.SSLContext | None = None, **files: bytes) -> Iterator[FileS
                 self.send_header("ETag", etag)
             if fault.content_encoding:
                 self.send_header("Content-Encoding", fault.content_encoding)
-            if not fault.no_length:
+            if not (fault.no_length or fault.endless):
                 self.send_header("Content-Length", str(len(content) - start))
             self.send_header("Connection", "close")
             self.end_headers()
@@ -118,6 +124,11 @@ def serving(tls: ssl.SSLContext | None = None, **files: bytes) -> Iterator[FileS
             return int(wanted.removeprefix("bytes=").partition("-")[0])
 
         def _write(self, body: bytearray, fault: Fault) -> None:
+            while fault.endless and not state.stopping.is_set():
+                try:
+                    self.wfile.write(bytes(1 << 16))
+                except OSError:
+                    return
             if fault.corrupt_at is not None and body:
                 body[fault.corrupt_at % len(body)] ^= 0x55
             end = min((n for n in (fault.cut_after, fault.stall_after, len(body)) if n is not None), default=0)

@@ -135,7 +135,7 @@ def convert(name: str, folder: Path) -> None:
     from safetensors.torch import load_file
 
     import cloob_cli
-    from cloob_cli.registry.convert import convert_checkpoint
+    from cloob_cli.convert import convert_checkpoint
     from cloob_cli.registry.store import save_model
 
     checkpoint = next(path for path in folder.glob("checkpoint.*"))

@@ -240,11 +240,11 @@ def _zip_with_pickle(good: bytes, canary: Path) -> bytes:
 
 
 def main(folder: Path) -> None:
+    from cloob_cli.convert import convert_checkpoint
     from cloob_cli.errors import CloobError
-    from cloob_cli.registry.convert import convert_checkpoint
 
     for file in sorted(folder.iterdir()):
-        for format in (None, "mljku", "crowsonkb", "japanese"):
+        for format in (None, "mljku", "crowsonkb", "rinna"):
             try:
                 convert_checkpoint(file, format)
                 outcome = "converted"

@@ -29,6 +29,8 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     listed_extra: list[str] = field(default_factory=list)
     corrupt: bool = False
+    stalled: threading.Event | None = None
+    stopping: threading.Event = field(default_factory=threading.Event)
     status: int | None = None
     requests: list[str] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
@@ -184,6 +186,12 @@ def hub_serving() -> Iterator[Hub]:
             self.end_headers()
             if self.command == "GET":
                 body = bytearray(data[start:])
+                if hub.stalled and name == "model.safetensors":
+                    self.wfile.write(body[: len(body) // 2])
+                    self.wfile.flush()
+                    hub.stalled.set()
+                    hub.stopping.wait()
+                    return
                 if hub.corrupt and name == "model.safetensors":
                     body[len(body) // 2] ^= 1
                 self.wfile.write(body)
@@ -264,6 +272,7 @@ def hub_serving() -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.stopping.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -28,7 +28,7 @@ FLOAT32 = {
 }  # fmt: skip
 BLOCKS = {"ROWS": triton_steps.ROWS, "COLUMNS": triton_steps.COLUMNS, "SLAB": triton_steps.SLAB}
 # What one program does of a row: a piece of many columns, or all of an embedding.
-BLOCK = {"rows_kernel": triton_steps.ELEMENTS, "normalise_kernel": 512, "pull_through_normalisation_kernel": 1024}
+BLOCK = {"rows_kernel": triton_steps.ELEMENTS, "normalize_kernel": 512, "pull_through_normalization_kernel": 1024}
 
 
 def type_of(argument: str, operands: str) -> str:
@@ -80,7 +80,7 @@ def interpret_all() -> dict[str, object]:
     x, noise = torch.randn(2, 41, 96, generator=generator, dtype=torch.float64).unbind()
     x, y = normalize(x, dim=1), normalize(x + noise, dim=1)
     report: dict[str, object] = {
-        # "triton" only if all steps equalled the plain ones in both number formats
+        # "triton" only if all steps equaled the plain ones in both number formats
         "choice": choose_implementation(cpu, torch.float32, 41, requested="triton").name,
     }
     triton_steps.TritonSteps = narrow(triton_steps.TritonSteps)

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 
-def picture(number: int, size: tuple[int, int] = (20, 20)) -> Image.Image:
-    """A picture that is told from the others by its contents."""
+def image(number: int, size: tuple[int, int] = (20, 20)) -> Image.Image:
+    """An image that is told from the others by its contents."""
     noise = np.random.default_rng(number).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
 
@@ -25,7 +25,7 @@ def picture(number: int, size: tuple[int, int] = (20, 20)) -> Image.Image:
 def encoded(number: int, size: tuple[int, int] = (20, 20), form: str = "PNG") -> bytes:
     stream = io.BytesIO()
     options = {"quality": 95, "subsampling": 0} if form == "JPEG" else {}
-    picture(number, size).save(stream, form, **options)
+    image(number, size).save(stream, form, **options)
     return stream.getvalue()
 
 
@@ -52,7 +52,7 @@ def captions_of(number: int) -> list[str]:
     """One to three captions; those of different pairs differ, except that every fifth says the same."""
     if number % 5 == 4:
         return ["the same"]
-    return [f"picture number {number}", f"a drawing of {number}", f"{number} in colour"][: 1 + number % 3]
+    return [f"image number {number}", f"a drawing of {number}", f"{number} in color"][: 1 + number % 3]
 
 
 def write_parquet(path: Path, numbers: range, *, row_group: int = 10, as_struct: bool = False, **spoilt: bytes) -> Path:
@@ -67,7 +67,7 @@ def write_parquet(path: Path, numbers: range, *, row_group: int = 10, as_struct:
 
 
 def write_folder(folder: Path, numbers: range) -> Path:
-    """Pictures with NAME.txt beside them."""
+    """Images with NAME.txt beside them."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
         (folder / f"{number:03}.png").write_bytes(encoded(number))
@@ -77,11 +77,11 @@ def write_folder(folder: Path, numbers: range) -> Path:
 
 def write_table(path: Path, numbers: range, separator: str, image: str, caption: str) -> Path:
     """A table of paths with one caption each, and a column that is of no use."""
-    write_folder(path.parent / "pictures", numbers)
+    write_folder(path.parent / "images", numbers)
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, delimiter=separator)
         writer.writerow(["id", image, caption])
-        writer.writerows([n, f"pictures/{n:03}.png", captions_of(n)[0]] for n in numbers)
+        writer.writerows([n, f"images/{n:03}.png", captions_of(n)[0]] for n in numbers)
     return path
 
 

@@ -1,4 +1,4 @@
-"""Model folders so small that they are made in a second, and folders of pictures, good and hostile."""
+"""Model folders so small that they are made in a second, and folders of images, good and hostile."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ VIT = {"kind": "vit", "image_size": 32, "patch_size": 16, "width": 32, "layers":
 RESNET = {"kind": "resnet", "image_size": 64, "width": 8, "layers": [1, 2, 1, 1], "heads": 4}
 
 
-def save_tiny_model(folder: Path, vision: dict[str, object] = VIT, **changes: object) -> Path:
+def save_tiny_model(folder: Path, vision: dict[str, object] = VIT, context_length: int = 12, **changes: object) -> Path:
     """Write a model folder with random weights; returns it."""
-    tokenizer = train_bpe(CAPTIONS, 540, context_length=12)
-    text = {"vocab_size": tokenizer.vocab_size, "context_length": 12, "width": 32, "layers": 1, "heads": 2}
+    tokenizer = train_bpe(CAPTIONS, 540, context_length)
+    text = {"vocab_size": tokenizer.vocab_size, "context_length": context_length, "width": 32, "layers": 1, "heads": 2}
     data = {"name": "tiny", "embed_dim": 16, "vision": vision, "text": text, "tokenizer": {"kind": "bpe"}}
     model = build(ModelConfig.model_validate(data | {"inv_tau": 30.0} | changes), seed=0).eval()
     store.save_model(folder, model, tokenizer, card_text="# tiny\n")
     return folder
 
 
-def save_pictures(folder: Path, count: int, size: tuple[int, int] = (48, 40), suffix: str = ".png") -> list[Path]:
-    """Random pictures 0000.png, 0001.png, ...: each is told from the others by its contents."""
+def save_images(folder: Path, count: int, size: tuple[int, int] = (48, 40), suffix: str = ".png") -> list[Path]:
+    """Random images 0000.png, 0001.png, ...: each is told from the others by its contents."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number in range(count):
@@ -42,13 +42,13 @@ def save_pictures(folder: Path, count: int, size: tuple[int, int] = (48, 40), su
     return paths
 
 
-def save_hostile_pictures(folder: Path) -> list[str]:
-    """Files that are named like pictures and cannot be read; returns their names."""
+def save_hostile_images(folder: Path) -> list[str]:
+    """Files that are named like images and cannot be read; returns their names."""
     folder.mkdir(parents=True, exist_ok=True)
-    good = save_pictures(folder / "good", 1, suffix=".jpg")[0].read_bytes()
+    good = save_images(folder / "good", 1, suffix=".jpg")[0].read_bytes()
     (folder / "truncated.jpg").write_bytes(good[: len(good) // 2])
     (folder / "empty.png").touch()
-    (folder / "misnamed.png").write_text("this is no picture\n")
+    (folder / "misnamed.png").write_text("this is no image\n")
     (folder / "bomb.png").write_bytes(_png_of_zeros(60_000, 60_000))
     (folder / "comma, and\nline break.jpg").write_bytes(b"\xff\xd8\xff")
     names = ["truncated.jpg", "empty.png", "misnamed.png", "bomb.png", "comma, and\nline break.jpg"]

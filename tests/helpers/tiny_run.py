@@ -1,4 +1,4 @@
-"""A training run of a second: 64 captioned pictures that a tiny model can learn, and a recipe for them."""
+"""A training run of a second: 64 captioned images that a tiny model can learn, and a recipe for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from cloob_cli.recipe import Recipe
 from cloob_cli.schema import parse
 
-COLOURS = ["red", "green", "blue", "yellow", "purple", "orange", "black", "white"]
+COLORS = ["red", "green", "blue", "yellow", "purple", "orange", "black", "white"]
 PLACES = {
     "left": (0, 0, 7, 15), "right": (8, 0, 15, 15), "top": (0, 0, 15, 7), "bottom": (0, 8, 15, 15),
     "middle": (4, 4, 11, 11), "corner": (0, 0, 7, 7), "all": (0, 0, 15, 15), "stripe": (6, 0, 9, 15),
@@ -19,24 +19,24 @@ PLACES = {
 
 
 def write_pairs(folder: Path) -> Path:
-    """64 pictures of 16 x 16 pixels, each with its caption beside it."""
+    """64 images of 16 x 16 pixels, each with its caption beside it."""
     folder.mkdir(parents=True)
-    for number, (colour, place) in enumerate((c, p) for c in COLOURS for p in PLACES):
+    for number, (color, place) in enumerate((c, p) for c in COLORS for p in PLACES):
         image = Image.new("RGB", (16, 16), "gray")
-        ImageDraw.Draw(image).rectangle(PLACES[place], fill=colour)
+        ImageDraw.Draw(image).rectangle(PLACES[place], fill=color)
         image.save(folder / f"{number:02}.png")
-        (folder / f"{number:02}.txt").write_text(f"{colour} {place}\n", encoding="utf-8")
+        (folder / f"{number:02}.txt").write_text(f"{color} {place}\n", encoding="utf-8")
     return folder
 
 
 def write_class_folders(folder: Path) -> Path:
-    """Four pictures of every colour, in a subfolder named like it."""
-    for colour in COLOURS:
-        (folder / colour).mkdir(parents=True)
+    """Four images of every color, in a subfolder named like it."""
+    for color in COLORS:
+        (folder / color).mkdir(parents=True)
         for place in list(PLACES)[:4]:
             image = Image.new("RGB", (16, 16), "gray")
-            ImageDraw.Draw(image).rectangle(PLACES[place], fill=colour)
-            image.save(folder / colour / f"{place}.png")
+            ImageDraw.Draw(image).rectangle(PLACES[place], fill=color)
+            image.save(folder / color / f"{place}.png")
     return folder
 
 

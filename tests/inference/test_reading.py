@@ -1,24 +1,26 @@
-"""Batches of decoded pictures: order, bounds, failures."""
+"""Batches of decoded images: order, bounds, failures."""
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_model import save_hostile_pictures, save_pictures
+from tiny_model import save_hostile_images, save_images
 
 from cloob_cli.data.images import Preprocess
 from cloob_cli.errors import InputError
 from cloob_cli.inference import reading
-from cloob_cli.inference.reading import collect_pictures, path_text, picture_batches
+from cloob_cli.inference.reading import Failure, collect_images, image_batches, path_text
 
 PREPROCESS = Preprocess(32)
 
@@ -26,8 +28,8 @@ PREPROCESS = Preprocess(32)
 @pytest.mark.parametrize("workers", [0, 1, 4])
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_order_and_pixels(tmp_path: Path, workers: int, batch_size: int) -> None:
-    paths = save_pictures(tmp_path, 10)
-    batches = list(picture_batches(paths, PREPROCESS, batch_size=batch_size, workers=workers))
+    paths = save_images(tmp_path, 10)
+    batches = list(image_batches(paths, PREPROCESS, batch_size=batch_size, workers=workers))
     assert [len(batch.paths) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
     assert [path for batch in batches for path in batch.paths] == [str(path) for path in paths]
     alone = [PREPROCESS.crop(Image.open(path)) for path in paths]
@@ -35,11 +37,11 @@ def test_order_and_pixels(tmp_path: Path, workers: int, batch_size: int) -> None
 
 
 @pytest.mark.parametrize("workers", [0, 3])
-def test_unreadable_pictures_are_listed_and_the_others_go_on(tmp_path: Path, workers: int) -> None:
-    hostile = save_hostile_pictures(tmp_path)
-    good = save_pictures(tmp_path / "zz", 3)
+def test_unreadable_images_are_listed_and_the_others_go_on(tmp_path: Path, workers: int) -> None:
+    hostile = save_hostile_images(tmp_path)
+    good = save_images(tmp_path / "zz", 3)
     paths = [tmp_path / name for name in hostile] + good
-    batches = list(picture_batches(paths, PREPROCESS, batch_size=2, workers=workers))
+    batches = list(image_batches(paths, PREPROCESS, batch_size=2, workers=workers))
     assert [path for batch in batches for path in batch.paths] == [str(path) for path in good]
     failures = [failure for batch in batches for failure in batch.failures]
     assert [failure.path for failure in failures] == [str(tmp_path / name) for name in hostile]
@@ -47,44 +49,57 @@ def test_unreadable_pictures_are_listed_and_the_others_go_on(tmp_path: Path, wor
     assert "truncated" in reasons["truncated.jpg"]
     assert "empty" in reasons["empty.png"]
     assert "too large" in reasons["bomb.png"]
-    assert "not a picture" in reasons["misnamed.png"]
+    assert "not an image" in reasons["misnamed.png"]
+
+
+def test_every_image_is_told_as_soon_as_it_is_read(tmp_path: Path) -> None:
+    paths = save_images(tmp_path, 4)
+    paths[1].write_bytes(b"no image")
+    told: list[Failure | None] = []
+    batches = image_batches(paths, PREPROCESS, batch_size=2, workers=0, on_image=told.append)
+    next(batches)  # the failure, long before its batch is full
+    assert [failure and failure.path for failure in told] == [None, str(paths[1])]
+    next(batches)
+    assert told[2:] == [None]
+    list(batches)
+    assert told[2:] == [None, None]
 
 
 def test_a_decoder_that_raises_anything_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = save_pictures(tmp_path, 3)
+    paths = save_images(tmp_path, 3)
     broken = paths[1]
-    original = reading.open_image
+    original = reading.read_crop
 
-    def open_image(path: Path, size_hint: int | None) -> Image.Image:
+    def read_crop(path: Path, *further: Any) -> np.ndarray:
         if path == broken:
             raise RecursionError("too deep")
-        return original(path, size_hint)
+        return original(path, *further)
 
-    monkeypatch.setattr(reading, "open_image", open_image)
-    [batch] = picture_batches(paths, PREPROCESS, batch_size=8, workers=2)
-    assert [failure.reason for failure in batch.failures] == ["RecursionError: too deep"]
+    monkeypatch.setattr(reading, "read_crop", read_crop)
+    failed, batch = image_batches(paths, PREPROCESS, batch_size=8, workers=2)
+    assert [failure.reason for failure in failed.failures] == ["RecursionError: too deep"]
     assert len(batch.paths) == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no named pipes in folders")
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    [batch] = picture_batches([tmp_path / "pipe.png"], PREPROCESS, batch_size=1, workers=1)
+    [batch] = image_batches([tmp_path / "pipe.png"], PREPROCESS, batch_size=1, workers=1)
     assert batch.failures[0].reason == "not a regular file"
     assert batch.pixels.shape == (0, 32, 32, 3)
 
 
 def test_no_more_than_two_batches_are_read_ahead(tmp_path: Path) -> None:
-    [picture] = save_pictures(tmp_path, 1)
+    [image] = save_images(tmp_path, 1)
     taken = 0
 
     def endless() -> Iterator[Path]:
         nonlocal taken
         while True:
             taken += 1
-            yield picture
+            yield image
 
-    batches = picture_batches(endless(), PREPROCESS, batch_size=8, workers=4)
+    batches = image_batches(endless(), PREPROCESS, batch_size=8, workers=4)
     for number in range(1, 6):
         next(batches)
         time.sleep(0.02)  # whatever runs ahead has the time to
@@ -93,36 +108,78 @@ def test_no_more_than_two_batches_are_read_ahead(tmp_path: Path) -> None:
 
 
 def test_leaving_early_stops_the_threads(tmp_path: Path) -> None:
-    batches = picture_batches(save_pictures(tmp_path, 20), PREPROCESS, batch_size=2, workers=3)
+    batches = image_batches(save_images(tmp_path, 20), PREPROCESS, batch_size=2, workers=3)
     next(batches)
     batches.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
 def test_fast_jpeg_is_near_and_changes_nothing_else(tmp_path: Path) -> None:
-    save_pictures(tmp_path, 1, size=(1600, 1200), suffix=".jpg")
-    save_pictures(tmp_path, 2, size=(1600, 1200), suffix=".png")
-    paths = collect_pictures([tmp_path])
-    [exact] = picture_batches(paths, PREPROCESS, batch_size=4)
-    [fast] = picture_batches(paths, PREPROCESS, batch_size=4, fast_jpeg=True)
+    save_images(tmp_path, 1, size=(1600, 1200), suffix=".jpg")
+    save_images(tmp_path, 2, size=(1600, 1200), suffix=".png")
+    paths = collect_images([tmp_path]).items
+    [exact] = image_batches(paths, PREPROCESS, batch_size=4)
+    [fast] = image_batches(paths, PREPROCESS, batch_size=4, fast_jpeg=True)
     difference = (exact.pixels.int() - fast.pixels.int()).abs()
     jpeg = [path.endswith(".jpg") for path in exact.paths]
     assert 0 < difference[jpeg].max() <= 16
     assert difference[[not one for one in jpeg]].max() == 0
 
 
-def test_collects_each_picture_once_in_the_order_of_the_arguments(tmp_path: Path) -> None:
-    inside = save_pictures(tmp_path / "b", 2)
-    [single] = save_pictures(tmp_path / "a", 1)
-    assert collect_pictures([inside[1], tmp_path / "b", single]) == [inside[1], inside[0], single]
-    with pytest.raises(InputError):
-        collect_pictures([tmp_path / "missing"])
+def test_collects_each_image_once_in_the_order_of_the_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = save_images(tmp_path / "b", 2)
+    [single] = save_images(tmp_path / "a", 1)
+    assert collect_images([inside[1], tmp_path / "b", single]).items == [inside[1], inside[0], single]
+    monkeypatch.chdir(tmp_path)
+    assert collect_images([Path("b"), inside[1], Path("a/../b")]).items == [Path("b/0000.png"), Path("b/0001.png")]
+
+
+def test_a_failure_is_told_before_the_batch_is_full(tmp_path: Path) -> None:
+    good = save_images(tmp_path, 3)
+    (tmp_path / "0000b.png").touch()
+    batches = list(image_batches(collect_images([tmp_path]).items, PREPROCESS, batch_size=3, workers=1))
+    assert [[Path(failure.path).name for failure in batch.failures] for batch in batches] == [["0000b.png"], []]
+    assert batches[1].paths == [str(path) for path in good]
+
+
+def test_missing_arguments_are_failures_unless_all_are(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    [single] = save_images(tmp_path / "a", 1)
+    missing, *rest = collect_images([tmp_path / "missing", single, tmp_path / "empty"]).items
+    assert missing == Failure(str(tmp_path / "missing"), f"no file or folder at {tmp_path / 'missing'}")
+    assert rest[0] == single
+    assert isinstance(rest[1], Failure)
+    assert "no images in" in rest[1].reason
+    with pytest.raises(InputError, match="missing"):
+        collect_images([tmp_path / "missing", tmp_path / "empty"])
+
+
+def test_folders_that_cannot_be_listed_are_failures_in_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = [save_images(tmp_path / name, 1)[0] for name in "abc"]
+    original = os.scandir
+
+    def scandir(path: str) -> object:
+        if Path(path).name == "b":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    closed = Failure(str(tmp_path / "b"), "the folder cannot be read: permission denied")
+    items = collect_images([tmp_path]).items
+    assert items == [good[0], closed, good[2]]
+    batches = list(image_batches(items, PREPROCESS, batch_size=2))
+    assert [failure for batch in batches for failure in batch.failures] == [closed]
+    assert [path for batch in batches for path in batch.paths] == [str(good[0]), str(good[2])]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 def test_names_that_are_not_utf8_become_text(tmp_path: Path) -> None:
-    [picture] = save_pictures(tmp_path, 1)
+    [image] = save_images(tmp_path, 1)
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
-    picture.rename(odd)
-    [batch] = picture_batches(collect_pictures([tmp_path]), PREPROCESS, batch_size=1)
+    image.rename(odd)
+    [batch] = image_batches(collect_images([tmp_path]).items, PREPROCESS, batch_size=1)
     assert batch.paths == [f"{tmp_path}/caf\\xe9.png"] == [path_text(odd)]

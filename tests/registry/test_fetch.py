@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import random
+import sys
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
+import httpx2
 import pytest
 from file_server import Fault, FileServer, serving
 
 from cloob_cli.errors import ChecksumError, CloobError, DiskSpaceError, DownloadError, UsageError
 from cloob_cli.registry import fetch
+from cloob_cli.registry.connection import RetryPolicy, retry_after
 from cloob_cli.registry.events import Event, Notice, Received, Started
-from cloob_cli.registry.storage import downloads_folder, rejected_folder
-from cloob_cli.registry.transfer import Downloaded, Patience, Transfer
+from cloob_cli.registry.hub import listing, parse_reference
+from cloob_cli.registry.origin import resolve
+from cloob_cli.registry.storage import downloads_folder, quarantine_folder
+from cloob_cli.registry.transfer import Downloaded, Transfer
 
 CONTENT = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(250_000)
 HASH = hashlib.sha256(CONTENT).hexdigest()
-QUICK = Patience(attempts=3, first_wait=0.01, longest_wait=0.02, stall_seconds=0.25, progress_bytes=1)
+QUICK = RetryPolicy(attempts=3, first_wait=0.01, longest_wait=0.02, stall_seconds=0.25, progress_bytes=1)
 
 
 @pytest.fixture
@@ -153,7 +161,7 @@ def test_a_wrong_file_is_set_aside_with_both_hashes_in_the_error(server: FileSer
         get(server, wanted)
     assert HASH in caught.value.message
     assert wanted in caught.value.message
-    (aside,) = rejected_folder().iterdir()
+    (aside,) = quarantine_folder().iterdir()
     assert str(aside) in str(caught.value.hint)
     assert aside.read_bytes() == CONTENT
     server.files["/model.pt"] = OTHER
@@ -226,6 +234,34 @@ def test_a_passing_error_is_tried_again(server: FileServer, status: int) -> None
     assert notices(events).count(str(status)) == 2
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_names_a_pause_is_left_alone_for_that_long(server: FileServer, status: int) -> None:
+    slept: list[float] = []
+    patience = dataclasses.replace(QUICK, sleep=slept.append)
+    moment = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    server.faults = [Fault(status=status, retry_after="17"), Fault(status=status, retry_after=moment)]
+    events: list[Event] = []
+    fetch.download(f"{server.url}/model.pt", sha256=HASH, report=events.append, patience=patience)
+    assert slept[0] == 17
+    assert 17 < slept[1] <= 90
+    assert "trying again in 17 seconds, as it asks" in notices(events)
+
+
+def test_a_pause_that_nobody_would_wait_for_is_an_error(server: FileServer) -> None:
+    server.faults = [Fault(status=503, retry_after="86400")]
+    with pytest.raises(DownloadError, match="asks for a pause of 86,400 seconds"):
+        get(server)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "soon", "-1", "9" * 400, "Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 99 Foo 9999", "²"]
+)
+def test_what_a_server_may_say_of_its_pause(text: str) -> None:
+    said = httpx2.Response(503, headers={"Retry-After": text.encode()})
+    assert retry_after(said) == (999_999_999 if text.startswith("999") else 0)
+
+
 def test_nobody_listens() -> None:
     with serving() as gone:
         pass
@@ -265,6 +301,21 @@ def test_a_length_that_is_not_said(server: FileServer) -> None:
     assert events[0] == Started("model.pt", 0, None)
 
 
+def test_a_file_without_end_is_stopped_and_not_kept(server: FileServer) -> None:
+    server.faults = [Fault(endless=True)]
+    with pytest.raises(DownloadError, match="no end, of a file whose size is not said"):
+        fetch.download(f"{server.url}/model.pt", patience=dataclasses.replace(QUICK, most_unsaid=1_000_000))
+    assert not list(downloads_folder().glob("*.partial"))
+    assert len(server.requests) == 1
+
+
+def test_a_file_without_end_does_not_fill_the_disk(server: FileServer) -> None:
+    server.faults = [Fault(endless=True)]
+    with pytest.raises(DiskSpaceError, match="not enough room"):
+        fetch.download(f"{server.url}/model.pt", patience=QUICK, free=lambda folder: 66 << 20, room_factor=2.0)
+    assert not list(downloads_folder().glob("*.partial"))
+
+
 def test_a_cut_that_nobody_can_see_is_found_by_the_hash(server: FileServer) -> None:
     server.faults = [Fault(no_length=True, cut_after=1000)]
     with pytest.raises(ChecksumError):
@@ -294,7 +345,7 @@ def test_a_full_disk_is_seen_before_a_byte_is_written(server: FileServer) -> Non
 
 def test_room_for_the_conversion_is_asked_for_too(server: FileServer) -> None:
     room = (64 << 20) + 2 * len(CONTENT)
-    with pytest.raises(DiskSpaceError):
+    with pytest.raises(DiskSpaceError, match="67 MB to stay free"):
         get(server, room_factor=2.0, free=lambda folder: room - 1)
     get(server, room_factor=2.0, free=lambda folder: room)
 
@@ -312,8 +363,18 @@ def test_a_disk_that_fills_up_on_the_way(server: FileServer, monkeypatch: pytest
     "url", ["http://example.com/x.pt", "ftp://example.com/x", "https://", "file:///etc/passwd", "https://[x"]
 )
 def test_other_addresses_are_refused_before_anything_is_sent(url: str) -> None:
-    with pytest.raises(UsageError):
-        fetch.download(url)
+    refused(url)
+
+
+@pytest.mark.parametrize("host", ["[::1", "example.com:port", "example.com:99999"])
+def test_an_address_that_is_none_is_refused(host: str) -> None:
+    refused(f"https://{host}/x.pt")
+
+
+def refused(url: str) -> None:
+    for action in (fetch.download, fetch.remote_size, lambda url: resolve(url, name="x")):
+        with pytest.raises(UsageError):
+            action(url)
 
 
 def test_credentials_in_an_address_are_not_shown(server: FileServer) -> None:
@@ -321,6 +382,22 @@ def test_credentials_in_an_address_are_not_shown(server: FileServer) -> None:
     with pytest.raises(DownloadError) as caught:
         fetch.download(address, patience=QUICK)
     assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "foo://secret@bar", "http://127.0.0.1:notaport", ":::"])
+def test_a_proxy_that_cannot_be_used_is_an_error(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    if proxy.startswith("socks"):
+        monkeypatch.setitem(sys.modules, "socksio", None)
+    for name in ("NO_PROXY", "no_proxy", "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    reference = parse_reference("hf://org/name")
+    for action in (lambda: get(server), lambda: fetch.remote_size(server.url), lambda: listing(reference)):
+        with pytest.raises(DownloadError, match=r"ALL_PROXY names (a SOCKS|no) proxy"):
+            action()
+    assert server.requests == []
 
 
 def random_fault(draw: random.Random) -> Fault:

@@ -11,11 +11,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from cloob_cli.checkpoint.fingerprint import FINGERPRINT_FILE, TEXTS, check_fingerprint, fixed_images
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import build
 from cloob_cli.data.text import clip_tokenizer, train_bpe
 from cloob_cli.errors import ModelFolderError, VerificationError
-from cloob_cli.registry.fingerprint import FINGERPRINT_FILE, TEXTS, check_fingerprint, fixed_pictures
 from cloob_cli.registry.store import CONFIG_KEY, open_model, save_model
 
 DESCRIPTION = {
@@ -125,9 +125,9 @@ def test_a_recipe_s_own_vocabulary_has_a_fingerprint_too(tmp_path: Path) -> None
 
 def test_the_inputs_reach_what_can_go_wrong() -> None:
     """Other shapes than a square, all channels different, and a text that must be cut."""
-    pictures = fixed_pictures()
-    assert len({picture.size for picture in pictures}) == 3
-    assert all(picture.mode == "RGB" for picture in pictures)
+    images = fixed_images()
+    assert len({image.size for image in images}) == 3
+    assert all(image.mode == "RGB" for image in images)
     rows = clip_tokenizer(77)(TEXTS)
     assert (rows[:, -1] == 49407).any()
     assert (rows[:, -1] == 0).any()

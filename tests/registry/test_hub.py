@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,23 @@ def test_a_private_repository_needs_the_token(hub: Hub, cloob: Cloob, monkeypatc
     assert hub.tokens[-1] == "Bearer hf_secret"
 
 
+def test_a_given_hash_binds_the_weights_of_a_repository(
+    hub: Hub, cloob: Cloob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = sha256(hub.repositories["org/tiny"][store.WEIGHTS_FILE])
+    done = cloob("zoo", "pull", "hf://org/tiny", "--sha256", "0" * 64)
+    assert done.returncode == 1
+    assert right in done.stderr
+    assert not [request for request in hub.requests if "resolve" in request], "nothing needs to be fetched for that"
+    done = cloob("zoo", "pull", "hf://org/tiny", "--sha256", right)
+    assert done.returncode == 0, done.stderr
+    assert install_record(store.installed_folder("tiny"))["sha256"] == right
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = cloob("zoo", "pull", "hf://org/tiny", "--name", "again", "--sha256", "0" * 64)
+    assert done.returncode == 1
+    assert right in done.stderr
+
+
 def test_a_corrupt_file_is_set_aside(hub: Hub, cloob: Cloob) -> None:
     hub.corrupt = True
     done = cloob("zoo", "pull", "hf://org/tiny")
@@ -134,6 +153,26 @@ def test_names_that_leave_a_folder(name: str) -> None:
 @pytest.mark.parametrize("name", ["config.json", "a/b.txt", "a..b", ".gitattributes"])
 def test_names_that_stay(name: str) -> None:
     check_inside(name, "the list")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends itself SIGINT")
+def test_a_pull_is_interrupted_at_once_and_says_what_is_kept(hub: Hub, tmp_path: Path) -> None:
+    """The server sends nothing more, and the client would wait ten minutes for it."""
+    hub.stalled = threading.Event()
+    given = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "600"}
+    command = [sys.executable, "-m", "cloob_cli", "zoo", "pull", "hf://org/tiny"]
+    process = subprocess.Popen(command, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert hub.stalled.wait(120)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    assert "the files that came whole are kept, the one that was on its way is not" in said
+    cache = Path(os.environ["HF_HOME"])
+    assert list(cache.rglob("config.json")), "came whole"
+    assert not list(cache.rglob("*.incomplete"))
 
 
 def test_a_hub_that_is_down(hub: Hub, cloob: Cloob) -> None:

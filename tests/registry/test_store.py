@@ -133,7 +133,7 @@ def test_a_truncated_file_is_named(model_folder: Path, name: str, share: float) 
 
 
 @pytest.mark.parametrize("name", [store.CONFIG_FILE, store.WEIGHTS_FILE, store.TOKENIZER_FILE])
-@pytest.mark.parametrize("data", [b"\xff\xd8\xff\xe0 a picture", b"[]", b"<html>404</html>", b"\0" * 64])
+@pytest.mark.parametrize("data", [b"\xff\xd8\xff\xe0 an image", b"[]", b"<html>404</html>", b"\0" * 64])
 def test_a_foreign_file_is_named(model_folder: Path, name: str, data: bytes) -> None:
     (model_folder / name).write_bytes(data)
     fails(model_folder, name)

@@ -7,12 +7,15 @@ from functools import partial
 import pytest
 import torch
 import torch.utils.checkpoint
+from margins import EPS, close, within
 from torch import nn
 
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.loss import contrastive_loss
 from cloob_cli.core.model import CloobModel, build
 from cloob_cli.training.cached import cached_gradient_step, find_micro_batch_size
+
+pytestmark = pytest.mark.numeric
 
 
 def small_vit() -> CloobModel:
@@ -64,10 +67,11 @@ def check_against_whole_batch(model: CloobModel, batch: int, micro_batch: int) -
     loss = cached_gradient_step(
         lambda piece: model(*piece), slices, loss_function, model=model, loss_tensors=[model.inv_tau]
     )
-    assert loss.item() == pytest.approx(whole_loss.item(), abs=1e-5)
+    close(loss.item(), whole_loss.item(), "float32: logits of 30, rounded a few times", atol=4 * 30 * EPS)
     for name, gradient in gradients(model).items():
         error = torch.linalg.vector_norm(gradient - whole[name])
-        assert error <= 1e-5 * torch.linalg.vector_norm(whole[name]) + 1e-7, name
+        # 1e-7 is for the bias of keys, whose gradient is zero but for rounding.
+        within(error, 1e-5 * torch.linalg.vector_norm(whole[name]) + 1e-7, "docs/loss.md: 1e-5 in float32")
 
 
 @pytest.mark.parametrize("micro_batch", [16, 24, 64])
@@ -153,7 +157,13 @@ def test_backward_of_a_scaler_is_taken():
         backward=lambda loss: (loss * 1024).backward(),
     )
     for name, gradient in gradients(model).items():
-        torch.testing.assert_close(gradient, plain[name] * 1024)
+        close(
+            gradient,
+            plain[name] * 1024,
+            "float32: but for rounding a power of two",
+            rtol=1e-5,
+            atol=1e-7,
+        )
 
 
 def test_micro_batch_is_halved_until_it_fits():

@@ -6,9 +6,17 @@ import math
 
 import pytest
 import torch
+from margins import close
+from tiny_run import tiny_recipe
 
+from cloob_cli.core.model import CloobModel
 from cloob_cli.recipe import OptimizerSection
 from cloob_cli.training.optim import build_optimizer, learning_rate, parameter_groups, set_learning_rate
+from cloob_cli.training.setup import model_config
+
+pytestmark = pytest.mark.numeric
+
+RATE = "float64; torch multiplies its rate up from step to step"
 
 
 def test_warm_up_and_cosine_equal_torchs_schedulers():
@@ -24,7 +32,7 @@ def test_warm_up_and_cosine_equal_torchs_schedulers():
         expected.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         (warmup if step < 7 else cosine).step()
-    assert [learning_rate(step, steps, section) for step in range(steps)] == pytest.approx(expected, abs=1e-9)
+    close([learning_rate(step, steps, section) for step in range(steps)], expected, RATE, atol=1e-9)
 
 
 def test_restarts_equal_torchs_warm_restarts():
@@ -32,23 +40,21 @@ def test_restarts_equal_torchs_warm_restarts():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2)
     restarts = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=25)
     for step in range(100):
-        assert learning_rate(step, 100, section) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+        close(learning_rate(step, 100, section), optimizer.param_groups[0]["lr"], RATE, atol=1e-9)
         optimizer.step()
         restarts.step()
 
 
 def test_first_step_moves_and_the_end_is_zero():
-    section = OptimizerSection(learning_rate=1.0, warmup_share=0.1, schedule="cosine")
+    section = OptimizerSection(learning_rate=1.0, warmup_fraction=0.1, schedule="cosine")
     rates = [learning_rate(step, 100, section) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[9] == rates[10] == pytest.approx(1.0)
-    assert rates[55] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5)))
-    assert rates[100] == pytest.approx(0.0)
+    half = 0.5 * (1 + math.cos(math.pi * 0.5))
+    close([rates[step] for step in (0, 9, 10, 55, 100)], [0.1, 1.0, 1.0, half, 0.0], RATE, atol=1e-12)
 
 
 def test_constant_and_a_run_shorter_than_its_warm_up():
     section = OptimizerSection(learning_rate=1.0, warmup_steps=1000, schedule="constant")
-    assert learning_rate(9, 10, section) == pytest.approx(1.0)
+    close(learning_rate(9, 10, section), 1.0, RATE, atol=1e-12)
     assert learning_rate(5000, 10_000, section) == 1.0
 
 
@@ -63,7 +69,32 @@ def test_gains_biases_and_temperature_do_not_decay():
     assert kept["weight_decay"] == 0.0
 
 
-def test_frozen_parameters_are_not_optimised():
+def test_decay_by_name_is_the_reference_programs():
+    """Of a ResNet's gains those of the shortcuts decay, as their name does not say that they are of a BatchNorm."""
+    text = {"context_length": 8, "width": 16, "layers": 1, "heads": 2}
+    vision = {"kind": "resnet", "image_size": 32, "width": 8, "layers": [1, 1, 1, 1]}
+    recipe = tiny_recipe("x", model={"embed_dim": 16, "text": text, "vision": vision})
+    with torch.device("meta"):
+        model = CloobModel(model_config(recipe, 100))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed = {
+        rule: {names[id(p)] for p in parameter_groups(model, 0.1, rule)[0]["params"]} for rule in ("matrices", "names")
+    }
+    assert decayed["matrices"] < decayed["names"]
+    assert decayed["names"] - decayed["matrices"] == {f"visual.layer{n}.0.downsample.1.weight" for n in range(1, 5)}
+
+
+def test_warm_up_from_zero_equals_lambdalr():
+    section = OptimizerSection(learning_rate=0.5, schedule="constant", warmup_steps=4, warmup_from_zero=True)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 4))
+    for step in range(7):
+        assert learning_rate(step, 100, section) == optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        schedule.step()
+
+
+def test_frozen_parameters_are_not_optimized():
     model = torch.nn.Linear(2, 2)
     model.bias.requires_grad_(False)
     optimizer = build_optimizer(model, OptimizerSection())

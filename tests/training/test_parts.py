@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import tiny_recipe
+from margins import EPS, close
+from tiny_run import tiny_recipe, write_pairs
 
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.errors import DeviceError, Interrupted, MissingExtraError
-from cloob_cli.training import precision, setup, telemetry
-from cloob_cli.training.average import WeightAverage
+from cloob_cli.training import data_record, precision, setup, telemetry
 from cloob_cli.training.card import model_card
+from cloob_cli.training.ema import EMA
 from cloob_cli.training.events import Started, StepDone, Validated
-from cloob_cli.training.interrupt import StopRequest
+from cloob_cli.training.interrupt import StopRequest, stop_on_signals
 from cloob_cli.training.setup import choose_device, model_config, recipe_record
 from cloob_cli.training.state import checkpoints, differences
 from cloob_cli.training.telemetry import MetricsFile, Window, draw_loss_curve, read_rows
@@ -27,9 +34,10 @@ def step_done(step: int, **changes: float) -> StepDone:
     return StepDone(**values)  # type: ignore[arg-type]
 
 
+@pytest.mark.numeric
 def test_the_average_follows_its_formula():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    average = WeightAverage(model, decay=0.5)
+    average = EMA(model, decay=0.5)
     expected = model[0].weight.detach().clone()
     for step in range(12):
         with torch.no_grad():
@@ -38,12 +46,12 @@ def test_the_average_follows_its_formula():
         average.update(model, step)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model[0].weight.detach()
-    torch.testing.assert_close(average.tensors["0.weight"], expected)
+    close(average.tensors["0.weight"], expected, "twelve averages in float32", rtol=8 * EPS)
     assert int(average.tensors["1.num_batches_tracked"]) == 12
 
     own = model[0].weight.detach().clone()
     with average.applied_to(model):
-        torch.testing.assert_close(model[0].weight.detach(), expected)
+        close(model[0].weight.detach(), expected, "twelve averages in float32", rtol=8 * EPS)
     assert torch.equal(model[0].weight.detach(), own)
 
 
@@ -122,12 +130,12 @@ def test_an_early_stop_has_nothing_to_save():
 
 def test_the_stored_recipe_names_no_folder_of_the_trainer():
     recipe = tiny_recipe(
-        "/home/ada/secret/pairs",
-        data__validation=["/home/ada/one.tar", "/home/ada/two.tar"],
-        validation__zero_shot=["/home/ada/sets/flags"],
+        "/home/lovelace/secret/pairs",
+        data__validation=["/home/lovelace/one.tar", "/home/ada/two.tar"],
+        validation__zero_shot=["/home/lovelace/sets/flags"],
     )
     record = recipe_record(recipe)
-    assert "ada" not in json.dumps(record)
+    assert "lovelace" not in json.dumps(record)
     assert record["data"]["train"] == "pairs"
     assert record["data"]["validation"] == ["one.tar", "two.tar"]
     assert record["validation"]["zero_shot"] == ["flags"]
@@ -143,6 +151,22 @@ def test_differences_of_recipes():
     one = tiny_recipe("x").model_dump(mode="json")
     two = tiny_recipe("x", train__log_every=1, data__workers=3, seed=4, train__ema=0.5).model_dump(mode="json")
     assert differences(one, two) == [("seed", 0, 4), ("train.ema", 0.0, 0.5)]
+
+
+def test_processes_compare_their_data_by_its_fingerprint(tmp_path):
+    recipe = tiny_recipe(write_pairs(tmp_path / "pairs"), data__validation_fraction=0.25)
+
+    def facts():
+        data = setup.open_data(recipe.data, 10)
+        return setup.facts(recipe, data, data_record.record(data))
+
+    here = facts()
+    assert (here["the number of training pairs"], here["the number of held-out pairs"]) == (48, 10)
+    assert here == facts()
+    for suffix in (".png", ".txt"):
+        (tmp_path / "pairs" / f"07{suffix}").rename(tmp_path / "pairs" / f"99{suffix}")
+    there = facts()
+    assert [name for name in here if here[name] != there[name]] == ["the data's fingerprint"]
 
 
 def test_checkpoints_are_ordered_by_step_and_nothing_else_counts(tmp_path):
@@ -164,3 +188,44 @@ def test_the_card_tells_what_was_done(tmp_path: Path):
     parts = ["# tiny", "A test.", "25,985", "1,234 pairs", "3 could not be read", "1 h 2 min", "0.4321", '"seed": 7']
     assert [part for part in parts if part not in text] == []
     assert text.startswith("---\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_signal_before_the_first_step_is_answered_and_interrupts_whatever_goes_on():
+    told: list[str] = []
+
+    def interrupted_work() -> None:
+        with stop_on_signals(told.append):
+            os.kill(os.getpid(), signal.SIGINT)
+            threading.Event().wait(60)
+
+    with pytest.raises(Interrupted, match="before the first step"):
+        interrupted_work()
+    assert [text.split(";")[0] for text in told] == ["stopping"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_signals_are_answered_while_the_program_is_deep_in_compiled_code():
+    """Python's own handlers wait for its end; the second signal, sent once the first is answered, ends the process."""
+    code = textwrap.dedent(
+        """
+        import hashlib, os, signal, threading
+        from cloob_cli.training.interrupt import stop_on_signals
+
+        def answered(text):
+            print(text.split(";")[0], flush=True)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        with stop_on_signals(answered):
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes
+            print("done")
+        """
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout) == (130, "stopping\n"), result.stderr
+
+
+def test_the_launcher_says_how_many_processes_share_the_machine(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert setup.local_processes() == 8

@@ -36,7 +36,7 @@ def _exp_less_one(value):
 
 
 @triton.jit
-def normalise_kernel(matrix, inverse, width, BLOCK: tl.constexpr):
+def normalize_kernel(matrix, inverse, width, BLOCK: tl.constexpr):
     """A program a row: unit norm in place, and 1 / (its norm)."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -50,7 +50,7 @@ def normalise_kernel(matrix, inverse, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def pull_through_normalisation_kernel(pulled, matrix, inverse, scale, width, BLOCK: tl.constexpr):
+def pull_through_normalization_kernel(pulled, matrix, inverse, scale, width, BLOCK: tl.constexpr):
     """A program a row: what is at right angles to the row, in place, times scale / (the row's norm); see `Steps`."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)

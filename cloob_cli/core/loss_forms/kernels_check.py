@@ -74,8 +74,8 @@ def _results(steps: Steps, m: int, n: int) -> list[Tensor]:
 
     rows = left * torch.logspace(-30, 30, m, device=steps.device)[:, None]
     rows[3] = 0
-    inverse = steps.normalise_rows(rows)
-    keep(rows, inverse, steps.pull_through_normalisation(pulled.clone(), rows, inverse.clamp(max=1), 0.3))
+    inverse = steps.normalize_rows(rows)
+    keep(rows, inverse, steps.pull_through_normalization(pulled.clone(), rows, inverse.clamp(max=1), 0.3))
     for both in (False, True):
         row_sums, column_sums = torch.zeros_like(row_bias), torch.zeros_like(column_bias)
         keep(steps.exponentials(scores(), row_bias, column_bias, row_sums, column_sums if both else None))

@@ -1,7 +1,7 @@
 """Retrieval of all four pattern matrices of CLOOB and its gradient, for the rows of one process (docs/loss.md).
 
 With E = exp(beta Q S^T), row i of A = E S points where softmax(beta q_i S^T) S points; only its length differs, and
-that goes away in the normalisation. So no softmax is ever formed: the caller normalises A. What comes back from there,
+that goes away in the normalization. So no softmax is ever formed: the caller normalizes A. What comes back from there,
 r, is at right angles to A in every row, which is why the softmax's own correction term is zero here.
 """
 
@@ -54,7 +54,7 @@ class Retrieval:
         self._totals: dict[str, Tensor] = {}  # e^T r [D] of this process's rows, by pattern matrix
 
     def all_but_last(self) -> dict[str, Tensor]:
-        """U_x, U_y and V_x by name, [n, D] each, not normalised."""
+        """U_x, U_y and V_x by name, [n, D] each, not normalized."""
         patterns = {name: self._zeros() for name in ("u_x", "u_y", "v_x")}
         own = self._own_embeddings("x", "y")
         if self._common is None:
@@ -168,8 +168,8 @@ class Retrieval:
     ) -> Iterator[tuple[Visit, dict[str, Embeddings], list[Pulled]]]:
         """The rows of all processes, block by block: embeddings by the names in `own`, gradients in order."""
         parts: list[Embeddings | Pulled] = [*own.values(), *gradients]
-        travelling = [tensor for part in parts for tensor in part.tensors()]
-        for visit in visits(self.inputs.layout, travelling, sums, most_rows=self.steps.tile[1]):
+        traveling = [tensor for part in parts for tensor in part.tensors()]
+        for visit in visits(self.inputs.layout, traveling, sums, most_rows=self.steps.tile[1]):
             if visit.own:
                 yield visit, own, list(gradients)
                 continue

@@ -18,8 +18,8 @@ from cloob_cli.core.loss_forms.inputs import LossInputs
 # Scores up to this size are exponentiated as they are. Deviations from a mean make up to four times as much of them,
 # and exp(80) (float64: exp(600)) leaves room for sums over any batch.
 LARGEST_SCORE = {torch.float32: 20.0, torch.float64: 150.0}
-# Rows of E whose mean is below exp(this) times that of e f^T could lose more than one digit (float64: five).
-LOWEST_MEAN = {torch.float32: -3.0, torch.float64: -12.0}
+# Rows of E whose mean is below exp(this) times that of e f^T could lose more than one digit (float64: two or three).
+LOWEST_MEAN = {torch.float32: -3.0, torch.float64: -6.0}
 
 
 def small_scores(inputs: LossInputs, beta: float) -> bool:

@@ -129,7 +129,7 @@ class Steps:
 
     # What follows is what the kernels replace.
 
-    def normalise_rows(self, rows: Tensor) -> Tensor:
+    def normalize_rows(self, rows: Tensor) -> Tensor:
         """Give rows [n, D] unit norm in place; returns 1 / (their norms) [n, 1]. Rows of zeros stay zero, with 0.
 
         A row may be as large as exp(40): its largest element is taken out before anything is squared.
@@ -141,10 +141,10 @@ class Steps:
         rows.div_(norm)
         return (1 / (largest * norm)).masked_fill_(empty, 0)
 
-    def pull_through_normalisation(self, gradient: Tensor, rows: Tensor, inverse: Tensor, scale: float) -> Tensor:
-        """scale times the gradient before `normalise_rows` from that after it, in place; both [n, D].
+    def pull_through_normalization(self, gradient: Tensor, rows: Tensor, inverse: Tensor, scale: float) -> Tensor:
+        """scale times the gradient before `normalize_rows` from that after it, in place; both [n, D].
 
-        It is at right angles to the normalised rows; the second time takes out the rounding of the first, which is
+        It is at right angles to the normalized rows; the second time takes out the rounding of the first, which is
         large beside a gradient that points almost along its row.
         """
         for _ in range(2):

@@ -65,7 +65,7 @@ def _cloob(inputs: LossInputs, beta: float, steps: Steps) -> tuple[Tensor, Gradi
     for anchors, partners in (("u_x", "u_y"), ("v_y", "v_x")):
         if anchors == "v_y":
             patterns["v_y"] = retrieval.last()
-        lengths = {name: steps.normalise_rows(patterns[name]) for name in (anchors, partners)}
+        lengths = {name: steps.normalize_rows(patterns[name]) for name in (anchors, partners)}
         part, gradient = leave_one_out_sums(patterns[anchors], patterns[partners], inputs, steps)
         loss += part
         if gradient is None:
@@ -73,7 +73,7 @@ def _cloob(inputs: LossInputs, beta: float, steps: Steps) -> tuple[Tensor, Gradi
         for_tau += gradient.inv_tau
         for name, for_pattern in ((anchors, gradient.left), (partners, gradient.right)):
             # The 1/(2N) of the mean goes in here.
-            steps.pull_through_normalisation(for_pattern, patterns.pop(name), lengths[name], 1 / (2 * layout.total))
+            steps.pull_through_normalization(for_pattern, patterns.pop(name), lengths[name], 1 / (2 * layout.total))
             pulled[name] = retrieval.pulled(name, for_pattern)
         del gradient, for_pattern
     loss = sum_over_processes(loss, layout) / (2 * layout.total)

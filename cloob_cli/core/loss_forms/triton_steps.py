@@ -31,15 +31,15 @@ class TritonSteps(Steps):
     def _round(self) -> bool:
         return self.precision == "bf16" and not self.narrow
 
-    def normalise_rows(self, rows: Tensor) -> Tensor:
+    def normalize_rows(self, rows: Tensor) -> Tensor:
         inverse = rows.new_empty(len(rows), 1)
         width = rows.shape[1]
-        kernels.normalise_kernel[(len(rows),)](rows, inverse, width, triton.next_power_of_2(width), **OPTIONS)
+        kernels.normalize_kernel[(len(rows),)](rows, inverse, width, triton.next_power_of_2(width), **OPTIONS)
         return inverse
 
-    def pull_through_normalisation(self, gradient: Tensor, rows: Tensor, inverse: Tensor, scale: float) -> Tensor:
+    def pull_through_normalization(self, gradient: Tensor, rows: Tensor, inverse: Tensor, scale: float) -> Tensor:
         width = rows.shape[1]
-        kernels.pull_through_normalisation_kernel[(len(rows),)](
+        kernels.pull_through_normalization_kernel[(len(rows),)](
             gradient, rows, inverse, scale, width, triton.next_power_of_2(width), **OPTIONS
         )
         return gradient

@@ -1,8 +1,9 @@
-"""Pairs whose pictures are files of their own: a folder with captions beside them, or a table of paths."""
+"""Pairs whose images are files of their own: a folder with captions beside them, or a table of paths."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 from PIL import Image
 
+from cloob_cli.data.fingerprint import Part, digest, shared_folder
 from cloob_cli.data.folder import list_images
 from cloob_cli.data.images import open_image
 from cloob_cli.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, caption_list, find_column
@@ -22,7 +24,7 @@ Row = tuple[str, list[str]]
 
 
 class FileSource:
-    """Pairs of a picture's path and its captions, held as Arrow arrays: compact, and cheap to send to a worker."""
+    """Pairs of an image's path and its captions, held as Arrow arrays: compact, and cheap to send to a worker."""
 
     blocks = None
 
@@ -31,6 +33,7 @@ class FileSource:
         for path, texts in rows:
             paths.append(path)
             captions.append(texts)
+        self.unusable: list[tuple[str, str]] = []
         self._paths = pa.array(paths, pa.large_string())
         self._captions = pa.array(captions, pa.large_list(pa.large_string()))
 
@@ -43,18 +46,28 @@ class FileSource:
     def captions(self, index: int) -> list[str]:
         return self._captions[index].as_py()
 
+    def parts(self) -> list[Part]:
+        paths = self._paths.to_pylist()
+        base = shared_folder([min(paths), max(paths)])  # what these two share, those between them do
+        sizes = [_size(path) for path in paths]
+        rows = (
+            repr((path[len(base) :].replace(os.sep, "/"), size, captions))
+            for path, size, captions in zip(paths, sizes, self._captions.to_pylist(), strict=True)
+        )
+        return [Part(Path(base).name or base, len(paths), sum(sizes), digest(rows))]
+
     def image(self, index: int, size_hint: int | None = None) -> Image.Image:
         return open_image(self.name(index), size_hint)
 
 
 def folder_rows(folder: Path, image_key: str | None, caption_key: str | None) -> list[Row]:
-    """Pairs of a folder: those of its metadata.csv, .tsv or .jsonl, or each picture with the NAME.txt beside it.
+    """Pairs of a folder: those of its metadata.csv, .tsv or .jsonl, or each image with the NAME.txt beside it.
 
-    A text file holds one caption a line. A picture without one stays in the list with no caption, so that it is
+    A text file holds one caption a line. An image without one stays in the list with no caption, so that it is
     counted and named among the skipped.
 
     Raises:
-        DataError: not a single picture has a caption.
+        DataError: not a single image has a caption.
     """
     for name in METADATA_NAMES:
         if (folder / name).is_file():
@@ -65,8 +78,8 @@ def folder_rows(folder: Path, image_key: str | None, caption_key: str | None) ->
         rows.append((str(path), _text_lines(beside) if beside.is_file() else []))
     if not any(captions for _, captions in rows):
         raise DataError(
-            f"none of the {len(rows)} pictures in {folder} has a caption",
-            f"put NAME.txt beside each picture, or one {' or '.join(METADATA_NAMES)} in the folder",
+            f"none of the {len(rows)} images in {folder} has a caption",
+            f"put NAME.txt beside each image, or one {' or '.join(METADATA_NAMES)} in the folder",
         )
     return rows
 
@@ -88,6 +101,13 @@ def table_rows(path: Path, image_key: str | None, caption_key: str | None, separ
         (str(base / image) if image else f"{path}: row {row + 1}", caption_list(caption) if image else [])
         for row, (image, caption) in enumerate(zip(images, captions, strict=True))
     ]
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # it may be one of the pairs to skip
+        return 0
 
 
 def _base(folder: Path, images: list[str | None]) -> Path:

@@ -1,4 +1,4 @@
-"""Pairs in parquet files: a column with the picture's bytes, one with its caption or captions."""
+"""Pairs in parquet files: a column with the image's bytes, one with its caption or captions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from cloob_cli.data.fingerprint import Part, digest, short_names
 from cloob_cli.data.images import open_image
 from cloob_cli.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, caption_list, find_column
 from cloob_cli.errors import DataError, ImageError
@@ -24,7 +25,7 @@ CACHE_BYTES = 512 * 2**20
 class ParquetSource:
     """Row groups are read when a row of theirs is asked for, and the last used ones kept within `cache_bytes`.
 
-    The picture is a binary column, a struct of `bytes` and `path` as Hugging Face writes it, or a column of paths
+    The image is a binary column, a struct of `bytes` and `path` as Hugging Face writes it, or a column of paths
     relative to the file; the caption is a string or a list of strings.
 
     Raises:
@@ -34,6 +35,7 @@ class ParquetSource:
     def __init__(
         self, files: list[Path], image_key: str | None, caption_key: str | None, cache_bytes: int = CACHE_BYTES
     ) -> None:
+        self.unusable: list[tuple[str, str]] = []
         self._files = files
         self._cache_bytes = cache_bytes
         self._columns: list[tuple[str, str]] = []
@@ -91,8 +93,18 @@ class ParquetSource:
         if isinstance(value, str):
             value = self._files[self._groups[group][0]].parent / value
         if not value:
-            raise ImageError("no picture in this row")
+            raise ImageError("no image in this row")
         return open_image(value, size_hint)
+
+    def parts(self) -> list[Part]:
+        pairs = [0] * len(self._files)
+        for (number, _), rows in zip(self._groups, np.diff(self._first_rows).tolist(), strict=True):
+            pairs[number] += rows
+        return [
+            Part(name, count, path.stat().st_size, digest([_footer(path)]))
+            for name, path, count in zip(short_names(self._files), self._files, pairs, strict=True)
+            if count
+        ]
 
     def _place(self, index: int) -> tuple[int, int]:
         group = int(np.searchsorted(self._first_rows, index, side="right")) - 1
@@ -138,6 +150,15 @@ def _opened(path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as problem:
         raise DataError(f"{path} is not a readable parquet file: {str(problem).splitlines()[0]}") from None
+
+
+def _footer(path: Path) -> bytes:
+    """A file's own description at its end: columns, row groups, places, lengths and, as a rule, statistics."""
+    with path.open("rb") as stream:
+        stream.seek(-8, 2)
+        length = int.from_bytes(stream.read(4), "little")
+        stream.seek(-8 - length, 2)
+        return stream.read(length)
 
 
 def _bytes_of(metadata: pq.RowGroupMetaData, columns: tuple[str, str]) -> int:

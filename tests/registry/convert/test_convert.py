@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from margins import close
 from safetensors.torch import load_file
 
 import cloob_cli
+from cloob_cli.convert import convert_checkpoint
+from cloob_cli.convert.haiku_pickle import read_haiku_pickle
 from cloob_cli.core.model import unit_norm
 from cloob_cli.errors import ConversionError
-from cloob_cli.registry.convert import convert_checkpoint
-from cloob_cli.registry.convert.haiku_pickle import read_haiku_pickle
 from cloob_cli.registry.store import save_model
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -25,6 +26,7 @@ NAMES = ("mljku_rn", "mljku_vit", "crowsonkb")
 CHECKPOINTS = {"mljku_rn": "checkpoint.pt", "mljku_vit": "checkpoint.pt", "crowsonkb": "checkpoint.pkl"}
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_embeddings_through_convert_save_and_load(name: str, tmp_path: Path) -> None:
     converted = convert_checkpoint(GOLDEN / name / CHECKPOINTS[name], config=GOLDEN / name / "config.json", name=name)
@@ -36,7 +38,7 @@ def test_golden_embeddings_through_convert_save_and_load(name: str, tmp_path: Pa
         (model.encode_image(expected["images"]), f"image_features{suffix}"),
         (model.encode_text(expected["tokens"]), f"text_features{suffix}"),
     ):
-        torch.testing.assert_close(ours, unit_norm(expected[key]), rtol=0, atol=1e-5)
+        close(ours, unit_norm(expected[key]), "unit rows in float32 through a dozen layers", atol=1e-5)
     assert model.config.name == name
     assert model.config.inv_tau == 30.0
     assert model.config.scale_hopfield == (15.0 if name == "crowsonkb" else 8.0)
@@ -154,7 +156,7 @@ def test_truncated_files(name: str, share: float, tmp_path: Path) -> None:
             convert_checkpoint(file, format, config=GOLDEN / name / "config.json")
 
 
-@pytest.mark.parametrize("format", [None, "mljku", "crowsonkb", "japanese"])
+@pytest.mark.parametrize("format", [None, "mljku", "crowsonkb", "rinna"])
 @pytest.mark.parametrize("contents", [b"", b"hello\n", b"\x00" * 100, b"PK\x03\x04 no zip", b"\x80\x04K\x01."])
 def test_files_that_are_no_checkpoint(format: str | None, contents: bytes, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(contents)

@@ -18,9 +18,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cloob_cli.convert import convert_checkpoint
+from cloob_cli.convert.haiku_pickle import read_haiku_pickle
 from cloob_cli.errors import ConversionError, UnsafeCheckpointError
-from cloob_cli.registry.convert import convert_checkpoint
-from cloob_cli.registry.convert.haiku_pickle import read_haiku_pickle
 from tests.helpers import hostile_pickles as hostile
 
 HELPER = Path(hostile.__file__)

@@ -1,0 +1,272 @@
+"""The model folder, the form in which models are kept: writing one, opening one, and saying what is wrong with one.
+
+It holds `config.json`, `model.safetensors` (with the same configuration in its metadata, so that the file alone says
+what it is), `tokenizer.json`, `README.md` and `fingerprint.safetensors`. Opening one never runs anything it contains.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cloob_cli.checkpoint.fingerprint import FINGERPRINT_FILE
+from cloob_cli.checkpoint.tensor_file import write_tensors
+from cloob_cli.errors import ModelFolderError
+from cloob_cli.files import replacing_folder, sha256_of
+from cloob_cli.schema import parse
+
+if TYPE_CHECKING:
+    import torch
+
+    from cloob_cli.core.config import ModelConfig
+    from cloob_cli.core.model import CloobModel
+    from cloob_cli.data.text import Tokenizer
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+README_FILE = "README.md"
+MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, README_FILE)
+KEPT_FILES = (*MODEL_FILES, FINGERPRINT_FILE)
+CONFIG_KEY = "config"  # in the metadata of the weights
+
+_CLIP_VOCABULARY = 49408
+_DEEPEST = 50  # levels of a configuration; our own, with the recipe in it, has five
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder holds weights in our form (it may still prove unsound when it is opened)."""
+    return (folder / WEIGHTS_FILE).is_file()
+
+
+def save_model(
+    folder: Path,
+    model: CloobModel,
+    tokenizer: Tokenizer,
+    *,
+    card_text: str,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a model folder; an existing one is replaced as a whole, or left as it was on any error.
+
+    Args:
+        dtype: what floating-point tensors are stored as; None keeps them as they are.
+        card_text: the contents of README.md.
+
+    The folder is opened once and its fingerprint stored in it, for `cloob zoo verify --deep`.
+    """
+    from cloob_cli.checkpoint.fingerprint import write_fingerprint
+
+    with replacing_folder(Path(folder)) as temporary:
+        tensors = {
+            name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+            for name, tensor in model.state_dict().items()
+        }
+        metadata = {"format": "pt", CONFIG_KEY: model.config.model_dump_json(exclude_none=True)}
+        write_tensors(tensors, temporary / WEIGHTS_FILE, metadata)
+        write_config(temporary, model.config)
+        tokenizer.save(temporary / TOKENIZER_FILE)
+        (temporary / README_FILE).write_text(card_text, encoding="utf-8")
+        write_fingerprint(temporary)
+
+
+def write_config(folder: Path, config: ModelConfig) -> None:
+    """Write `config.json`."""
+    text = config.model_dump_json(indent=2, exclude_none=True)
+    (Path(folder) / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def open_model(
+    folder: Path, device: str | torch.device | None = None, dtype: torch.dtype | str | None = None
+) -> CloobModel:
+    """Open a model folder for inference: evaluation mode, no gradients, `preprocess` and `tokenize` attached.
+
+    Args:
+        device: None picks the best one here.
+        dtype: of the weights, also "fp32" or "float32" and the like; None: float16 on CUDA, float32 elsewhere,
+            whatever the file stores.
+
+    Raises:
+        ModelFolderError: a file is missing, truncated, foreign, or does not belong to the others.
+        DeviceError: no such device or number format.
+    """
+    import torch
+
+    from cloob_cli.core.device import pick_device, pick_dtype
+    from cloob_cli.core.model import with_weights
+    from cloob_cli.data.images import Preprocess
+
+    folder = Path(folder)
+    config = read_config(folder)
+    chosen_device = pick_device(str(device) if device is not None else None)
+    chosen_dtype = dtype if isinstance(dtype, torch.dtype) else pick_dtype(chosen_device, _short(dtype))
+    _check_depth(folder, config)
+    tokenizer = _open_tokenizer(folder, config)
+    weights = _read_tensors(folder / WEIGHTS_FILE, chosen_device, chosen_dtype)
+    try:
+        model = with_weights(config, weights)
+    except ModelFolderError as problem:
+        raise ModelFolderError(f"{folder}: {problem.message}", problem.hint) from None
+    except (TypeError, OverflowError, RuntimeError) as problem:  # sizes that no tensor can have
+        raise ModelFolderError(f"{folder}: its configuration cannot be built ({_first_line(problem)})") from None
+    model.eval().requires_grad_(False)
+    model.preprocess = Preprocess(config.vision.image_size, config.preprocess)
+    model.tokenize = tokenizer
+    return model
+
+
+def _short(dtype: str | None) -> str | None:
+    """torch's own names of number formats as well as the short ones."""
+    return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(dtype, dtype) if dtype else None
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration of a model folder, from its weights' metadata and its config.json; they must agree.
+
+    Raises:
+        ModelFolderError: neither holds one, one of them is wrong, or they differ.
+    """
+    from cloob_cli.core.config import ModelConfig
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ModelFolderError(f"{folder} is not a folder")
+    _, metadata = read_header(folder / WEIGHTS_FILE)
+    found: list[ModelConfig] = []
+    if CONFIG_KEY in metadata:
+        where = f"{folder / WEIGHTS_FILE} (metadata)"
+        found.append(parse(ModelConfig, _json(metadata[CONFIG_KEY], where), where, ModelFolderError))
+    path = folder / CONFIG_FILE
+    if path.is_file():
+        found.append(parse(ModelConfig, _json(_read(path), str(path)), str(path), ModelFolderError))
+    if not found:
+        raise ModelFolderError(
+            f"{folder} has no {CONFIG_FILE} and its {WEIGHTS_FILE} holds no configuration",
+            "a checkpoint of another program is converted with `cloob zoo convert`",
+        )
+    if found[0] != found[-1]:
+        key = next(key for key in type(found[0]).model_fields if getattr(found[0], key) != getattr(found[-1], key))
+        raise ModelFolderError(
+            f"{path} differs from the configuration in {WEIGHTS_FILE} (at '{key}')",
+            f"delete {CONFIG_FILE} to use the one in {WEIGHTS_FILE}",
+        )
+    return found[0]
+
+
+def read_header(path: Path) -> tuple[dict[str, tuple[str, list[int]]], dict[str, str]]:
+    """Names with dtype and shape of the tensors of a safetensors file, and its metadata; nothing is loaded.
+
+    Raises:
+        ModelFolderError: the file is missing, truncated or not what its header says.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        inner = path.parent / "model"  # where a training run keeps its model folder
+        hint = f"did you mean {inner}?" if is_model_folder(inner) else None
+        raise ModelFolderError(f"{path.parent} has no {path.name}", hint)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
+            header = {name: (one.get_dtype(), list(one.get_shape())) for name, one in slices.items()}
+            return header, dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as problem:
+        raise ModelFolderError(
+            f"{path} is not a sound safetensors file ({_first_line(problem)})", "fetch or write it again"
+        ) from None
+
+
+def weights_sha256(folder: Path) -> str:
+    """The hex sha256 of a model folder's weights file.
+
+    Raises:
+        ModelFolderError: the folder has none.
+    """
+    path = Path(folder) / WEIGHTS_FILE
+    if not path.is_file():
+        raise ModelFolderError(f"{folder} has no {WEIGHTS_FILE}")
+    return sha256_of(path)
+
+
+def _read_tensors(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as problem:
+        raise ModelFolderError(f"{path} cannot be read ({problem})") from None
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
+            raise ModelFolderError(f"{path}: '{name}' is stored as {tensor.dtype}, not as floating-point numbers")
+    return {  # copies: the file is mapped, and whoever shortened it would end this process
+        name: tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True)
+        for name, tensor in tensors.items()
+    }
+
+
+def _check_depth(folder: Path, config: ModelConfig) -> None:
+    # A configuration may claim a million layers; building them to compare the names would take for ever.
+    header, _ = read_header(folder / WEIGHTS_FILE)
+    vision = config.vision.layers
+    depth = config.text.layers + (sum(vision) if isinstance(vision, list) else vision)
+    largest = max((math.prod(shape) for _, shape in header.values()), default=0)
+    if depth > len(header) or max(config.vision.width, config.text.width, config.embed_dim) > largest:
+        raise ModelFolderError(f"{folder}: the configuration describes a far larger model than {WEIGHTS_FILE} holds")
+
+
+def _open_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
+    from cloob_cli.data.text import Tokenizer, clip_tokenizer
+
+    path, kind, size = folder / TOKENIZER_FILE, config.tokenizer.kind, config.text.vocab_size
+    if not 0 <= config.tokenizer.pad_id < size:
+        raise ModelFolderError(
+            f"{folder}: tokenizer.pad_id is {config.tokenizer.pad_id}, the text tower has {size} ids"
+        )
+    if not path.is_file():
+        if kind == "clip" and size == _CLIP_VOCABULARY:
+            return clip_tokenizer(config.text.context_length)  # the package carries the very same vocabulary
+        raise ModelFolderError(f"{folder} has no {TOKENIZER_FILE}", "copy it from where the weights came from")
+    tokenizer = Tokenizer(path, config.tokenizer, config.text.context_length, id_limit=size)
+    # CLIP's own vocabulary is let through with a cut-down text tower: its low ids still mean what they say.
+    fits = tokenizer.vocab_size == _CLIP_VOCABULARY if kind == "clip" else tokenizer.vocab_size <= size
+    if not fits:
+        raise ModelFolderError(
+            f"{path} has ids below {tokenizer.vocab_size}, the text tower has {size} of them: it is another model's"
+        )
+    return tokenizer
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ModelFolderError(f"{path} cannot be read ({problem})") from None
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise ModelFolderError(f"{where} is not valid JSON ({problem})") from None
+    # What can be read may still be too deep for all that compares, writes and shows it.
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [item for part in level for item in _items(part)]
+        if not level:
+            return value
+    raise ModelFolderError(f"{where} is nested more than {_DEEPEST} levels deep")
+
+
+def _items(part: Any) -> Iterable[Any]:
+    if isinstance(part, dict):
+        return part.values()
+    return part if isinstance(part, list) else ()
+
+
+def _first_line(problem: BaseException) -> str:
+    return (str(problem).splitlines() or [type(problem).__name__])[0]

@@ -1,0 +1,117 @@
+"""A table whose rows appear as they come.
+
+Its rows are a key (a path) and a number of groups of the same cells, of which the first is text and the others are
+numbers (label, probability, cosine). Off a terminal it is tab-separated columns. On a terminal that is wide enough it
+is one line a row; on a narrower one the key has a line of its own and every group another.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+from cloob_cli.console.results import cell_text, line
+from cloob_cli.console.streams import result_console
+
+Row = Sequence[object]
+AddRows = Callable[[Iterable[Row]], None]
+
+_GAP = 2  # spaces between columns
+_LEAST_KEY = 16  # columns of a terminal below which no key can be read
+_NUMBER = len("-0.0000")
+_FITTING = 0.9  # of the keys that have to fit on their line; the others are folded
+
+
+def growing_table(columns: Sequence[str], group: int, keys: Iterable[str], texts: Iterable[str]) -> AddRows:
+    """The function that appends rows to a table on stdout.
+
+    Args:
+        columns: of a whole row: the key's, then those of all groups.
+        group: the number of cells of a group.
+        keys: the keys that rows will have, whose widths settle the columns beforehand; only a terminal reads them.
+        texts: the texts that groups may begin with, for the same purpose.
+    """
+    if not sys.stdout.isatty():
+        return _plain_rows(columns)
+    drawn = _TerminalRows(columns, group, keys, texts)
+    return drawn.add
+
+
+def _plain_rows(columns: Sequence[str]) -> AddRows:
+    begun = False
+
+    def add(rows: Iterable[Row]) -> None:
+        nonlocal begun
+        for row in rows:
+            if not begun:  # an error comes before the header
+                line("\t".join(columns))
+                begun = True
+            line("\t".join(map(cell_text, row)))
+        sys.stdout.flush()
+
+    return add
+
+
+class _TerminalRows:
+    def __init__(self, columns: Sequence[str], group: int, keys: Iterable[str], texts: Iterable[str]) -> None:
+        from rich.cells import cell_len
+
+        self._columns, self._group = list(columns), group
+        lengths = sorted(cell_len(cell_text(key)) for key in keys)
+        self._longest_key = max([len(columns[0]), *lengths[-1:]])
+        self._usual_key = lengths[int(_FITTING * (len(lengths) - 1))] if lengths else 0
+        self._text = max([len(name) for name in columns[1::group]] + [cell_len(cell_text(text)) for text in texts])
+        self._layout: list[int] | None = None
+        self._begun = False
+
+    def add(self, rows: Iterable[Row]) -> None:
+        rows = list(rows)
+        if not rows:
+            return
+        layout = self._widths(result_console().width)
+        new = not self._begun or layout != self._layout  # first, or the terminal has another width now
+        self._begun, self._layout = True, layout
+        if layout:
+            self._add_lines(rows, layout, new)
+        else:
+            self._add_blocks(rows, new)
+
+    def _widths(self, available: int) -> list[int] | None:
+        """The width of every column; None where a row does not fit on a line."""
+        groups = [
+            self._text if i % self._group == 0 else max(_NUMBER, len(name)) for i, name in enumerate(self._columns[1:])
+        ]
+        room = available - sum(groups) - _GAP * len(groups)
+        if room < max(_LEAST_KEY, min(self._usual_key, self._longest_key)):
+            return None
+        return [min(room, self._longest_key), *groups]
+
+    def _add_lines(self, rows: list[Row], widths: list[int], header: bool) -> None:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", show_header=header)
+        for name, width in zip(self._columns, widths, strict=True):
+            table.add_column(name, width=width, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell_text(cell)) for cell in row))
+        result_console().print(table)
+
+    def _add_blocks(self, rows: list[Row], header: bool) -> None:
+        """The key, then a line a group, which begins with the numbers: the text may be as long as it likes."""
+        from rich.text import Text
+
+        text, *numbers = self._columns[1 : 1 + self._group]
+        lines = []
+        if header:
+            lines += [Text(self._columns[0], style="bold"), Text(self._block_line([text, *numbers]), style="bold")]
+        for key, *cells in rows:
+            lines.append(Text(cell_text(key)))
+            groups = [cells[i : i + self._group] for i in range(0, len(cells), self._group)]
+            lines += [Text(self._block_line(group), style="dim" if i else "") for i, group in enumerate(groups)]
+        result_console().print(Text("\n").join(lines), soft_wrap=True)
+
+    def _block_line(self, group: Sequence[object]) -> str:
+        names = self._columns[2 : 1 + self._group]
+        numbers = (cell_text(cell).ljust(max(_NUMBER, len(name))) for name, cell in zip(names, group[1:], strict=True))
+        return "".join(" " * _GAP + number for number in [*numbers, cell_text(group[0])])

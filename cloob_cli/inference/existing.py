@@ -1,0 +1,165 @@
+"""Result files that are there already: which of them a command may replace.
+
+A command replaces without being asked what it wrote itself. That is known
+
+* of a .parquet file by its metadata (`made_by`; of files of version 0.1.0 by the other metadata, or their columns);
+* of a .npy file by the .parquet file beside it, which has as many rows;
+* of a .csv or .jsonl file of labels by its first line: the columns, or the keys, that `classify` writes;
+* of a .failures.jsonl file by all its lines, and by an output of the same command beside it.
+
+An empty file holds nothing that could be lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from cloob_cli.errors import UsageError
+
+Command = Literal["classify", "embed"]
+
+MADE_BY = "made_by"  # the key in a Parquet file's metadata; its value is the command, "cloob embed"
+_EMBED_KEYS = {b"model", b"weights_sha256", b"preprocessing", b"version"}
+_CHOICE = ["label", "probability", "cosine"]
+_CSV_HEADER = re.compile(r"path,label,probability,cosine(,label_\d+,probability_\d+,cosine_\d+)*")
+_FIRST_LINE = 1 << 20  # bytes of a first line that are looked at
+
+
+def failures_path(output: Path) -> Path:
+    """Where what was skipped is listed: `emb.failures.jsonl` beside `emb.npy`."""
+    return output.with_suffix(".failures.jsonl")
+
+
+def output_files(output: Path, command: Command) -> list[Path]:
+    """Every file that `command -o output` writes, `output` first and the failures last."""
+    index = [output.with_suffix(".parquet")] if command == "embed" else []
+    return [output, *index, failures_path(output)]
+
+
+def check_output(
+    output: Path, command: Command, suffixes: Sequence[str], *, inputs: Iterable[Path] = (), force: bool = False
+) -> None:
+    """Refuse output paths before any work is done.
+
+    Args:
+        inputs: files that the command reads.
+        force: also replace files that the command did not write. Inputs are refused all the same.
+
+    Raises:
+        UsageError: the suffix is none of `suffixes`; a file cannot be written there; it is an input; or it exists and
+            this command did not write it.
+    """
+    if output.suffix.lower() not in suffixes:
+        raise UsageError(f"cannot write '{output.name}': unknown kind of file", f"use one of: {' '.join(suffixes)}")
+    files = output_files(output, command)
+    inputs = list(inputs)
+    for path in files:
+        _check_place(path)
+        if source := next((source for source in inputs if _same(source, path)), None):
+            raise UsageError(f"{path} would overwrite {source}, which is an input", "choose another --output")
+    if force:
+        return
+    for path in files:
+        if path.exists() and path.stat().st_size and not _is_own(path, output, command):
+            raise UsageError(
+                f"{path} exists, and `cloob {command}` did not write it",
+                "choose another --output, or overwrite it with --force",
+            )
+
+
+def _check_place(path: Path) -> None:
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, a file was expected", "choose another --output")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is not a regular file", "choose another --output")
+    folder = Path(os.path.realpath(path)).parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UsageError(f"cannot write {path}: {folder} is not a folder", "choose another --output")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write {path}: no permission to write in {folder}", "choose another --output")
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # one of them is not there
+        return False
+
+
+def _is_own(path: Path, output: Path, command: Command) -> bool:
+    if path == failures_path(output):
+        # The list does not say who wrote it, so its neighbors must: commands that share a stem share its name.
+        return _lists_failures(path) and _makers_beside(output) == {command}
+    return made_by(path) == command
+
+
+def _makers_beside(output: Path) -> set[Command]:
+    candidates = (output.with_suffix(suffix) for suffix in (".npy", ".parquet", ".csv", ".jsonl"))
+    return {maker for path in {output, *candidates} if path.is_file() and (maker := made_by(path))}
+
+
+def made_by(path: Path) -> Command | None:
+    """The command that wrote a result file; None where that is not certain."""
+    try:
+        match path.suffix.lower():
+            case ".parquet":
+                return _maker_of_parquet(path)
+            case ".npy":
+                index = path.with_suffix(".parquet")
+                ours = _maker_of_parquet(index) == "embed" and _rows_of_npy(path) == _rows_of_parquet(index)
+                return "embed" if ours else None
+            case ".csv":
+                return "classify" if _CSV_HEADER.fullmatch(_first_line(path)) else None
+            case ".jsonl":
+                value = json.loads(_first_line(path))
+                return "classify" if isinstance(value, dict) and [*value] == ["path", *_CHOICE, "top"] else None
+    except Exception:  # whatever pyarrow, NumPy or json say of it: a damaged file is not known to be ours
+        pass
+    return None
+
+
+def _maker_of_parquet(path: Path) -> Command | None:
+    from pyarrow import parquet
+
+    with path.open("rb") as stream:  # pyarrow itself opens only paths that are UTF-8
+        schema = parquet.read_schema(stream)
+    metadata = schema.metadata or {}
+    for command in ("classify", "embed"):
+        if metadata.get(MADE_BY.encode()) == f"cloob {command}".encode():
+            return command
+    if metadata.keys() >= _EMBED_KEYS and len(schema.names) == 1:
+        return "embed"
+    return "classify" if schema.names == ["path", *_CHOICE, "top"] else None
+
+
+def _rows_of_parquet(path: Path) -> int:
+    from pyarrow import parquet
+
+    with path.open("rb") as stream:
+        return parquet.read_metadata(stream).num_rows
+
+
+def _rows_of_npy(path: Path) -> int:
+    import numpy as np
+
+    return len(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _first_line(path: Path) -> str:
+    with path.open("rb") as stream:
+        return stream.readline(_FIRST_LINE).decode("utf-8").rstrip("\r\n")
+
+
+def _lists_failures(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8") as stream:
+            return all(list(dict.keys(json.loads(line))) == ["path", "reason"] for line in stream)
+    except Exception:  # not text, not JSON, not objects
+        return False

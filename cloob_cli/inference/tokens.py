@@ -1,0 +1,42 @@
+"""What becomes of texts as tokens: which are cut, and which labels become equal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cloob_cli.core.model import CloobModel
+from cloob_cli.core.zero_shot import fill_template
+from cloob_cli.data.text import Tokenizer
+from cloob_cli.inference.labels import Label
+
+
+@dataclass(frozen=True)
+class LabelTokens:
+    """Of `texts` prompts `cut` are longer than the model's context; each group of `alike` has equal tokens."""
+
+    texts: int
+    cut: int
+    alike: list[list[str]]
+
+
+def count_cut(model: CloobModel, texts: Sequence[str]) -> int:
+    """How many of `texts` are longer than the model's context, so that their ends do not count."""
+    tokenizer = model.tokenize
+    assert isinstance(tokenizer, Tokenizer)
+    return sum(length > tokenizer.context_length for length in tokenizer.lengths(list(texts)))
+
+
+def label_tokens(model: CloobModel, labels: Sequence[Label], templates: Sequence[str]) -> LabelTokens:
+    """Look at every prompt of every label before the work: two labels of equal tokens always get equal scores."""
+    tokenizer = model.tokenize
+    assert isinstance(tokenizer, Tokenizer)
+    groups: dict[tuple[tuple[int, ...], ...], list[str]] = {}
+    texts = cut = 0
+    for label in labels:
+        prompts = [fill_template(template, name) for name in label.names for template in templates]
+        texts += len(prompts)
+        cut += count_cut(model, prompts)
+        tokens = tuple(sorted(map(tuple, tokenizer.rows(prompts))))
+        groups.setdefault(tokens, []).append(label.name)
+    return LabelTokens(texts, cut, [names for names in groups.values() if len(names) > 1])

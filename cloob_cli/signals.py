@@ -1,0 +1,84 @@
+"""Ctrl-C, SIGTERM and SIGHUP: while nothing is done yet they end the process at once, later they unwind it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+EXIT_CODE = 130  # of a process that Ctrl-C ended
+# SIGTERM is a cluster's "time is up", SIGHUP a terminal that closes (Windows has none).
+_TO_END = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def leave_at_once() -> None:
+    """From now on Ctrl-C ends the process with one line, unless whoever started it wants Ctrl-C ignored."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _leave)
+
+
+def unwind() -> None:
+    """From now on Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt: commands save what they can.
+
+    What whoever started the process wants ignored, as `nohup` does SIGHUP, stays ignored.
+    """
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in _TO_END:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _unwind)
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """For imports of compiled modules, which may swallow an exception or die of it, before there is work to lose."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with _handling(_leave):
+        yield
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Inside, a Ctrl-C waits until the end; a second one does not."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    with _handling(remember):
+        yield
+    if caught:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *_TO_END)}
+    try:
+        for number, present in before.items():
+            if present is not signal.SIG_IGN:
+                signal.signal(number, handler)
+        yield
+    finally:
+        for number, present in before.items():
+            signal.signal(number, present)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    os.write(2, b"interrupted\n")
+    os._exit(EXIT_CODE)
+
+
+def _unwind(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

@@ -1,0 +1,113 @@
+"""What the processes of a run tell one another beside gradients: who found what, and whether all mean the same run.
+
+The main process alone reads the run's folder, so the folder need not be shared between nodes: what it finds is sent to
+the others. With one process nothing is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as distributed
+
+from cloob_cli.errors import CloobError, TrainingError, one_line
+
+Result = TypeVar("Result")
+
+
+def is_main() -> bool:
+    return not _several() or distributed.get_rank() == 0
+
+
+def on_main(work: Callable[[], Result]) -> Result:
+    """What `work` returns, which the main process alone does, in every process. Its errors are raised everywhere."""
+    if not _several():
+        return work()
+    box: list[Any] = [None, None]
+    unexpected: Exception | None = None
+    if is_main():
+        try:
+            box[0] = work()
+        except CloobError as problem:
+            box[1] = problem
+        except Exception as problem:
+            unexpected, box[1] = problem, TrainingError(f"process 0 failed: {one_line(problem)}")
+    distributed.broadcast_object_list(box, src=0)
+    if unexpected is not None:
+        raise unexpected
+    if box[1] is not None:
+        raise box[1]
+    return box[0]
+
+
+def agree(facts: Mapping[str, Any]) -> None:
+    """Make sure that the facts are the same in every process.
+
+    Raises:
+        TrainingError: they are not; raised in every process, with the first difference.
+    """
+    if not _several():
+        return
+    told: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(told, dict(facts))
+    for rank, other in enumerate(told):
+        for name, value in told[0].items():
+            if other.get(name) != value:
+                raise TrainingError(
+                    f"the processes differ in {name}: {value!r} in process 0, {other.get(name)!r} in process {rank}",
+                    "every process needs the same recipe, data and version",
+                )
+
+
+@dataclass(frozen=True)
+class _Outline:
+    """Stands for a tensor that is sent after it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def send_tensors(read: Callable[[], Any], device: torch.device) -> Any:
+    """The nested dicts and lists, with tensors in them, that `read` returns in the main process, in every process.
+
+    Tensors go one at a time over `device` and end up on the CPU.
+    """
+    if not _several():
+        return read()
+    sent: list[torch.Tensor] = []
+
+    def outlined(tensor: torch.Tensor) -> _Outline:
+        sent.append(tensor)
+        return _Outline(tuple(tensor.shape), tensor.dtype)
+
+    def exchanged(outline: _Outline) -> torch.Tensor:
+        # As bytes, which every backend can send.
+        if is_main():
+            tensor = sent.pop(0)
+            content = tensor.contiguous().reshape(-1).view(torch.uint8).to(device)
+        else:
+            tensor = torch.empty(outline.shape, dtype=outline.dtype)
+            content = torch.empty_like(tensor.reshape(-1).view(torch.uint8), device=device)
+        if content.numel():
+            distributed.broadcast(content, src=0)
+        return tensor if is_main() else content.cpu().view(outline.dtype).reshape(outline.shape)
+
+    return _mapped(on_main(lambda: _mapped(read(), torch.Tensor, outlined)), _Outline, exchanged)
+
+
+def _mapped(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """The nested dicts, lists and tuples with every `kind` in them changed."""
+    if isinstance(tree, kind):
+        return change(tree)
+    if isinstance(tree, dict):
+        return {key: _mapped(value, kind, change) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_mapped(value, kind, change) for value in tree)
+    return tree
+
+
+def _several() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

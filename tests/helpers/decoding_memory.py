@@ -1,0 +1,44 @@
+"""Measure what decoding images really takes: `python decoding_memory.py FILE...` prints "used estimated" for each."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from pathlib import Path
+
+from cloob_cli.data import images
+from cloob_cli.data.budget import MemoryBudget
+from cloob_cli.data.images import Preprocess, read_crop
+from cloob_cli.errors import ImageError
+
+PREPROCESS = Preprocess(224)
+UNLIMITED = MemoryBudget(10**15)
+
+
+def status(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def measure(path: Path) -> tuple[int, int]:
+    """Bytes by which resident memory grew at most, and the bytes that were expected."""
+    with images._opened(path, None) as (_, needed):
+        expected = needed(PREPROCESS.image_size)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = status("VmRSS")
+    try:
+        read_crop(path, PREPROCESS, UNLIMITED)
+    except ImageError:  # the memory was taken all the same
+        pass
+    return status("VmHWM") - before, expected
+
+
+if __name__ == "__main__":
+    paths = [Path(argument) for argument in sys.argv[1:]]
+    for path in paths:  # libraries are loaded, and small buffers made, only once
+        measure(path.with_name(f"small-{path.name}"))
+    for path in paths:
+        print(*measure(path))
