@@ -1,6 +1,6 @@
 """Compare training recipes for the bundled model at equal processor time, on validation data only.
 
-    python scripts/pictogram_trials.py prepare DATA WORK          # once: DATA is the folder of the pictogram parquet files
+    python scripts/pictogram_trials.py prepare DATA WORK        # once: DATA is the folder of the parquet files
     python scripts/pictogram_trials.py run WORK NAME --seconds 300
     python scripts/pictogram_trials.py table WORK                 # Markdown, best first
 
@@ -68,14 +68,21 @@ def prepare(data: Path, work: Path) -> None:
         table = pq.read_table(file)
         tests = [test_of.get(source.split("/")[0]) for source in table["source"].to_pylist()]
         kept.append(table.filter(pa.array([test is None for test in tests])))
-        for row, test in zip(table.filter(pa.array([test is not None for test in tests])).to_pylist(), filter(None, tests), strict=True):
+        for row, test in zip(
+            table.filter(pa.array([test is not None for test in tests])).to_pylist(), filter(None, tests), strict=True
+        ):
             if (test == "flags") == (row["kind"] == "flag"):
                 held_out[test].append((row["image"], row["captions"][0]))
     folder = work / "train"
     folder.mkdir(parents=True, exist_ok=True)
     pairs = pa.concat_tables(kept)
     for number, start in enumerate(range(0, len(pairs), _SHARD_ROWS)):
-        pq.write_table(pairs.slice(start, _SHARD_ROWS), folder / f"train-{number:05}.parquet", row_group_size=1000, compression="zstd")
+        pq.write_table(
+            pairs.slice(start, _SHARD_ROWS),
+            folder / f"train-{number:05}.parquet",
+            row_group_size=1000,
+            compression="zstd",
+        )
     print(f"{len(pairs):,} training pairs in {folder}")
     for test, rows in held_out.items():
         _write_classification_set(work / "validation" / test, rows)
@@ -99,7 +106,7 @@ def _write_classification_set(folder: Path, rows: list[tuple[bytes, str]]) -> No
 
 
 def run(work: Path, name: str, seconds: float, seed: int) -> dict[str, Any]:
-    """Train the candidate `name` for `seconds` of processor time; its row of results is appended to WORK/results.jsonl."""
+    """Train the candidate `name` for `seconds` of processor time; append its row to WORK/results.jsonl."""
     settings = tomllib.loads(CANDIDATES.read_text(encoding="utf-8"))
     candidate = settings["candidates"][name]
     overrides = [

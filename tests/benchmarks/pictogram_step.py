@@ -4,8 +4,8 @@
 
 FOLDER is anything that `data.train` takes. All rows are measured in turn in one run, several times around; the median
 is shown, and its ratio to the first row. On a CPU it is processor time that is counted, that of the loader's threads
-included, so that other programs on the machine disturb less. The recipe is recipes/pictograms-vit-xs.toml with the
-changes that the row's name says.
+included, so that other programs on the machine disturb less. The recipe is recipes/pictograms.toml with a small
+ViT of 48 pixels and the changes that the row's name says.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from cloob_cli.training.interrupt import stop_on_signals
 from cloob_cli.training.loop import Run
 from cloob_cli.training.state import RunFolder
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "pictograms-vit-xs.toml"
+RECIPE = Path(__file__).parents[2] / "recipes" / "pictograms.toml"
+VIT = ["model.vision={kind='vit', image_size=48, patch_size=8, width=192, layers=6, heads=3}", "train.image_sizes="]
 RESNET = ["model.vision={kind='resnet', image_size=64, width=32, layers=[1, 2, 2, 1], heads=8}"]
 ROWS: dict[str, list[str]] = {
     "as the recipe": [],
@@ -70,7 +71,7 @@ def main() -> None:
 def _steps(folder: Path, name: str, options: argparse.Namespace, stop: object) -> Iterator[None]:
     """A run of its own that does a step whenever it is asked to."""
     changes = [f"data.train={options.folder}", "data.workers=1", f"train.batch_size={options.batch_size}"]
-    changes += [f'train.precision="{options.precision}"', "train.steps=100000", *ROWS[name]]
+    changes += [f'train.precision="{options.precision}"', "train.steps=100000", *VIT, *ROWS[name]]
     recipe = load_recipe(RECIPE, changes)
     run = Run(recipe, RunFolder(folder / name.replace(" ", "-")), options.device, resume=False)
     for _ in run.prepare(stop):  # type: ignore[arg-type]
