@@ -1,6 +1,6 @@
 """Closed, checked configuration: one base class and one way to say what is wrong with a file.
 
-Recipes, zoo cards and model configurations are all `StrictModel`s: an unknown key is an error that names the
+Recipes, zoo entries and model configurations are all `StrictModel`s: an unknown key is an error that names the
 nearest known one, a wrong type is an error that names the key, and both are a single line.
 """
 
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cloob_cli.errors import CloobError
+from cloob_cli.text_format import printable
 
 StrictModelType = TypeVar("StrictModelType", bound="StrictModel")
 
@@ -42,14 +43,7 @@ def parse(model: type[StrictModelType], data: Any, where: str, error: type[Cloob
         return model.model_validate(data)
     except ValidationError as problem:
         message, hint = _explain(model, problem)
-        raise error(f"{where}: {_on_one_line(message)}", hint and _on_one_line(hint)) from None
-
-
-def _on_one_line(text: str) -> str:
-    # Keys and values of a hostile file may hold line breaks or escape sequences.
-    return "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape", "surrogatepass").decode() for sign in text
-    )
+        raise error(f"{where}: {printable(message)}", hint and printable(hint)) from None
 
 
 def _explain(model: type[StrictModel], problem: ValidationError) -> tuple[str, str | None]:

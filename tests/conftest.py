@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import margins
 import pytest
+from hypothesis import settings
 
 # One thread a process: two test workers share the cores, and sums are added in the same order everywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes says something about the machine and nothing about the program.
+settings.register_profile("cloob", deadline=None)
+settings.load_profile("cloob")
+
+# A job in the background ignores Ctrl-C, one under nohup SIGHUP, and processes that are started inherit that. They do
+# not inherit handlers: with one that does nothing this process stays deaf, and those that are tested hear.
+for _number in (getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

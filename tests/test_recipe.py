@@ -63,9 +63,13 @@ def test_the_quickstart_finds_the_example_images():
         ("objective.objective=clip", "known keys: "),
         ("train.steps=many", "'train.steps'"),
         ("train.batch_size=1", "'train.batch_size'"),
+        ("optimizer.beta1=1.0", "less than 1 (got 1.0)"),  # a mean that no gradient ever enters
+        ("optimizer.beta2=1.0", "less than 1 (got 1.0)"),
+        ("train.ema=1.0", "less than 1 (got 1.0)"),
         ("objective.name=clap", "'objective.name'"),
         ("model.architecture=RN51", "did you mean 'RN50'?"),
         ("model.vision.patch_size=7", "multiple of patch_size"),
+        ("model.text.vocab_size=49408", "the tokenizer has"),
         ("tokenizer.kind=clip", "vocab_size goes with kind = 'bpe'"),
         ("augment.crop_scale=[0.9, 0.2]", "crop_scale is [low, high]"),
         ("train.gradient_accumulation=4", "unknown key 'train.gradient_accumulation'"),

@@ -12,10 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloob_cli.errors import VerificationError
+from cloob_cli.errors import ModelFolderError, VerificationError
 
 if TYPE_CHECKING:
-    import torch
     from PIL.Image import Image
     from torch import Tensor
 
@@ -42,7 +41,7 @@ _HALF_TOLERANCE = 2e-2
 
 
 def compute_fingerprint(model: CloobModel) -> dict[str, Tensor]:
-    """What a loaded model makes of the fixed inputs.
+    """Compute what a loaded model makes of the fixed inputs.
 
     Returns:
         `tokens` int64 [T, context]; `pixels` float32, some pixels of every preprocessed image;
@@ -68,40 +67,16 @@ def compute_fingerprint(model: CloobModel) -> dict[str, Tensor]:
     }
 
 
-def write_fingerprint(folder: Path) -> None:
-    """Open the model in `folder` as anybody would, and store its fingerprint there.
+def compare_fingerprint(model: CloobModel, expected: dict[str, Tensor]) -> str:
+    """Compare what a model computes with its stored fingerprint; gives a line that says how near it is.
 
-    Raises:
-        ModelFolderError: it cannot be opened.
-    """
-    import torch
-
-    from cloob_cli.checkpoint.tensor_file import write_tensors
-    from cloob_cli.files import replacing
-    from cloob_cli.registry.store import open_model
-
-    found = compute_fingerprint(open_model(folder, "cpu", torch.float32))
-    with replacing(Path(folder) / FINGERPRINT_FILE) as temporary:
-        write_tensors(found, temporary)
-
-
-def check_fingerprint(folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> str:
-    """Compare what the model in `folder` computes with its stored fingerprint; gives a line that says how near it is.
-
-    Args:
-        device, dtype: where and in what it is computed; None: float32. Only float32 can tell apart neighboring
-            activations, like GELU's erf and tanh forms.
+    Only float32 can tell apart neighboring activations, like GELU's erf and tanh forms.
 
     Raises:
         VerificationError: a stage gives something else; the first one is named.
-        ModelFolderError: the model or its fingerprint cannot be opened.
     """
     import torch
 
-    from cloob_cli.registry.store import open_model
-
-    expected = _read(Path(folder) / FINGERPRINT_FILE)
-    model = open_model(folder, device, dtype or torch.float32)
     found = compute_fingerprint(model)
     if not torch.equal(expected["tokens"], found["tokens"]):
         raise VerificationError("the tokenizer gives other ids than when the model was stored")
@@ -121,6 +96,24 @@ def check_fingerprint(folder: Path, device: str = "cpu", dtype: torch.dtype | No
             )
         worst = max(worst, difference)
     return f"embeddings as stored, to {worst:.1g}"
+
+
+def read_fingerprint(path: Path) -> dict[str, Tensor]:
+    """Read a stored fingerprint.
+
+    Raises:
+        ModelFolderError: the file is missing, damaged or lacks a part.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        stored = load_file(path)
+    except (SafetensorError, OSError) as problem:
+        raise ModelFolderError(f"{path} cannot be read ({problem})") from None
+    if missing := {"tokens", "pixels", "image_embeddings", "text_embeddings"} - stored.keys():
+        raise ModelFolderError(f"{path} lacks {', '.join(sorted(missing))}")
+    return stored
 
 
 def fixed_images() -> list[Image]:
@@ -158,18 +151,3 @@ def _differences(expected: Tensor, found: Tensor) -> Tensor:
     if expected.shape != found.shape:
         return expected.new_full((1,), float("inf"))
     return (expected.float() - found.float()).abs()
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from cloob_cli.errors import ModelFolderError
-
-    try:
-        stored = load_file(path)
-    except (SafetensorError, OSError) as problem:
-        raise ModelFolderError(f"{path} cannot be read ({problem})") from None
-    if missing := {"tokens", "pixels", "image_embeddings", "text_embeddings"} - stored.keys():
-        raise ModelFolderError(f"{path} lacks {', '.join(sorted(missing))}")
-    return stored

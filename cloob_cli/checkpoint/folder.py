@@ -1,4 +1,4 @@
-"""The model folder, the form in which models are kept: writing one, opening one, and saying what is wrong with one.
+"""The model folder, the form in which models are kept: write one, open one, and say what is wrong with one.
 
 It holds `config.json`, `model.safetensors` (with the same configuration in its metadata, so that the file alone says
 what it is), `tokenizer.json`, `README.md` and `fingerprint.safetensors`. Opening one never runs anything it contains.
@@ -12,11 +12,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloob_cli.checkpoint.fingerprint import FINGERPRINT_FILE
+from cloob_cli.checkpoint.fingerprint import (
+    FINGERPRINT_FILE,
+    compare_fingerprint,
+    compute_fingerprint,
+    read_fingerprint,
+)
 from cloob_cli.checkpoint.tensor_file import write_tensors
 from cloob_cli.errors import ModelFolderError
-from cloob_cli.files import replacing_folder, sha256_of
+from cloob_cli.files import replacing, replacing_folder, sha256_of
 from cloob_cli.schema import parse
+from cloob_cli.text_format import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +44,7 @@ _DEEPEST = 50  # levels of a configuration; our own, with the recipe in it, has 
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether a folder holds weights in our form (it may still prove unsound when it is opened)."""
+    """True where a folder holds weights in our form (it may still prove invalid when it is opened)."""
     return (folder / WEIGHTS_FILE).is_file()
 
 
@@ -58,8 +64,6 @@ def save_model(
 
     The folder is opened once and its fingerprint stored in it, for `cloob zoo verify --deep`.
     """
-    from cloob_cli.checkpoint.fingerprint import write_fingerprint
-
     with replacing_folder(Path(folder)) as temporary:
         tensors = {
             name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
@@ -70,7 +74,7 @@ def save_model(
         write_config(temporary, model.config)
         tokenizer.save(temporary / TOKENIZER_FILE)
         (temporary / README_FILE).write_text(card_text, encoding="utf-8")
-        write_fingerprint(temporary)
+        store_fingerprint(temporary)
 
 
 def write_config(folder: Path, config: ModelConfig) -> None:
@@ -111,11 +115,36 @@ def open_model(
     except ModelFolderError as problem:
         raise ModelFolderError(f"{folder}: {problem.message}", problem.hint) from None
     except (TypeError, OverflowError, RuntimeError) as problem:  # sizes that no tensor can have
-        raise ModelFolderError(f"{folder}: its configuration cannot be built ({_first_line(problem)})") from None
+        raise ModelFolderError(f"{folder}: its configuration cannot be built ({first_line(problem)})") from None
     model.eval().requires_grad_(False)
     model.preprocess = Preprocess(config.vision.image_size, config.preprocess)
     model.tokenize = tokenizer
     return model
+
+
+def store_fingerprint(folder: Path) -> None:
+    """Open the model in `folder` as anybody would, and store its fingerprint there.
+
+    Raises:
+        ModelFolderError: it cannot be opened.
+    """
+    found = compute_fingerprint(open_model(folder, "cpu", "fp32"))
+    with replacing(Path(folder) / FINGERPRINT_FILE) as temporary:
+        write_tensors(found, temporary)
+
+
+def check_fingerprint(folder: Path, device: str = "cpu", dtype: torch.dtype | str | None = None) -> str:
+    """Compare what the model in `folder` computes with its stored fingerprint; gives a line that says how near it is.
+
+    Args:
+        device, dtype: where and in what it is computed; None: float32.
+
+    Raises:
+        VerificationError: a stage gives something else; the first one is named.
+        ModelFolderError: the model or its fingerprint cannot be opened.
+    """
+    expected = read_fingerprint(Path(folder) / FINGERPRINT_FILE)
+    return compare_fingerprint(open_model(folder, device, dtype or "fp32"), expected)
 
 
 def _short(dtype: str | None) -> str | None:
@@ -176,8 +205,13 @@ def read_header(path: Path) -> tuple[dict[str, tuple[str, list[int]]], dict[str,
             return header, dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as problem:
         raise ModelFolderError(
-            f"{path} is not a sound safetensors file ({_first_line(problem)})", "fetch or write it again"
+            f"{path} is not a valid safetensors file ({first_line(problem)})", "fetch or write it again"
         ) from None
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """The hex sha256 of each of `KEPT_FILES` that a folder holds."""
+    return {name: sha256_of(folder / name) for name in KEPT_FILES if (folder / name).is_file()}
 
 
 def weights_sha256(folder: Path) -> str:
@@ -266,7 +300,3 @@ def _items(part: Any) -> Iterable[Any]:
     if isinstance(part, dict):
         return part.values()
     return part if isinstance(part, list) else ()
-
-
-def _first_line(problem: BaseException) -> str:
-    return (str(problem).splitlines() or [type(problem).__name__])[0]

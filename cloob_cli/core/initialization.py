@@ -6,37 +6,45 @@ transformer's linear layers, norms).
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
 from cloob_cli.core.resnet import Bottleneck, ModifiedResNet
 from cloob_cli.core.transformer import SelfAttention, Transformer, VisionTransformer
 
-if TYPE_CHECKING:
-    from cloob_cli.core.model import CloobModel
+
+@torch.no_grad()
+def initialize_attention(module: nn.Module) -> None:
+    """Initialize every attention layer within `module` as torch.nn.MultiheadAttention does."""
+    for layer in module.modules():
+        if isinstance(layer, SelfAttention):
+            nn.init.xavier_uniform_(layer.in_proj_weight)
+            nn.init.zeros_(layer.in_proj_bias)
+            nn.init.zeros_(layer.out_proj.bias)
 
 
 @torch.no_grad()
-def initialize(model: CloobModel) -> None:
-    """Draw every weight of `model` from torch's current random state; layers that torch initializes are kept."""
-    for module in model.modules():
-        if isinstance(module, SelfAttention):  # as torch.nn.MultiheadAttention does
-            nn.init.xavier_uniform_(module.in_proj_weight)
-            nn.init.zeros_(module.in_proj_bias)
-            nn.init.zeros_(module.out_proj.bias)
-    if isinstance(model.visual, VisionTransformer):
-        _initialize_vision_transformer(model.visual)
+def initialize_image_tower(tower: VisionTransformer | ModifiedResNet) -> None:
+    """Draw the weights of an image tower from torch's current random state."""
+    if isinstance(tower, VisionTransformer):
+        _initialize_vision_transformer(tower)
     else:
-        _initialize_resnet(model.visual)
-    width = model.config.text.width
-    nn.init.normal_(model.token_embedding.weight, std=0.02)
-    nn.init.normal_(model.positional_embedding, std=0.01)
-    _initialize_text_transformer(model.transformer, width)
-    _initialize_projection(model.text_projection, width)
-    model.logit_scale.fill_(math.log(model.config.inv_tau))
+        _initialize_resnet(tower)
+
+
+@torch.no_grad()
+def initialize_text_tower(
+    token_embedding: nn.Embedding,
+    positional_embedding: nn.Parameter,
+    transformer: Transformer,
+    projection: nn.Parameter | nn.Linear,
+) -> None:
+    """Draw the weights of a text tower's parts from torch's current random state."""
+    width = token_embedding.embedding_dim
+    nn.init.normal_(token_embedding.weight, std=0.02)
+    nn.init.normal_(positional_embedding, std=0.01)
+    _initialize_text_transformer(transformer, width)
+    _initialize_projection(projection, width)
 
 
 def _initialize_vision_transformer(tower: VisionTransformer) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from cloob_cli.errors import Failure
+
 
 @dataclass
 class PairBatch:
@@ -17,11 +19,11 @@ class PairBatch:
         tokens: int64 [b, k, context], k captions of each image; cut to the longest if the loader was asked to.
         indices: int64 [b], which pairs of the source.
         caption_ids: int64 [b, k], equal for equal captions.
-        skipped: name and reason of each pair that is missing.
+        skipped: the pairs that are missing.
     """
 
     pixels: torch.Tensor
     tokens: torch.Tensor
     indices: torch.Tensor
     caption_ids: torch.Tensor
-    skipped: list[tuple[str, str]] = field(default_factory=list)
+    skipped: list[Failure] = field(default_factory=list)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 from PIL import Image
 
@@ -16,6 +15,7 @@ from cloob_cli.data.augment import crop_boxes, crops, move, resized_crop, resize
 from cloob_cli.data.images import Preprocess
 from cloob_cli.data.pairs import PairSource
 from cloob_cli.errors import ImageError
+from cloob_cli.parallel import map_in_order
 from cloob_cli.recipe import AugmentSection
 
 _SHARE_OF_MEMORY = 0.4  # of what is free, at most so much is taken without being asked
@@ -78,9 +78,9 @@ class ImageCache:
         free, _ = torch.cuda.mem_get_info(device)
         if self._tensor is None or self._tensor.nbytes > free * _SHARE_OF_DEVICE:
             return
-        with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(self.load, np.array_split(np.arange(len(self._pairs)), -(-len(self._pairs) // _AT_ONCE))):
-                pass
+        parts = np.array_split(np.arange(len(self._pairs)), -(-len(self._pairs) // _AT_ONCE))
+        for _ in map_in_order(self.load, parts, threads, ahead=2 * threads):
+            pass
         if not self._odd:
             self._tensor = self._tensor.to(device)
 
@@ -143,7 +143,7 @@ def fits_in_memory(source: PairSource, bases: ImageDecoder, pairs: np.ndarray, p
 
 def _free_memory() -> int:
     """Bytes: what the machine has free, or what a container's limit (control groups, version 2) leaves."""
-    free = psutil.virtual_memory().available
+    free: int = psutil.virtual_memory().available
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -16,7 +14,8 @@ from cloob_cli.data.image_cache import ImageCache
 from cloob_cli.data.order import uniforms
 from cloob_cli.data.pairs import PairSource
 from cloob_cli.data.streaming import PairReader
-from cloob_cli.errors import ImageError
+from cloob_cli.errors import Failure, ImageError
+from cloob_cli.parallel import map_in_order
 
 _AHEAD = 2  # batches that are assembled while one is trained on
 
@@ -37,25 +36,16 @@ class PairMemory:
 
     def batches(self, epoch: int, wanted: list[tuple[np.ndarray, int]]) -> Iterator[PairBatch]:
         """For each of (int64 [b] pairs, size of their images) the batch."""
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="pairs") as pool:
-            waiting: deque[Future[PairBatch]] = deque()
-            try:
-                for pairs, size in wanted:
-                    waiting.append(pool.submit(self._batch, epoch, pairs, size))
-                    if len(waiting) > self._threads + _AHEAD:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+        return map_in_order(lambda one: self._batch(epoch, *one), wanted, self._threads, self._threads + _AHEAD)
 
     def _batch(self, epoch: int, pairs: np.ndarray, size: int) -> PairBatch:
         reader = self._reader
         rows = self._rows[pairs]
         self._images.load(rows)
         reasons = [self._reason(row) for row in rows.tolist()]
-        skipped = [(reader.source.name(pair), why) for pair, why in zip(pairs.tolist(), reasons, strict=True) if why]
+        skipped = [
+            Failure(reader.source.name(pair), why) for pair, why in zip(pairs.tolist(), reasons, strict=True) if why
+        ]
         if skipped:
             usable = np.array([why is None for why in reasons])
             pairs, rows = pairs[usable], rows[usable]

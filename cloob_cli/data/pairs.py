@@ -13,7 +13,7 @@ from PIL import Image
 
 from cloob_cli.data.fingerprint import Part
 from cloob_cli.data.formats import suffixes
-from cloob_cli.errors import DataError, ImageError
+from cloob_cli.errors import DataError, Failure, ImageError
 from cloob_cli.recipe import DataSection
 
 _FORMATS = {
@@ -28,10 +28,10 @@ class PairSource(Protocol):
 
     `blocks` is None where any pair can be read alone; else (int64 [len]: the block of each pair, how many blocks fit
     in memory at once), and an epoch is mixed in windows of so many blocks (`order.block_windows`).
-    `unusable` is what is not among the pairs although it lies with them: (name, reason) each.
+    `unusable` is what is not among the pairs although it lies with them.
     """
 
-    unusable: list[tuple[str, str]]
+    unusable: list[Failure]
 
     @property
     def blocks(self) -> tuple[np.ndarray, int] | None: ...

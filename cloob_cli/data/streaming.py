@@ -24,7 +24,7 @@ from cloob_cli.data.image_cache import ImageDecoder, cropped
 from cloob_cli.data.order import uniforms
 from cloob_cli.data.pairs import PairSource
 from cloob_cli.data.text import Tokenizer
-from cloob_cli.errors import DataError, ImageError
+from cloob_cli.errors import DataError, Failure, ImageError
 from cloob_cli.recipe import AugmentSection
 
 _CHUNK = 256  # pairs that a worker hands over at once: large enough to be cheap, small enough to spread a batch
@@ -65,7 +65,7 @@ class PairReader:
                 texts.append(captions)
                 kept.append(index)
             except ImageError as problem:
-                skipped.append((self.source.name(index), problem.message))
+                skipped.append(Failure(self.source.name(index), problem.message))
         numbers = np.array(kept, dtype=np.int64)
         random = uniforms(self.seed, epoch, numbers, len(DRAWS))
         choosing = caption_numbers(self.seed, epoch, numbers, random, self.captions_per_image)
@@ -89,7 +89,7 @@ class PairStream:
 
     def __init__(self, reader: PairReader, workers: int) -> None:
         self.keys: list[tuple[int, np.ndarray, int]] = []
-        options: dict = {}
+        options: dict[str, Any] = {}
         if workers:
             # Forking a process that has threads (tokenizers, Arrow, CUDA) can hang; a clean server forks instead.
             context: BaseContext = multiprocessing.get_context("spawn")
@@ -97,7 +97,7 @@ class PairStream:
                 context = _fork_server()
             options = {"multiprocessing_context": context, "persistent_workers": True, "worker_init_fn": _start_worker}
         with _as_many_workers_as_asked():
-            self._loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
+            self._loader: torch.utils.data.DataLoader[PairBatch] = torch.utils.data.DataLoader(
                 reader,  # type: ignore[arg-type]
                 batch_size=None,
                 sampler=_Keys(self),
@@ -208,7 +208,7 @@ def _unchanged(batch: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    os.environ["TOKENIZERS_PARALLELIZM"] = "false"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_end_with_parent, name="parent's end", daemon=True).start()
 
 

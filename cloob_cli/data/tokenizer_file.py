@@ -15,6 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer as Vocabulary
 
 from cloob_cli.errors import ModelFolderError
+from cloob_cli.text_format import first_line
 
 # Words, digits one by one, runs of other signs, and English clitics: the pattern of CLIP's SimpleTokenizer. That one
 # ignores case, so U+0345, a mark whose capital is a letter, belongs to no class there and is left out.
@@ -60,8 +61,7 @@ def tokenizer_errors(name: str, what: str) -> Iterator[None]:
     except BaseException as problem:
         # The library raises bare Exceptions; its internal failures are no Exceptions at all.
         if isinstance(problem, Exception) or type(problem).__name__ == "PanicException":
-            reason = (str(problem).splitlines() or [type(problem).__name__])[0]
-            raise ModelFolderError(f"{name} {what}: {reason}") from None
+            raise ModelFolderError(f"{name} {what}: {first_line(problem)}") from None
         raise
 
 

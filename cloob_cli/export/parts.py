@@ -1,4 +1,4 @@
-"""What the exports have in common: what CLIP's classes cannot compute, the tokenizer's files, and the README."""
+"""Parts that the exports share: reasons to refuse a model, the tokenizer's files, and the README."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cloob_cli.checkpoint.folder import README_FILE, TOKENIZER_FILE
 from cloob_cli.errors import NotExportableError
-from cloob_cli.registry.store import README_FILE, TOKENIZER_FILE
 
 if TYPE_CHECKING:
     from cloob_cli.core.config import ModelConfig

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from cloob_cli.core.model import CloobModel
 from cloob_cli.data.images import Preprocess
-from cloob_cli.errors import NothingFoundError
+from cloob_cli.errors import Failure, NothingFoundError
 from cloob_cli.files import replacing_together
 from cloob_cli.inference.encoding import encode_images, encode_texts
 from cloob_cli.inference.existing import output_files
 from cloob_cli.inference.outputs import NpyRows, parquet_rows, write_failures
-from cloob_cli.inference.reading import Failure, OnImage, image_batches
+from cloob_cli.inference.reading import OnImage, image_batches
 from cloob_cli.inference.tokens import count_cut
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def write_embeddings(
         width: D, the length of an embedding.
         dtype: "float32" or "float16".
         column: the name of the index's column, "path" or "text".
-        metadata: what the index says about how the embeddings were made.
+        metadata: of the index: how the embeddings were made.
 
     Raises:
         NothingFoundError: not one row.
@@ -130,7 +130,7 @@ def write_embeddings(
                     names.write({column: name} for name in batch.names)
             rows.finish()
         if not rows.count:
-            raise NothingFoundError("there is nothing to embed: not one usable input")
+            raise NothingFoundError("nothing to embed: not one input could be read")
         write_failures(listing, failures)
     return Written(output, index, skipped if failures else None, rows.count, cut)
 

@@ -1,4 +1,4 @@
-"""Folders of images as batches of decoded pixels, in order, in memory that does not grow with the folder.
+"""Read folders of images as batches of decoded pixels, in order, in memory that does not grow with the folder.
 
 Threads decode: Pillow lets go of the interpreter's lock while it decodes and resizes, so they keep as many cores busy
 as processes would, without a second copy of torch in each and without sending pixels between processes.
@@ -10,13 +10,10 @@ import functools
 import os
 import re
 import stat
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,20 +22,12 @@ from torch import Tensor
 from cloob_cli.data.budget import MemoryBudget, default_budget
 from cloob_cli.data.folder import Watch, scan
 from cloob_cli.data.images import Preprocess, read_crop
-from cloob_cli.errors import ImageError, InputError
+from cloob_cli.errors import Failure, ImageError, InputError, one_line
+from cloob_cli.parallel import core_count, map_in_order
 
 _BEFORE_ESCAPE = re.compile(r"(\\+)(?=[\udc80-\udcff]|x[89a-f][0-9a-f])")
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image that was skipped: its path as text, and why."""
-
-    path: str
-    reason: str
+_MOST_THREADS = 32
 
 
 # Called for every image in order, as soon as it was read: with None, or with why it was skipped.
@@ -56,9 +45,9 @@ class ImageBatch:
 
 @dataclass
 class Collected:
-    """Images to read, and among them, in their places, failures: what is missing or may not be listed.
+    """Images to read and, in their places among them, failures: missing files and folders that cannot be listed.
 
-    `passed_over` counts by kind files that look like images and cannot be read here.
+    `passed_over` counts, by format, the image files that this installation cannot read.
     """
 
     items: list[Path | Failure] = field(default_factory=list)
@@ -66,9 +55,9 @@ class Collected:
 
 
 def collect_images(sources: Sequence[Path], watch: Watch | None = None) -> Collected:
-    """The images that paths of images and folders mean, each file once, in the order of the arguments.
+    """Find the images among files and below folders, each file once, in the order of the arguments.
 
-    `watch` is called with numbers of files that were looked at.
+    `watch` is called with counts of files that were looked at.
 
     Raises:
         InputError: none of `sources` gives an image; the error is the first one's.
@@ -112,12 +101,6 @@ def path_text(path: Path) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def default_workers() -> int:
-    """As many threads as this process may use cores."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(available, 32)
-
-
 def image_batches(
     paths: Iterable[Path | Failure],
     preprocess: Preprocess,
@@ -141,7 +124,7 @@ def image_batches(
         Batches of `batch_size` readable images (the last may be smaller), in the order of `paths`, and each failure
         as soon as it is known, in a batch of its own.
     """
-    count = default_workers() if workers is None else workers
+    count = min(core_count(), _MOST_THREADS) if workers is None else workers
     size_hint = 2 * preprocess.image_size if fast_jpeg else None
     budget = MemoryBudget(default_budget() if memory_budget is None else memory_budget)
 
@@ -152,7 +135,7 @@ def image_batches(
     nothing = torch.empty(0, size, size, 3, dtype=torch.uint8)
     read_paths: list[str] = []
     crops: list[np.ndarray] = []
-    for result in _map_in_order(read, iter(paths), count, ahead=batch_size + count):
+    for result in map_in_order(read, paths, count, ahead=batch_size + count):
         if on_image:
             on_image(result if isinstance(result, Failure) else None)
         if isinstance(result, Failure):
@@ -165,25 +148,6 @@ def image_batches(
             read_paths, crops = [], []
     if crops:
         yield ImageBatch(read_paths, torch.from_numpy(np.stack(crops)))
-
-
-def _map_in_order(
-    function: Callable[[Item], Result], items: Iterator[Item], workers: int, ahead: int
-) -> Generator[Result]:
-    """function(item) in the order of `items`, with at most `ahead` results waiting."""
-    if workers == 0:
-        yield from map(function, items)
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    waiting: deque[Future[Result]] = deque()
-    try:
-        waiting.extend(pool.submit(function, item) for item in islice(items, ahead))
-        while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(pool.submit(function, item) for item in islice(items, 1))
-            yield result
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _read(
@@ -199,5 +163,5 @@ def _read(
     except OSError as problem:
         reason = f"cannot be read: {(problem.strerror or str(problem)).lower()}"
     except Exception as problem:  # one odd image must not end a run over a million
-        reason = f"{type(problem).__name__}: {problem}"
+        reason = one_line(problem)
     return Failure(path_text(path), reason)

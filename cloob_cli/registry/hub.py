@@ -13,9 +13,10 @@ from typing import Any
 from cloob_cli.checkpoint.folder import KEPT_FILES, WEIGHTS_FILE
 from cloob_cli.errors import ChecksumError, DownloadError, RegistryError, UsageError
 from cloob_cli.files import sha256_of
-from cloob_cli.registry.connection import check_proxies, distrusted_certificate
 from cloob_cli.registry.events import Received, Report, Started, unreported
+from cloob_cli.registry.http import check_proxies, distrusted_certificate
 from cloob_cli.registry.storage import check_space, quarantine
+from cloob_cli.text_format import first_line
 
 _REFERENCE = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?/?")
 
@@ -40,7 +41,7 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a repository holds at one commit."""
+    """The files of a repository at one commit."""
 
     reference: Reference
     commit: str
@@ -56,7 +57,7 @@ def parse_reference(text: str) -> Reference:
 
 
 def offline_by_environment() -> bool:
-    """Whether `HF_HUB_OFFLINE` is set."""
+    """True where `HF_HUB_OFFLINE` is set."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
@@ -119,7 +120,7 @@ def snapshot(found: Listing, names: Sequence[str], report: Report = unreported, 
             raise DownloadError(f"{found.reference} changed while it was fetched", "pull again")
     for file in chosen:
         if file.sha256 and sha256_of(folder / file.name) != file.sha256:
-            _reject(folder / file.name, file, found.reference)
+            _quarantine(folder / file.name, file, found.reference)
     return folder
 
 
@@ -158,13 +159,13 @@ def model_folder(text: str, report: Report = unreported) -> Path:
     return snapshot(found, names, report)
 
 
-def _reject(path: Path, file: HubFile, reference: Reference) -> None:
+def _quarantine(path: Path, file: HubFile, reference: Reference) -> None:
     actual, blob = sha256_of(path), path.resolve()
-    aside = quarantine(blob, PurePosixPath(file.name).name)
+    kept = quarantine(blob, PurePosixPath(file.name).name)
     path.unlink(missing_ok=True)
     raise ChecksumError(
         f"{reference}: {file.name} is not the file that the Hub names: sha256 {actual}, expected {file.sha256}",
-        f"it was set aside as {aside}; pull again to fetch it anew",
+        f"it is quarantined as {kept}; pull again to fetch it anew",
     )
 
 
@@ -189,29 +190,25 @@ def plain_errors(reference: Reference) -> Iterator[None]:
             f"{reference} is not in the Hub's cache and could not be fetched", "it needs a network, and no offline mode"
         ) from None
     except (errors.HFValidationError, errors.HfUriError) as problem:
-        raise UsageError(f"{reference}: {_first_line(problem)}") from None
+        raise UsageError(f"{reference}: {first_line(problem)}") from None
     except (errors.HfHubHTTPError, errors.EntryNotFoundError, httpx2.HTTPError, ConnectionError) as problem:
         if distrust := distrusted_certificate(problem):
             raise DownloadError(
                 f"{reference}: the Hub's certificate is not trusted here ({distrust})",
                 "the authority of a company or of its proxy is named with SSL_CERT_FILE",
             ) from None
-        raise DownloadError(f"{reference}: {_first_line(problem)}", "try again later") from None
-
-
-def _first_line(problem: BaseException) -> str:
-    return next((line for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
+        raise DownloadError(f"{reference}: {first_line(problem)}", "try again later") from None
 
 
 def _bar_class(report: Report) -> Any:
     """A tqdm for huggingface_hub that draws nothing and reports instead."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
     class Reporting(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
             # The other bars count files, and the bytes on the wire of what is compressed there.
             self._counts_bytes = options.get("unit") == "B" and not str(options.get("name", "")).endswith("transfer")
-            super().__init__(*args, **(options | {"disable": True}))
+            super().__init__(*args, **(options | {"disable": True}))  # type: ignore[no-untyped-call]
 
         def update(self, n: float | None = 1) -> bool | None:
             if self._counts_bytes:

@@ -1,4 +1,4 @@
-"""Room on the disk: is there enough, where downloads are kept, and where bad files are set aside."""
+"""Free space on the disk, the quarantine of invalid files, and errors about files in plain names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cloob_cli.errors import CloobError, DiskSpaceError
 from cloob_cli.files import sha256_of
-from cloob_cli.registry.store import home
+from cloob_cli.registry.paths import quarantine_folder
 
 FULL_DISK = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
@@ -37,18 +37,8 @@ def check_space(folder: Path, needed: int, free: Callable[[Path], int] = free_sp
         )
 
 
-def downloads_folder() -> Path:
-    """Where unfinished downloads, and finished ones that are not installed yet, are kept."""
-    return home() / "downloads"
-
-
-def quarantine_folder() -> Path:
-    """Where files that proved to be others than expected are set aside."""
-    return home() / "rejected"
-
-
 def quarantine(path: Path, name: str) -> Path:
-    """Move a bad file out of the way, for a person to look at."""
+    """Move an invalid file into the quarantine, for a person to look at, and return where it is now."""
     folder = quarantine_folder()
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{sha256_of(path)[:8]}-{name}"

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cloob_cli.errors import Failure
+
 
 @dataclass(frozen=True)
 class Preparing:
@@ -61,12 +63,8 @@ class CheckpointSaved:
     path: Path
 
 
-@dataclass(frozen=True)
-class PairSkipped:
+class PairSkipped(Failure):
     """A pair that could not be read; it is counted and listed, and training goes on."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, closing, nullcontext
+from itertools import islice
 from statistics import fmean
 from typing import Protocol
 
@@ -21,52 +19,26 @@ from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.zero_shot import class_embeddings
 from cloob_cli.data.classification import ClassificationSet
 from cloob_cli.data.images import Preprocess, normalize
-from cloob_cli.data.pairs import PairSource
 from cloob_cli.data.text import Tokenizer
-from cloob_cli.errors import ImageError
+from cloob_cli.errors import Failure, ImageError
+from cloob_cli.parallel import core_count, map_in_order
+from cloob_cli.training.data_split import HeldOut
 
 _BATCH = 256
 _KEEP_BYTES = 1 << 30  # crops of a set stay in memory between two validations up to this size
 
 
-class Images(Protocol):
+class ImageCollection(Protocol):
     """A numbered collection of images; `image` raises ImageError for one that cannot be read."""
 
     def __len__(self) -> int: ...
     def image(self, index: int) -> Image.Image: ...
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """The held-out pairs of a source, as a numbered collection."""
-
-    source: PairSource
-    indices: np.ndarray  # int64 [N]
-    _captions: dict[int, str] = field(default_factory=dict, init=False, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def image(self, index: int) -> Image.Image:
-        """The image of a pair; ImageError where it cannot be read, and where the pair has no caption to go with it."""
-        captions = self.source.captions(int(self.indices[index]))
-        if not captions:
-            raise ImageError("no caption")
-        self._captions[index] = captions[0]
-        return self.source.image(int(self.indices[index]))
-
-    def name(self, index: int) -> str:
-        return self.source.name(int(self.indices[index]))
-
-    def caption(self, index: int) -> str:
-        """The first caption of a pair whose image was read; retrieval uses one an image."""
-        return self._captions[index]
-
-
-class Crops:
+class ImageCrops:
     """The model's input images of a collection in batches, kept in memory where they are small together."""
 
-    def __init__(self, images: Images, preprocess: Preprocess) -> None:
+    def __init__(self, images: ImageCollection, preprocess: Preprocess) -> None:
         self.images, self.preprocess = images, preprocess
         self.unreadable: dict[int, str] = {}
         size = 3 * preprocess.image_size**2
@@ -74,11 +46,11 @@ class Crops:
 
     def batches(self) -> Iterator[tuple[list[int], Tensor]]:
         """(indices, uint8 [b, H, W, 3]) over all readable images in order."""
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            for start in range(0, len(self.images), _BATCH):
-                wanted = range(start, min(start + _BATCH, len(self.images)))
-                crops = dict(zip(wanted, pool.map(self._crop, wanted), strict=True))
-                readable = {index: crop for index, crop in crops.items() if crop is not None}
+        indices = range(len(self.images))
+        with closing(map_in_order(self._crop, indices, threads=min(8, core_count()), ahead=_BATCH)) as results:
+            crops = enumerate(results)
+            while batch := list(islice(crops, _BATCH)):
+                readable = {index: crop for index, crop in batch if crop is not None}
                 if readable:
                     yield list(readable), torch.from_numpy(np.stack(list(readable.values())))
 
@@ -109,8 +81,8 @@ class Validator:
     ) -> None:
         self.tokenizer = tokenizer
         self.held_out = held_out if held_out is not None and len(held_out) > 1 else None
-        self._pairs = Crops(self.held_out, preprocess) if self.held_out else None
-        self._sets: list[tuple[ClassificationSet, Crops]] = [(one, Crops(one, preprocess)) for one in sets]
+        self._pairs = ImageCrops(self.held_out, preprocess) if self.held_out else None
+        self._sets: list[tuple[ClassificationSet, ImageCrops]] = [(one, ImageCrops(one, preprocess)) for one in sets]
 
     def __bool__(self) -> bool:
         return self._pairs is not None or bool(self._sets)
@@ -118,7 +90,7 @@ class Validator:
     def run(
         self, model: CloobModel, autocast: Callable[[], AbstractContextManager[None]] = nullcontext
     ) -> dict[str, float]:
-        """The scores of `model` as it is, by name; shares are in [0, 1]. The model's mode is restored."""
+        """The scores of `model` as it is, by name; fractions are in [0, 1]. The model's mode is restored."""
         was_training = model.training
         model.eval()
         try:
@@ -131,13 +103,13 @@ class Validator:
         top1 = [value for name, value in scores.items() if name.startswith("zero_shot/") and name.endswith("/top1")]
         return scores | ({"zero_shot/mean/top1": fmean(top1)} if top1 else {})
 
-    def unreadable(self) -> list[tuple[str, str]]:
-        """(name, reason) of every image that could not be read so far."""
+    def unreadable(self) -> list[Failure]:
+        """Every image that could not be read so far."""
         found = []
         if self._pairs is not None and self.held_out is not None:
-            found += [(self.held_out.name(i), reason) for i, reason in sorted(self._pairs.unreadable.items())]
+            found += [Failure(self.held_out.name(i), reason) for i, reason in sorted(self._pairs.unreadable.items())]
         for one, crops in self._sets:
-            found += [(f"{one.name}[{i}]", reason) for i, reason in sorted(crops.unreadable.items())]
+            found += [Failure(f"{one.name}[{i}]", reason) for i, reason in sorted(crops.unreadable.items())]
         return found
 
     def _retrieval(self, model: CloobModel) -> dict[str, float]:
@@ -156,7 +128,7 @@ class Validator:
         scores["covariance_rank/text"] = float(covariance_rank(texts.cpu()))
         return scores
 
-    def _zero_shot(self, model: CloobModel, one: ClassificationSet, crops: Crops) -> dict[str, float]:
+    def _zero_shot(self, model: CloobModel, one: ClassificationSet, crops: ImageCrops) -> dict[str, float]:
         device = model.logit_scale.device
         names = [[name] for name in one.classes]
         text = model.config.text
@@ -169,7 +141,7 @@ class Validator:
         return {f"zero_shot/{one.name}/top{k}": value for k, value in accuracy.items()}
 
 
-def _embed_images(model: CloobModel, crops: Crops) -> tuple[list[int], Tensor]:
+def _embed_images(model: CloobModel, crops: ImageCrops) -> tuple[list[int], Tensor]:
     device = model.logit_scale.device
     indices: list[int] = []
     embeddings = [torch.empty(0, model.config.embed_dim, device=device)]

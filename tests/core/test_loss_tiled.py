@@ -55,7 +55,7 @@ def test_any_number_of_rows_equals_the_definition(objective, n, masked):
     close(gradient, expected, "float64, elements of up to 0.1 made of a hundred products", atol=1e-13, rtol=1e-10)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     n=st.integers(2, 60),
     d=st.integers(1, 20),
@@ -86,7 +86,7 @@ def test_shapes_scales_and_strides(n, d, objective, inv_tau, scale_hopfield, nor
     close(torch.cat([a.grad, b.grad]), expected, FLOAT64, atol=1e-9 * scale)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(
     n=st.integers(2, 60),
     d=st.integers(2, 40),

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from cloob_cli.convert import convert_checkpoint
 from cloob_cli.core.config import ARCHITECTURES, ModelConfig
-from cloob_cli.core.initialization import initialize
 from cloob_cli.core.model import CloobModel, build, tokens_to_end, unit_norm, with_weights
 from cloob_cli.core.resnet import frozen_statistics
 from cloob_cli.errors import ModelFolderError
@@ -282,7 +281,7 @@ def test_initialization_leaves_no_weight_unset() -> None:
             model = CloobModel(config(vision, **text))
             for parameter in [p for n, p in model.named_parameters() if _set_by_hand(n)]:
                 parameter.data.fill_(math.nan)
-            initialize(model)
+            model.initialize()
             assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 

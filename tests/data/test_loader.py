@@ -336,6 +336,17 @@ def test_automatic_workers_share_the_cores_of_their_own_machine(
     assert asked == [3, 1]
 
 
+@pytest.mark.parametrize(("local", "fits"), [(1, True), (2, True), (3, False)])
+def test_images_stay_in_memory_where_those_of_all_processes_fit(
+    source: PairSource, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, local: int, fits: bool
+) -> None:
+    """0.4 of six times what one process keeps is room for two of them, not for three."""
+    memory = mock.Mock(available=6 * COUNT * 16 * 16 * 3)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    made = loader(source, tokenizer, in_memory="auto", processes=4, local_processes=local)
+    assert made.in_memory == fits
+
+
 @pytest.mark.parametrize(
     ("problem", "lost"),
     [

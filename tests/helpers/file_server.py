@@ -20,6 +20,7 @@ class Fault:
     stall_after: int | None = None
     corrupt_at: int | None = None
     ignore_range: bool = False
+    ignore_condition: bool = False  # the part that is asked for, whatever If-Range says
     no_length: bool = False
     wrong_part: bool = False
     content_encoding: str | None = None
@@ -95,7 +96,7 @@ def serving(tls: ssl.SSLContext | None = None, **files: bytes) -> Iterator[FileS
 
         def _send(self, content: bytes, fault: Fault) -> None:
             etag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
-            start = self._start(content, etag) if state.ranges and not fault.ignore_range else 0
+            start = self._start(content, etag, fault) if state.ranges and not fault.ignore_range else 0
             if start > 0 and start >= len(content):
                 self.send_response(416)
                 self.send_header("Content-Range", f"bytes */{len(content)}")
@@ -116,9 +117,9 @@ def serving(tls: ssl.SSLContext | None = None, **files: bytes) -> Iterator[FileS
             self.end_headers()
             self._write(bytearray(content[start:]), fault)
 
-        def _start(self, content: bytes, etag: str) -> int:
+        def _start(self, content: bytes, etag: str, fault: Fault) -> int:
             wanted = self.headers.get("Range", "")
-            condition = self.headers.get("If-Range")
+            condition = None if fault.ignore_condition else self.headers.get("If-Range")
             if not wanted.startswith("bytes=") or (condition is not None and condition != etag):
                 return 0
             return int(wanted.removeprefix("bytes=").partition("-")[0])

@@ -30,6 +30,7 @@ class Hub:
     listed_extra: list[str] = field(default_factory=list)
     corrupt: bool = False
     stalled: threading.Event | None = None
+    later: dict[str, bytes] = field(default_factory=dict)  # files that every repository gets once it was listed
     stopping: threading.Event = field(default_factory=threading.Event)
     status: int | None = None
     requests: list[str] = field(default_factory=list)
@@ -152,6 +153,7 @@ def hub_serving() -> Iterator[Hub]:
                 {"id": repository, "modelId": repository, "sha": hub.commit(repository), "siblings": siblings}
                 | {"private": repository in hub.private, "tags": [], "downloads": 0, "likes": 0}
             )
+            hub.repositories[repository] |= hub.later
 
         def _tree(self, repository: str, revision: str) -> None:
             if not (self._allowed(repository) and self._revision(repository, revision)):

@@ -10,9 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cloob_cli.errors import NothingFoundError
+from cloob_cli.errors import Failure, NothingFoundError
 from cloob_cli.inference.embed import EmbeddedBatch, write_embeddings
-from cloob_cli.inference.reading import Failure
 
 ROWS = torch.nn.functional.normalize(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), dim=1)
 BATCHES = [

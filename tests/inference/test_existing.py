@@ -11,11 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cloob_cli.errors import UsageError
+from cloob_cli.errors import Failure, UsageError
 from cloob_cli.inference.classify import Choice, Classified, open_rows
 from cloob_cli.inference.existing import Command, check_output, failures_path, made_by
 from cloob_cli.inference.outputs import write_failures
-from cloob_cli.inference.reading import Failure
 
 SUFFIXES: dict[Command, list[str]] = {"embed": [".npy"], "classify": [".csv", ".jsonl", ".parquet"]}
 LEGACY = dict.fromkeys(("model", "weights_sha256", "preprocessing", "version"), "?")
@@ -54,7 +53,7 @@ def refused(output: Path, command: Command, named: Path) -> None:
 
 def test_the_suffix_and_where_failures_go(tmp_path: Path) -> None:
     check(tmp_path / "a.NPY")
-    with pytest.raises(UsageError, match="unknown kind of file"):
+    with pytest.raises(UsageError, match="unknown file type"):
         check(tmp_path / "a.txt")
     assert failures_path(Path("x/emb.npy")) == Path("x/emb.failures.jsonl")
 

@@ -18,9 +18,9 @@ from PIL import Image
 from tiny_model import save_hostile_images, save_images
 
 from cloob_cli.data.images import Preprocess
-from cloob_cli.errors import InputError
+from cloob_cli.errors import Failure, InputError
 from cloob_cli.inference import reading
-from cloob_cli.inference.reading import Failure, collect_images, image_batches, path_text
+from cloob_cli.inference.reading import collect_images, image_batches, path_text
 
 PREPROCESS = Preprocess(32)
 
@@ -44,8 +44,8 @@ def test_unreadable_images_are_listed_and_the_others_go_on(tmp_path: Path, worke
     batches = list(image_batches(paths, PREPROCESS, batch_size=2, workers=workers))
     assert [path for batch in batches for path in batch.paths] == [str(path) for path in good]
     failures = [failure for batch in batches for failure in batch.failures]
-    assert [failure.path for failure in failures] == [str(tmp_path / name) for name in hostile]
-    reasons = {Path(failure.path).name: failure.reason for failure in failures}
+    assert [failure.name for failure in failures] == [str(tmp_path / name) for name in hostile]
+    reasons = {Path(failure.name).name: failure.reason for failure in failures}
     assert "truncated" in reasons["truncated.jpg"]
     assert "empty" in reasons["empty.png"]
     assert "too large" in reasons["bomb.png"]
@@ -58,7 +58,7 @@ def test_every_image_is_told_as_soon_as_it_is_read(tmp_path: Path) -> None:
     told: list[Failure | None] = []
     batches = image_batches(paths, PREPROCESS, batch_size=2, workers=0, on_image=told.append)
     next(batches)  # the failure, long before its batch is full
-    assert [failure and failure.path for failure in told] == [None, str(paths[1])]
+    assert [failure and failure.name for failure in told] == [None, str(paths[1])]
     next(batches)
     assert told[2:] == [None]
     list(batches)
@@ -111,7 +111,7 @@ def test_leaving_early_stops_the_threads(tmp_path: Path) -> None:
     batches = image_batches(save_images(tmp_path, 20), PREPROCESS, batch_size=2, workers=3)
     next(batches)
     batches.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("cloob")]
 
 
 def test_fast_jpeg_is_near_and_changes_nothing_else(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_failure_is_told_before_the_batch_is_full(tmp_path: Path) -> None:
     good = save_images(tmp_path, 3)
     (tmp_path / "0000b.png").touch()
     batches = list(image_batches(collect_images([tmp_path]).items, PREPROCESS, batch_size=3, workers=1))
-    assert [[Path(failure.path).name for failure in batch.failures] for batch in batches] == [["0000b.png"], []]
+    assert [[Path(failure.name).name for failure in batch.failures] for batch in batches] == [["0000b.png"], []]
     assert batches[1].paths == [str(path) for path in good]
 
 

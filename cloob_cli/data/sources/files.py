@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -15,7 +16,8 @@ from cloob_cli.data.fingerprint import Part, digest, shared_folder
 from cloob_cli.data.folder import list_images
 from cloob_cli.data.images import open_image
 from cloob_cli.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, caption_list, find_column
-from cloob_cli.errors import DataError
+from cloob_cli.errors import DataError, Failure
+from cloob_cli.text_format import first_line
 
 METADATA_NAMES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 _SEPARATORS = ("\t", ",", ";", "|")
@@ -33,7 +35,7 @@ class FileSource:
         for path, texts in rows:
             paths.append(path)
             captions.append(texts)
-        self.unusable: list[tuple[str, str]] = []
+        self.unusable: list[Failure] = []
         self._paths = pa.array(paths, pa.large_string())
         self._captions = pa.array(captions, pa.large_list(pa.large_string()))
 
@@ -41,10 +43,10 @@ class FileSource:
         return len(self._paths)
 
     def name(self, index: int) -> str:
-        return self._paths[index].as_py()
+        return str(self._paths[index].as_py())
 
     def captions(self, index: int) -> list[str]:
-        return self._captions[index].as_py()
+        return list(self._captions[index].as_py())
 
     def parts(self) -> list[Part]:
         paths = self._paths.to_pylist()
@@ -122,7 +124,7 @@ def _text_lines(path: Path) -> list[str]:
         return []
 
 
-def _csv(path: Path, separator: str | None) -> dict[str, list]:
+def _csv(path: Path, separator: str | None) -> dict[str, list[Any]]:
     separator = separator or _sniff(path)
     try:
         table = pa.csv.read_csv(
@@ -136,7 +138,7 @@ def _csv(path: Path, separator: str | None) -> dict[str, list]:
             ),
         )
     except (pa.ArrowInvalid, OSError) as problem:
-        raise DataError(f"{path} cannot be read as a table: {str(problem).splitlines()[0]}") from None
+        raise DataError(f"{path} cannot be read as a table: {first_line(problem)}") from None
     return {name: column.to_pylist() for name, column in zip(table.column_names, table.columns, strict=True)}
 
 
@@ -163,7 +165,7 @@ def _header(path: Path, separator: str) -> list[str]:
     return header
 
 
-def _json_lines(path: Path) -> dict[str, list]:
+def _json_lines(path: Path) -> dict[str, list[Any]]:
     rows = []
     try:
         with path.open(encoding="utf-8-sig") as stream:

@@ -15,7 +15,8 @@ from PIL import Image
 from cloob_cli.data.fingerprint import Part, digest, short_names
 from cloob_cli.data.images import open_image
 from cloob_cli.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, caption_list, find_column
-from cloob_cli.errors import DataError, ImageError
+from cloob_cli.errors import DataError, Failure, ImageError
+from cloob_cli.text_format import first_line
 
 # What a process may keep of the files in memory. A set that fits is mixed as a whole; a larger one in windows of so
 # many row groups as fit (`blocks`), because reading one row costs reading its row group.
@@ -35,7 +36,7 @@ class ParquetSource:
     def __init__(
         self, files: list[Path], image_key: str | None, caption_key: str | None, cache_bytes: int = CACHE_BYTES
     ) -> None:
-        self.unusable: list[tuple[str, str]] = []
+        self.unusable: list[Failure] = []
         self._files = files
         self._cache_bytes = cache_bytes
         self._columns: list[tuple[str, str]] = []
@@ -121,7 +122,7 @@ class ParquetSource:
                 with _opened(self._files[number]) as file:
                     table = file.read_row_group(within, columns=[self._columns[number][which]], use_threads=False)
             except (pa.ArrowException, OSError, DataError) as problem:
-                raise ImageError(f"its row group cannot be read: {str(problem).splitlines()[0]}") from None
+                raise ImageError(f"its row group cannot be read: {first_line(problem)}") from None
             column = table.column(0).combine_chunks()
             column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
             self._cache[key] = column
@@ -149,7 +150,7 @@ def _opened(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as problem:
-        raise DataError(f"{path} is not a readable parquet file: {str(problem).splitlines()[0]}") from None
+        raise DataError(f"{path} is not a readable parquet file: {first_line(problem)}") from None
 
 
 def _footer(path: Path) -> bytes:

@@ -15,7 +15,7 @@ from cloob_cli.data.formats import suffixes
 from cloob_cli.data.images import open_image
 from cloob_cli.data.sources.columns import caption_list
 from cloob_cli.data.sources.tar_index import index_tar
-from cloob_cli.errors import DataError, ImageError
+from cloob_cli.errors import DataError, Failure, ImageError
 from cloob_cli.schema import nearest
 
 _TRIED = 8  # samples whose .json is read at once, so that a wrong key fails within seconds
@@ -32,7 +32,7 @@ class WebdatasetSource:
     may also name a suffix, like "png" or "txt".
 
     Attributes:
-        unusable: (name, reason) of what is left out: samples without an image or a caption, files without a sample,
+        unusable: what is left out: samples without an image or a caption, files without a sample,
             and what is lost of a damaged file.
 
     Raises:
@@ -49,7 +49,7 @@ class WebdatasetSource:
         self._caption_suffixes: tuple[str, ...] = _CAPTION_SUFFIXES
         if caption_key is not None:
             self._caption_suffixes = (caption_key.lstrip("."),) if plain else ("json",)
-        self.unusable: list[tuple[str, str]] = []
+        self.unusable: list[Failure] = []
         keys: list[str] = []
         places: list[tuple[int, int, int, int, int, bool]] = []
         counts = []
@@ -60,7 +60,7 @@ class WebdatasetSource:
                 keys.append(key)
                 places.append((number, *image, *caption, is_json))
         if not keys:
-            first, reason = next((entry for entry in self.unusable if entry[0] == str(files[0])), self.unusable[0])
+            first, reason = next((entry for entry in self.unusable if entry.name == str(files[0])), self.unusable[0])
             raise DataError(
                 f"{first} {reason}",
                 "expected members like 000000000.jpg and 000000000.txt; name others with data.image_key and "
@@ -155,10 +155,11 @@ class WebdatasetSource:
         if not found:
             shown = ", ".join(f"{count} .{suffix}" for suffix, count in sorted(seen.items())) or "no files"
             damage = f"; {index.damage}" if index.damage else ""
-            self.unusable.append((str(path), f"holds no sample with an image and a caption: {shown}{damage}"))
+            reason = f"holds no sample with an image and a caption: {shown}{damage}"
+            self.unusable.append(Failure(str(path), reason))
             return found
         if index.damage:
-            self.unusable.append((str(path), index.damage))
-        self.unusable += [(f"{path}/{key}", "no caption") for key in images if key not in captions]
-        self.unusable += [(f"{path}/{key}", "no image") for key in captions if key not in images]
+            self.unusable.append(Failure(str(path), index.damage))
+        self.unusable += [Failure(f"{path}/{key}", "no caption") for key in images if key not in captions]
+        self.unusable += [Failure(f"{path}/{key}", "no image") for key in captions if key not in images]
         return found

@@ -1,0 +1,24 @@
+"""Text for people: escaped control characters, the first line of an error, lengths of time."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    """Spell out line breaks, tabs, escape sequences and undecodable bytes, so that `text` fits on one line.
+
+    File names, labels and the keys and values of a hostile file may hold any of them.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def first_line(problem: BaseException) -> str:
+    """The first line of an error's message that is not blank; the name of its class where there is none."""
+    lines = (line.strip() for line in str(problem).splitlines())
+    return next((line for line in lines if line), type(problem).__name__)
+
+
+def duration(seconds: float) -> str:
+    """A length of time: "0:07", "1:02:03"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,47 @@
+"""What a command's failure becomes: an exit code, a line and a hint; a fault of the program stays a traceback."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import cloob_here
+
+from cloob_cli import diagnosis
+from cloob_cli.errors import CloobError, DataError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "said"),
+    [
+        (OSError(errno.EIO, "Input/output error", "/disk/a.npy"), 1, "error: Input/output error: /disk/a.npy\n"),
+        (PermissionError(errno.EACCES, "Permission denied"), 1, "error: Permission denied\n"),
+        (MemoryError(), 1, "error: out of memory\n"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), 1, "error: out of memory\n"),
+        (CloobError("it failed", "do that"), 1, "error: it failed\n"),
+        (UsageError("not so"), 2, "error: not so\n"),
+        (DataError("no data"), 2, "error: no data\n"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_an_expected_failure_is_a_code_and_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Exception, code: int, said: str
+) -> None:
+    def fails() -> None:
+        raise problem
+
+    monkeypatch.setattr(diagnosis, "diagnose", fails)
+    done = cloob_here("doctor", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith(said)
+    assert len(done.stderr.splitlines()) <= 2  # the second is the hint
+    with pytest.raises(type(problem)):
+        cloob_here("doctor", cwd=tmp_path, CLOOB_DEBUG="1")
+
+
+def test_a_fault_of_the_program_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "diagnose", lambda: {}["versions"])
+    with pytest.raises(KeyError):
+        cloob_here("doctor", cwd=tmp_path)

@@ -1,0 +1,59 @@
+"""Ordered work on threads, and the number of cores."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from cloob_cli.parallel import core_count, map_in_order
+
+
+@pytest.mark.parametrize("threads", [0, 1, 4])
+def test_results_come_in_the_order_of_the_items(threads: int) -> None:
+    late = threading.Event()
+
+    def double(number: int) -> int:
+        if threads > 1 and number == 0:
+            assert late.wait(30)  # the first result is the last one to be ready
+        if number == 3:
+            late.set()
+        return 2 * number
+
+    assert list(map_in_order(double, range(50), threads, ahead=8)) == [2 * number for number in range(50)]
+
+
+def test_items_are_taken_only_as_far_ahead_as_allowed() -> None:
+    taken = 0
+
+    def endless() -> Iterator[int]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield taken
+
+    results = map_in_order(lambda number: number, endless(), 2, ahead=5)
+    for count in range(1, 10):
+        assert next(results) == count
+        assert taken == count + 5  # the next one is handed to the threads before a result is yielded
+    results.close()
+    assert taken == 9 + 5
+
+
+def test_an_error_is_raised_in_its_place_and_ends_the_threads() -> None:
+    results = map_in_order(lambda number: 1 // number, [2, 1, 0, 1], 2, ahead=4)
+    assert next(results) == 0
+    assert next(results) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("cloob")]
+
+
+def test_the_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 7, 9}, raising=False)
+    assert core_count() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert core_count() == 1
