@@ -1,4 +1,4 @@
-"""Who may import whom, and what a quick command must not import."""
+"""Imports that are allowed between packages, and those that a quick command must not make."""
 
 from __future__ import annotations
 
@@ -108,6 +108,12 @@ def test_a_circle_through_an_import_inside_a_function_is_found(tmp_path: Path) -
     (package / "low" / "c.py").write_text("from package.low.a import f\n")
     found = script.cycle(script.import_graph(package))
     assert sorted(found[1:]) == ["package.high.b", "package.low.a", "package.low.c"]
+
+
+def test_only_assets_looks_for_shipped_files() -> None:
+    finders = re.compile(r"(?<!\.)\b__file__|importlib.resources|from importlib import resources|pkgutil")
+    found = {path.name for path in PACKAGE.rglob("*.py") if finders.search(path.read_text("utf-8"))}
+    assert found == {"assets.py"}
 
 
 def test_only_the_console_draws() -> None:

@@ -11,13 +11,13 @@ import html
 import json
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Vocabulary
 
+from cloob_cli import assets
 from cloob_cli.core.config import TokenizerConfig
 from cloob_cli.data.tokenizer_file import WORDS, check_parts, highest_id, tokenizer_errors
 from cloob_cli.errors import InputError, ModelFolderError
@@ -78,7 +78,7 @@ class Tokenizer:
         return tokens
 
     def padded(self, rows: list[list[int]]) -> torch.Tensor:
-        """What `rows` gives -> int64 [B, context_length]."""
+        """Pad the result of `rows` -> int64 [B, context_length]."""
         tokens = torch.full((len(rows), self.context_length), self.config.pad_id, dtype=torch.int64)
         for row, ids in zip(tokens, rows, strict=True):
             row[: len(ids)] = torch.as_tensor(ids)
@@ -89,7 +89,7 @@ class Tokenizer:
         return [self._frame(ids) for ids in self._encode(texts)]
 
     def lengths(self, texts: list[str]) -> list[int]:
-        """How many ids each text would have, start and end included, if none were cut."""
+        """The number of ids of each text, start and end included, before any is cut."""
         frame = 0 if self.config.kind == "roberta" else 2
         return [len(ids) + frame for ids in self._encode(texts)]
 
@@ -144,7 +144,7 @@ class Tokenizer:
 
 def clip_tokenizer(context_length: int = 77) -> Tokenizer:
     """CLIP's own vocabulary of 49,408 entries."""
-    data = resources.files("cloob_cli").joinpath("_tokenizers/clip.json").read_bytes()
+    data = assets.clip_tokenizer_file().read_bytes()
     return Tokenizer(data, TokenizerConfig(kind="clip"), context_length)
 
 

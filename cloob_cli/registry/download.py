@@ -1,6 +1,8 @@
 """Downloads from https addresses that go on where they stopped, one process at a time for each.
 
 HTTP semantics: RFC 9110, sections 10.2.3 (Retry-After), 13.1.5 (If-Range), 14.2 (Range), 15.3.7 (206 Partial Content).
+huggingface_hub's `http_get` resumes too, but asks without If-Range (a file that changed in between is mixed with the
+old one), follows redirects to plain http, and knows no bound for a file of unknown size.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
 from cloob_cli.errors import ChecksumError, DiskSpaceError, DownloadError
@@ -83,12 +85,6 @@ def downloading(
     check_address(url)
     with lock(url, lambda: report(Notice("another process is using the same download; waiting for it"))):
         yield Transfer(url, sha256, report, retry_policy or RetryPolicy(), room_factor, free, remedy).run()
-
-
-def download(url: str, **options: Any) -> Downloaded:
-    """The same, for a caller who has no need of the file's lock: the complete file."""
-    with downloading(url, **options) as got:
-        return got
 
 
 @contextmanager

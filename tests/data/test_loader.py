@@ -19,8 +19,9 @@ import torch
 from pair_files import FatalSource, captions_of, image, write_folder, write_parquet, write_tar
 
 from cloob_cli.data import loader as loader_module
+from cloob_cli.data.batch import PairBatch
 from cloob_cli.data.images import Preprocess
-from cloob_cli.data.loader import PairBatch, PairLoader
+from cloob_cli.data.loader import PairLoader
 from cloob_cli.data.order import epoch_order
 from cloob_cli.data.pairs import PairSource, open_pairs
 from cloob_cli.data.sources.parquet import ParquetSource
@@ -310,7 +311,7 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether it still runs; one that has ended and that nobody has asked about since does not."""
+    """True where a process still runs; one that has ended and that nobody has asked about since does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -362,7 +363,7 @@ def test_images_stay_in_memory_where_those_of_all_processes_fit(
 def test_however_a_lost_worker_shows_it_is_one_message(
     monkeypatch: pytest.MonkeyPatch, problem: Exception, lost: bool
 ) -> None:
-    """What a living worker raises is not taken for a lost one."""
+    """An error of a living worker is not taken for a lost one."""
 
     def parts() -> Iterator[PairBatch]:
         raise problem
