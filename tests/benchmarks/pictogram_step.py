@@ -4,8 +4,8 @@
 
 FOLDER is anything that `data.train` takes. All rows are measured in turn in one run, several times around; the median
 is shown, and its ratio to the first row. On a CPU it is processor time that is counted, that of the loader's threads
-included, so that other programs on the machine disturb less. The recipe is recipes/pictograms.toml with a small
-ViT of 48 pixels and the changes that the row's name says.
+included, so that other programs on the machine disturb less. The recipe is recipes/pictograms-vit-xs.toml with the
+changes that the row's name says.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from cloob_cli.training.build import build_run, built
 from cloob_cli.training.interrupt import StopRequest, stop_on_signals
 from cloob_cli.training.loop import batches
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "pictograms.toml"
-VIT = ["model.vision={kind='vit', image_size=48, patch_size=8, width=192, layers=6, heads=3}", "train.image_sizes="]
+RECIPE = Path(__file__).parents[2] / "recipes" / "pictograms-vit-xs.toml"
 RESNET = ["model.vision={kind='resnet', image_size=64, width=32, layers=[1, 2, 2, 1], heads=8}"]
 ROWS: dict[str, list[str]] = {
     "as the recipe": [],
@@ -71,7 +70,7 @@ def main() -> None:
 def _steps(folder: Path, name: str, options: argparse.Namespace, stop: StopRequest) -> Iterator[None]:
     """A run of its own that does a step whenever it is asked to."""
     changes = [f"data.train={options.folder}", "data.workers=1", f"train.batch_size={options.batch_size}"]
-    changes += [f'train.precision="{options.precision}"', "train.steps=100000", *VIT, *ROWS[name]]
+    changes += [f'train.precision="{options.precision}"', "train.steps=100000", *ROWS[name]]
     recipe = load_recipe(RECIPE, changes)
     run = built(build_run(recipe, folder / name.replace(" ", "-"), device=options.device, stop=stop))
     assert run is not None
