@@ -161,7 +161,8 @@ class ObjectiveSection(StrictModel):
         ge=0.0,
         le=1.0,
         description="fraction of the steps on InfoLOOB before retrieval is switched on: at initialization all "
-        "embeddings are alike, retrieval returns nearly the same average for every query and the gradient all but vanishes",
+        "embeddings are alike, retrieval returns nearly the same average for every query and the gradient all but "
+        "vanishes",
     )
     mask_equal_captions: bool = Field(default=False, description="pairs with an equal caption are not negatives")
     implementation: Literal["auto", "definition", "tiled", "triton"] = Field(
