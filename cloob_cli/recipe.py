@@ -166,7 +166,8 @@ class ObjectiveSection(StrictModel):
     )
     mask_equal_captions: bool = Field(default=False, description="pairs with an equal caption are not negatives")
     implementation: Literal["auto", "definition", "tiled", "triton"] = Field(
-        default="auto", description="which form computes the loss; all give the same numbers"
+        default="auto",
+        description="what computes the loss, all with the same numbers; auto measures at the start of a run on a GPU",
     )
 
 
