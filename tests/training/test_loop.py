@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tiny_run import COLORS, tiny_recipe, write_class_folders, write_pairs, write_recipe
 
 import cloob_cli
-from cloob_cli.core.zero_shot import class_embeddings
+from cloob_cli.core.zero_shot import DEFAULT_TEMPLATES, class_embeddings
 from cloob_cli.errors import DataError, DiskSpaceError, NonFiniteLossError, TrainingError, UsageError
 from cloob_cli.recipe import load_recipe
 from cloob_cli.training import finish, loop, step
@@ -101,7 +101,7 @@ def test_a_run_learns_and_leaves_a_model_that_opens(data, tmp_path):
     within(1 - finished.metrics["zero_shot/classes/top1"], 0.6, "between a model that learns and chance")
 
     model = cloob_cli.load(tmp_path / "run" / "model", device="cpu")
-    names = class_embeddings(model.encode_text, model.tokenize, [[c] for c in COLORS], ["{c}", "a picture of {c}"])
+    names = class_embeddings(model.encode_text, model.tokenize, [[c] for c in COLORS], DEFAULT_TEMPLATES)
     pixels = torch.stack(
         [model.preprocess(Image.open(path)) for color in COLORS for path in sorted((classes / color).iterdir())]
     )
