@@ -117,7 +117,7 @@ class DataSection(StrictModel):
         default=None, description="a source of its own, like train"
     )
     validation_fraction: float = Field(
-        default=0.0, ge=0.0, lt=0.5, description="else: this fraction of train is held out"
+        default=0.0, ge=0.0, lt=0.5, description="else: the fraction of train to hold out"
     )
     in_memory: bool | Literal["auto"] = Field(default="auto", description="keep decoded images (uint8) in memory")
     workers: int | Literal["auto"] = Field(default="auto", description="processes that read and decode; 0: none")
@@ -126,9 +126,7 @@ class DataSection(StrictModel):
 class AugmentSection(StrictModel):
     """Random changes of a training image; all off gives the same crop as inference."""
 
-    crop_scale: tuple[float, float] = Field(
-        default=(1.0, 1.0), description="fraction of the area in a random resized crop"
-    )
+    crop_scale: tuple[float, float] = Field(default=(1.0, 1.0), description="area fraction of a random resized crop")
     crop_ratio: tuple[float, float] = Field(default=(3 / 4, 4 / 3), description="width by height of a crop")
     shift: int = Field(default=0, ge=0, description="random shift by up to so many pixels, edges repeated")
     flip: bool = Field(default=False, description="mirror half of the images; wrong where left and right matter")
