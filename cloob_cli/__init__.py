@@ -27,9 +27,9 @@ def load(name: str, device: str | None = None, dtype: torch.dtype | str | None =
 
     Raises:
         UnknownModelError: no model of that name.
-        ModelFolderError: the folder is not a sound model folder.
+        ModelFolderError: the folder is not a valid model folder.
         DeviceError: no such device.
     """
-    from cloob_cli.registry.store import load as load_from_store
+    from cloob_cli.registry.resolve import load as load_model
 
-    return load_from_store(name, device=device, dtype=dtype)
+    return load_model(name, device=device, dtype=dtype)

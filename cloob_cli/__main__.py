@@ -1,6 +1,6 @@
 """The entry point of `cloob`, and of `python -m cloob_cli` (so that `accelerate launch -m cloob_cli train` works).
 
-It is small, so that a Ctrl-C while everything else is imported is answered properly.
+It imports little, so that Ctrl-C is handled while everything else is imported.
 """
 
 import sys
@@ -10,7 +10,7 @@ from cloob_cli import signals
 
 
 def run() -> NoReturn:
-    """Run the command line and leave with its exit code."""
+    """Run the command line and exit with its code."""
     signals.leave_at_once()
     from cloob_cli import main
 

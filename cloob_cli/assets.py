@@ -1,12 +1,14 @@
-"""Finds the files that are shipped with the program: zoo cards, bundled weights and recipes.
+"""Finds the files that are shipped with the program: zoo entries, bundled weights and recipes.
 
 In a checkout they are the top-level folders `zoo/` and `recipes/`; a wheel carries copies under `_data/`. The
-checkout's own come first, so that an edited card takes effect.
+checkout's own come first, so that an edited entry takes effect.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+
+BUNDLED_MODEL = "cloob-vit-xs-pictograms"  # the model that is used where nobody chose one
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -19,13 +21,18 @@ def _folder(name: str) -> Path:
 
 
 def zoo_folder() -> Path:
-    """The folder of the model cards, `NAME.toml`."""
+    """The folder of the zoo entries, `NAME.toml`."""
     return _folder("zoo")
 
 
 def bundled_weights_folder() -> Path:
     """The folder with a model folder for every model that is shipped in the package."""
     return zoo_folder() / "weights"
+
+
+def bundled_folder(name: str) -> Path:
+    """Where a model of that name is shipped in the package, whether it is or not."""
+    return bundled_weights_folder() / name
 
 
 def recipes_folder() -> Path:

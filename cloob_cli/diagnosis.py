@@ -1,4 +1,4 @@
-"""What a bug report needs to say of a machine: versions, devices, folders, decoders, and what looks wrong."""
+"""Collect system information for bug reports: versions, devices, folders, decoders, and warnings."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _VARIABLES = (
 
 
 def diagnose() -> dict[str, Any]:
-    """Everything, as plain values; `warnings` is a list of sentences, empty where nothing looks wrong."""
+    """Collect everything as plain values; `warnings` is a list of sentences, empty where nothing looks wrong."""
     devices, chosen, warnings = _devices()
     model, model_warnings = default_model()
     return {
@@ -61,27 +61,30 @@ def diagnose() -> dict[str, Any]:
 
 
 def default_model() -> tuple[dict[str, str], list[str]]:
-    """The model that is used where none is named, who chose it, and warnings where there is none of that name."""
+    """Return the default model with its source (`chosen_by`), and warnings where it does not exist."""
+    from cloob_cli import assets
+    from cloob_cli.checkpoint.folder import is_model_folder
     from cloob_cli.errors import CloobError
-    from cloob_cli.registry import store
+    from cloob_cli.registry import inventory
+    from cloob_cli.registry.resolve import find_model
 
-    name = store.default_model()
+    name = inventory.default_model()
     chosen = "CLOOB_MODEL" if os.environ.get("CLOOB_MODEL") else "cloob zoo default"
-    model = {"name": name, "chosen_by": chosen if name != store.BUNDLED_MODEL else "nobody: it is in the package"}
+    model = {"name": name, "chosen_by": chosen if name != assets.BUNDLED_MODEL else "nobody: it is in the package"}
     if name.startswith("hf://"):  # to look for it could mean to download it
         return model, []
     try:
-        folder = store.find(name)
+        folder = find_model(name)
     except CloobError as problem:
         hint = f" ({problem.hint})" if problem.hint else ""
         return model, [f"{model['chosen_by']} names a model that is not there: {problem.message}{hint}"]
-    if not store.is_model_folder(folder):
+    if not is_model_folder(folder):
         return model, [f"{model['chosen_by']} names {folder}, which is not a model folder"]
     return model, []
 
 
 def decoders() -> dict[str, bool]:
-    """The image formats and decoders that depend on how Pillow was built, or on an extra."""
+    """Availability of the decoders that depend on the build of Pillow or on an extra."""
     from PIL import features
 
     return {
@@ -97,7 +100,7 @@ def decoders() -> dict[str, bool]:
 
 
 def unusable_gpu(torch: Any) -> str | None:
-    """Why a GPU that this machine has cannot be used by this torch; None where there is none, or it can.
+    """Explain why torch cannot use the GPU of this machine; None where it can, or where there is no GPU.
 
     Args:
         torch: the module itself.
@@ -165,7 +168,7 @@ def _devices() -> tuple[list[dict[str, Any]], dict[str, str], list[str]]:
 
 
 def _runs_on(major: int, minor: int, built_for: set[str]) -> bool:
-    """Whether code for this GPU is in the build: its own, an earlier minor's of the same major, or portable PTX."""
+    """True where the build has code for this GPU: its own, an earlier minor's of the same major, or portable PTX."""
     for name in built_for:
         kind, _, number = name.partition("_")
         digits = number.rstrip("af")  # sm_90a and the like
@@ -189,13 +192,13 @@ def _folders() -> dict[str, dict[str, Any]]:
     from huggingface_hub import constants
 
     from cloob_cli import assets
-    from cloob_cli.registry import store
+    from cloob_cli.registry import paths
     from cloob_cli.registry.storage import free_space
 
     places = {
-        "installed models": store.home(),
+        "installed models": paths.home(),
         "Hub cache": Path(constants.HF_HUB_CACHE),
-        "zoo cards": assets.zoo_folder(),
+        "zoo entries": assets.zoo_folder(),
         "recipes": assets.recipes_folder(),
     }
     return {

@@ -12,24 +12,24 @@ turns them into text and exit codes; everything else raises them.
     |   +-- LabelError                a label or template file that cannot be used
     |   +-- ImageError                one image that cannot be read (folders list it and go on)
     |   +-- ModelFolderError          a model folder with a missing, truncated or foreign file
-    |   +-- UnknownModelError         a name that no card, folder or installed model has
-    |   +-- ZooEntryError                 a zoo card with wrong fields
+    |   +-- UnknownModelError         a name that no zoo entry, folder or installed model has
+    |   +-- ZooEntryError             a zoo entry with wrong fields
     |   +-- NothingFoundError         a folder without a single usable image
     |   +-- LossInputError            embeddings that a loss is not defined for (batch 1, shapes)
-    |   |   +-- NonFiniteEmbeddingsError   embeddings that are not finite numbers, on whichever process
+    |   |   +-- NonFiniteEmbeddingsError   embeddings that are not finite numbers, on any process
     +-- MissingExtraError         1   an optional package is not installed
     +-- DeviceError               2   a device that this machine or this torch does not have
     +-- TrainingError             1   training cannot go on
     |   +-- NonFiniteLossError        the loss became infinite or not a number
     +-- RegistryError             1   a model cannot be fetched, converted, installed or removed
-    |   +-- DownloadError             the other side did not deliver
-    |   +-- ChecksumError             a file is not the one that its card names
+    |   +-- DownloadError             a server did not deliver the file
+    |   +-- ChecksumError             a file has another hash than its zoo entry names
     |   +-- UnsafeCheckpointError     a checkpoint that asks for code to be run
-    |   +-- ConversionError           a checkpoint that does not have the layout its format promises
+    |   +-- ConversionError           a checkpoint without the layout of its format
     |   |   +-- MissingConfigurationError  a checkpoint that needs its own configuration beside it
-    |   +-- VerificationError         an installed model does not compute what it did when it was stored
+    |   +-- VerificationError         an installed model computes other numbers than when it was stored
     |   +-- NotExportableError        the target format cannot express this architecture
-    +-- DiskSpaceError            1   not enough room for what was asked
+    +-- DiskSpaceError            1   not enough free space
     +-- Interrupted             130   Ctrl-C or SIGTERM; what was done so far is saved
 """
 
@@ -164,7 +164,7 @@ class Interrupted(CloobError):
 
 
 def one_line(problem: BaseException) -> str:
-    """An error as part of a line: the message of an expected one, the kind and first line of any other."""
+    """Describe an error in one line: the message of an expected one, the class and first line of any other."""
     if isinstance(problem, CloobError):
         return problem.message
     kind, first = type(problem).__name__, first_line(problem)

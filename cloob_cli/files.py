@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one: a temporary name in the same folder, then a rename.
+"""Write files atomically: under a temporary name in the same folder, then a rename.
 
 A temporary file `.NAME.cloob-RANDOM.partial` is locked while its process lives. A process that is killed leaves it
 behind, unlocked: the next one that writes into the same folder removes it.
@@ -41,7 +41,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """The same for files that belong together: all of them appear, or none does.
+    """Replace files that belong together: all of them appear, or none does.
 
     Where the body deletes a temporary file, its target goes too: a file of an earlier run that has no new
     counterpart (there were no failures this time) must not stay beside the new ones.
@@ -75,7 +75,7 @@ def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder: fill the yielded one; it takes the place of `path` in one rename.
+    """Replace a folder: the yielded one is filled by the body and takes the place of `path` in one rename.
 
     An existing `path` is moved aside first and removed only after the new one stands in its place.
     """
@@ -105,7 +105,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes left unfinished in `folder`, and put back what they had moved aside."""
+    """Remove unfinished files of killed processes from `folder`, and restore those that they had moved aside."""
     groups: dict[str, dict[Path, Path]] = {}
     try:
         with os.scandir(folder) as entries:
@@ -137,7 +137,7 @@ def _temporary(target: Path, token: str) -> Path:
 
 @contextmanager
 def _naming(paths: Sequence[Path], temporaries: Sequence[Path]) -> Iterator[None]:
-    """Errors of writing name no file, or a temporary one: make them name what a person knows."""
+    """Make errors of writing name the file that was asked for, not a temporary one or none."""
     known = dict(zip(map(str, temporaries), paths, strict=True))
     try:
         yield
@@ -150,7 +150,7 @@ def _naming(paths: Sequence[Path], temporaries: Sequence[Path]) -> Iterator[None
 
 @contextmanager
 def _locked_file(path: Path) -> Iterator[None]:
-    """Make the file `path`, which must not exist, and hold its lock."""
+    """Create the file `path`, which must not exist, and hold its lock."""
     handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
     try:
         _lock(handle, wait=True)
@@ -163,7 +163,7 @@ def _locked_file(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked_folder(path: Path) -> Iterator[None]:
-    """Make the folder `path` and hold its lock, where folders can be locked."""
+    """Create the folder `path` and hold its lock, where folders can be locked."""
     path.mkdir(mode=0o700)
     if os.name != "posix":
         yield
@@ -178,7 +178,7 @@ def _locked_folder(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _claimed(path: Path) -> Iterator[bool]:
-    """Whether no living process works on this unfinished file or folder; while inside none can begin to."""
+    """Yield True where no living process works on this unfinished file or folder; in the body none can begin to."""
     if os.name != "posix":
         # Windows itself refuses to delete a file that a process holds open.
         yield path.is_file() or _is_old(path)
@@ -196,7 +196,7 @@ def _claimed(path: Path) -> Iterator[bool]:
 
 
 def _lock(handle: int, wait: bool = False) -> bool | None:
-    """Whether an open file could be locked until it is closed; None where the file system has no locks."""
+    """Lock an open file until it is closed; False where another process holds it, None where locks are unknown."""
     if os.name != "posix":
         return None
     try:

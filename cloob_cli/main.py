@@ -1,4 +1,4 @@
-"""The command `cloob`: registers the verbs, and is the one place where errors become exit codes."""
+"""The command `cloob`: register its commands, and turn errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ examples.add_examples(app)
 @app.callback()
 def _top(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and leave.")] = False,
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")] = False,
 ) -> None:
     if version:
         console.line(f"cloob {__version__}")
@@ -42,7 +42,7 @@ def _top(
 
 
 def run() -> NoReturn:
-    """Run the command line and leave with its exit code."""
+    """Run the command line and exit with its code."""
     console.prepare_streams()
     signals.unwind()
     code = _exit_code()
@@ -72,7 +72,7 @@ def _exit_code() -> int:
 
 
 def _expected(problem: Exception) -> CloobError | None:
-    """The error as a person should see it; None for what is a fault of the program."""
+    """Convert an error that is no fault of the program to the one that is shown; None for any other."""
     if isinstance(problem, CloobError):
         return problem
     if isinstance(problem, typer.Abort):  # "no" to a question

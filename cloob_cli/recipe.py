@@ -17,22 +17,36 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from cloob_cli import assets
-from cloob_cli.core.config import ARCHITECTURES, PreprocessConfig, TextConfig, TokenizerConfig, VisionConfig
+from cloob_cli.core.config import (
+    ARCHITECTURES,
+    CLIP_VOCAB_SIZE,
+    PreprocessConfig,
+    TextConfig,
+    TokenizerConfig,
+    VisionConfig,
+)
 from cloob_cli.errors import RecipeError
 from cloob_cli.schema import StrictModel, nearest, parse
+
+
+class TextSection(TextConfig):
+    """The text tower, a transformer; its vocabulary is the tokenizer's."""
+
+    # A model needs the number, its recipe does not.
+    vocab_size: int | None = Field(  # type: ignore[assignment]
+        default=None, gt=0, description="entries of the vocabulary; left out: the tokenizer's, and it must equal that"
+    )
 
 
 class ModelSection(StrictModel):
     """Either `architecture`, a name (RN50, RN50x4, ViT-B-32, ViT-B-16, each also with -quickgelu), or `embed_dim` with
     `vision` and `text`.
-
-    `text.vocab_size` may be left out: it is the tokenizer's.
     """
 
     architecture: str | None = Field(default=None, description="a name; its parts can be changed key by key")
     embed_dim: int | None = Field(default=None, gt=0, description="length of an embedding")
     vision: VisionConfig | None = None
-    text: TextConfig | None = None
+    text: TextSection | None = None
     preprocess: PreprocessConfig = PreprocessConfig()
     templates: list[str] = Field(default_factory=list, description="prompts that suit the model, {c} is the class")
 
@@ -48,12 +62,10 @@ class ModelSection(StrictModel):
                 raise ValueError(f"unknown architecture {name!r}" + (f", did you mean {near!r}?" if near else ""))
             base = ARCHITECTURES[name]
             data = data | {"embed_dim": data.get("embed_dim", base["embed_dim"])}
-            for tower in ("vision", "text"):
+            towers = {"vision": base["vision"], "text": base["text"] | {"vocab_size": None}}
+            for tower, settings in towers.items():
                 given = data.get(tower)
-                data[tower] = base[tower] | (given if isinstance(given, dict) else {})
-        text = data.get("text")
-        if isinstance(text, dict) and "vocab_size" not in text:
-            data = data | {"text": text | {"vocab_size": 1}}  # replaced by the tokenizer's size before building
+                data[tower] = settings | (given if isinstance(given, dict) else {})
         return data
 
     @model_validator(mode="after")
@@ -284,6 +296,14 @@ class Recipe(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _vocabularies_agree(self) -> Recipe:
+        given = self.model.text.vocab_size if self.model.text else None
+        size = self.tokenizer.vocab_size or CLIP_VOCAB_SIZE
+        if given not in {None, size}:
+            raise ValueError(f"model.text.vocab_size is {given}, the tokenizer has {size} entries; leave the key out")
+        return self
+
+    @model_validator(mode="after")
     def _sizes_fit(self) -> Recipe:
         vision, sizes = self.model.vision, [size for _, size in self.train.image_sizes]
         if vision is None or not sizes:
@@ -327,7 +347,8 @@ def _recipes_like(path: Path) -> str:
     return f"did you mean {near!r}?" if near else f"the shipped ones are {', '.join(shipped)}"
 
 
-_PATH_KEYS = (("data", "train"), ("data", "validation"), ("validation", "zero_shot"))
+# (section, key) of every key that holds paths.
+PATH_KEYS = (("data", "train"), ("data", "validation"), ("validation", "zero_shot"))
 
 
 def _resolve_paths(data: dict[str, Any], base: Path) -> None:
@@ -336,7 +357,7 @@ def _resolve_paths(data: dict[str, Any], base: Path) -> None:
             return value if _ADDRESS.match(value) else os.path.abspath(base / Path(value).expanduser())
         return [resolve(item) for item in value] if isinstance(value, list) else value
 
-    for section, key in _PATH_KEYS:
+    for section, key in PATH_KEYS:
         if isinstance(data.get(section), dict) and data[section].get(key) is not None:
             data[section][key] = resolve(data[section][key])
 

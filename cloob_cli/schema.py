@@ -1,6 +1,6 @@
 """Closed, checked configuration: one base class and one way to say what is wrong with a file.
 
-Recipes, zoo cards and model configurations are all `StrictModel`s: an unknown key is an error that names the
+Recipes, zoo entries and model configurations are all `StrictModel`s: an unknown key is an error that names the
 nearest known one, a wrong type is an error that names the key, and both are a single line.
 """
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: while nothing is done yet they end the process at once, later they unwind it."""
+"""Handle Ctrl-C, SIGTERM and SIGHUP: before work begins they end the process at once, later they unwind it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _TO_END = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(si
 
 
 def leave_at_once() -> None:
-    """From now on Ctrl-C ends the process with one line, unless whoever started it wants Ctrl-C ignored."""
+    """Make Ctrl-C end the process with one line, unless whoever started it has Ctrl-C ignored."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _leave)
 
 
 def unwind() -> None:
-    """From now on Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt: commands save what they can.
+    """Make Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt, so that commands save what they can.
 
-    What whoever started the process wants ignored, as `nohup` does SIGHUP, stays ignored.
+    Signals that the starter of the process ignores, as `nohup` does SIGHUP, stay ignored.
     """
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,7 +35,7 @@ def unwind() -> None:
 
 @contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """For imports of compiled modules, which may swallow an exception or die of it, before there is work to lose."""
+    """End the process at once on a signal in the body: imports of compiled modules may swallow an exception."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -45,7 +45,7 @@ def leaving_at_once() -> Iterator[None]:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Inside, a Ctrl-C waits until the end; a second one does not."""
+    """Delay a first Ctrl-C until the end of the body; a second one is raised at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cloob_cli.checkpoint.folder import open_model
 from cloob_cli.export import export_model
-from cloob_cli.registry.store import find, open_model
+from cloob_cli.registry.resolve import find_model
 
 Encoder = Callable[[Image.Image], tuple[torch.Tensor, torch.Tensor]]
 
@@ -68,7 +69,7 @@ def in_transformers(folder: Path) -> Encoder:
 
 @torch.no_grad()
 def main(name: str, program: str) -> None:
-    source = find(name)
+    source = find_model(name)
     with tempfile.TemporaryDirectory() as temporary:
         export_model(source, program, Path(temporary) / "out")
         theirs = {"open_clip": in_open_clip, "transformers": in_transformers}[program](Path(temporary) / "out")

@@ -21,7 +21,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_off_a_terminal_progress_is_a_line_every_30_seconds(
     clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with console.progress("classify", 1000, "images") as bar:
+    with console.track("classify", 1000, "images") as bar:
         for second in range(100):
             clock.time = 1000.0 + second
             bar.advance(5)
@@ -37,7 +37,7 @@ def test_off_a_terminal_progress_is_a_line_every_30_seconds(
 def test_what_comes_before_the_first_input_shows_too(
     clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with console.progress("downloading", unit="B") as bar:
+    with console.track("downloading", unit="B") as bar:
         bar.restart(100e6, 400e6)
         clock.time += 40
         bar.note("weights: 1 of 2")
@@ -45,15 +45,15 @@ def test_what_comes_before_the_first_input_shows_too(
         clock.time += 31
         bar.advance(1)
     assert capsys.readouterr().err.splitlines() == [
-        "downloading: 100 MB of 400 MB, 0 B/s, weights: 1 of 2",
-        "downloading: 300 MB of 400 MB, 2.82 MB/s, 0:35 left, weights: 1 of 2",
+        "downloading: 100.0 MB of 400.0 MB, 0 bytes/s, weights: 1 of 2",
+        "downloading: 300.0 MB of 400.0 MB, 2.8 MB/s, 0:35 left, weights: 1 of 2",
     ]
 
 
 def test_quiet_shows_no_progress(clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     console.configure(quiet=True)
     try:
-        with console.progress("classify", 10, "images") as bar:
+        with console.track("classify", 10, "images") as bar:
             clock.time += 100
             bar.advance()
     finally:

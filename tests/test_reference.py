@@ -1,12 +1,15 @@
-"""The pages that are made from the program say what the program says, and the README's image of it is true."""
+"""The pages that are made from the program say what the program says, and what the README shows of it is true."""
 
 from __future__ import annotations
 
+import html
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from command_line import environment
 
 from cloob_cli.main import app
@@ -30,10 +33,47 @@ def test_the_diagram_of_imports_and_the_tree_are_up_to_date() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_every_file_named_on_the_page_of_the_architecture_exists() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## The files")[0]
+    named = re.findall(r"`([\w/]+\.py)`", page)
+    assert len(named) > 20
+    assert [name for name in named if not any((root / name).is_file() for root in (ROOT, ROOT / "cloob_cli"))] == []
+
+
 def test_every_command_is_in_the_readme() -> None:
     assert app.registered_commands
     for command in app.registered_commands:
         assert f"cloob {command.name}" in readme()
+
+
+def test_the_readme_fits_a_few_screens() -> None:
+    assert len(readme().splitlines()) <= 150
+
+
+def test_the_readme_shows_the_classification_of_the_example_images() -> None:
+    """docs/classify.svg has a line for each of them; its numbers are those of the day when it was drawn."""
+    assert "(docs/classify.svg)" in readme()
+    drawing = (ROOT / "docs" / "classify.svg").read_text(encoding="utf-8")
+    shown = html.unescape(re.sub(r"<[^>]*>", "\n", drawing)).replace("\xa0", " ")
+    assert "cloob classify examples/pictures --labels examples/labels.txt" in shown
+    for image in (ROOT / "examples" / "pictures").glob("*.png"):
+        assert f"examples/pictures/{image.name} " in shown
+    assert "@font-face" not in drawing  # nothing is fetched to show it
+
+
+def test_a_row_of_benchmarks_fits_the_table() -> None:
+    spec = importlib.util.spec_from_file_location("record_benchmark", ROOT / "scripts" / "record_benchmark.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = module.PAGE.read_text(encoding="utf-8")
+    table = [line for line in page.splitlines() if line.startswith("|")]
+    row = {name.strip(): str(index) for index, name in enumerate(table[0].strip("|").split("|"))}
+    added = [line for line in module.with_row(page, row).splitlines() if line.startswith("|")]
+    assert added == [*table, f"| {' | '.join(row.values())} |"]
+    with pytest.raises(SystemExit):
+        module.with_row(page, row | {"another": "1"})
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:

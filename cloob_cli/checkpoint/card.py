@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from cloob_cli.text_format import duration
 from cloob_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ loss.
 ## Training
 
 {run.pairs:,} pairs, of which {skipped_text}; {run.validation_pairs:,} further pairs were held out.
-{run.steps:,} steps of {run.batch_size:,} pairs in {_duration(seconds)} on {run.processes} process(es) \
+{run.steps:,} steps of {run.batch_size:,} pairs in {duration(seconds)} on {run.processes} process(es) \
 ({run.device}, {run.precision}), with cloob {__version__}, torch {torch.__version__} and Python \
 {platform.python_version()}.
 
@@ -134,9 +135,3 @@ text_embeddings = model.encode_text(model.tokenize(["a cat", "a dog"]))
 def _table(rows: Sequence[Mapping[str, str]]) -> str:
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

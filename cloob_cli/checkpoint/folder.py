@@ -44,7 +44,7 @@ _DEEPEST = 50  # levels of a configuration; our own, with the recipe in it, has 
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether a folder holds weights in our form (it may still prove unsound when it is opened)."""
+    """Whether a folder holds weights in our form (it may still prove invalid when it is opened)."""
     return (folder / WEIGHTS_FILE).is_file()
 
 
@@ -205,8 +205,13 @@ def read_header(path: Path) -> tuple[dict[str, tuple[str, list[int]]], dict[str,
             return header, dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as problem:
         raise ModelFolderError(
-            f"{path} is not a sound safetensors file ({first_line(problem)})", "fetch or write it again"
+            f"{path} is not a valid safetensors file ({first_line(problem)})", "fetch or write it again"
         ) from None
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """The hex sha256 of each of `KEPT_FILES` that a folder holds."""
+    return {name: sha256_of(folder / name) for name in KEPT_FILES if (folder / name).is_file()}
 
 
 def weights_sha256(folder: Path) -> str:

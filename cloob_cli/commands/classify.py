@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     AddRows = Callable[[Iterable[Classified]], None]
 
-_GROUPS = 5  # of labels with equal tokens that are named
+_GROUPS = 5  # groups of labels with equal tokens that are named in warnings
 
 
 def classify(
@@ -47,7 +47,7 @@ def classify(
         Path | None,
         typer.Option(help="Prompt templates, one a line, with {c} or {}.", show_default="the model's own"),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Labels an image, best first.")] = 1,
+    top_k: Annotated[int, typer.Option(min=1, help="Number of labels for each image, best first.")] = 1,
     model: ModelOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
@@ -64,18 +64,19 @@ def classify(
 ) -> None:
     """Label images with your own words, without training.
 
-    A row an image: its path, the best label, its probability, which is softmax(inv_tau · cosine) over all labels,
-    and the cosine. Images that cannot be read are listed and skipped; the exit code is then 3.
+    The result has one row for each image: its path, the best label, its probability (softmax(inv_tau · cosine) over
+    all labels) and the cosine. Images that cannot be read are listed and skipped; the exit code is then 3.
     """
     console.configure(quiet=quiet)
     with signals.leaving_at_once():
-        from cloob_cli.commands.inference_run import description, find_images, following, model_name, open_model
+        from cloob_cli.checkpoint.folder import weights_sha256
+        from cloob_cli.commands.inference_run import description, find_images, model_name, open_model, track_work
+        from cloob_cli.core.zero_shot import DEFAULT_TEMPLATES
         from cloob_cli.inference import classify as inference
         from cloob_cli.inference.existing import check_output, failures_path, output_files
-        from cloob_cli.inference.labels import DEFAULT_TEMPLATES, read_labels, read_templates
+        from cloob_cli.inference.labels import read_labels, read_templates
         from cloob_cli.inference.provenance import describe_images
         from cloob_cli.inference.tokens import label_tokens
-        from cloob_cli.registry.store import weights_sha256
 
     # Everything that can be wrong with the input is found before the model is opened.
     if output is not None:
@@ -91,7 +92,7 @@ def classify(
     _report_tokens(label_tokens(opened, classes, prompts), opened.config.text.context_length)
     files = output_files(output, "classify") if output else []
     listing = failures_path(output) if output else None
-    with following("classify", len(paths), "images", listing, files) as work:
+    with track_work("classify", len(paths), "images", listing, files) as work:
         batches = inference.classify(
             opened,
             paths,
@@ -105,7 +106,7 @@ def classify(
             on_image=work.read,
             on_texts=lambda done, total: work.prepared("label texts", done, total),
         )
-        with closing(work.follow(batches)) as rows:
+        with closing(work.track(batches)) as rows:
             if output is None:
                 _show(rows, _printer(as_json, top_k, paths, classes))
             else:
@@ -115,7 +116,7 @@ def classify(
                 )
                 _write(output, rows, top_k, work, as_json, metadata)
     if output is not None:
-        console.talk(f"wrote {output}")
+        console.info(f"wrote {output}")
     work.tell_end("classified", description(opened, folder))
     if work.failures:
         raise typer.Exit(3)
@@ -124,16 +125,16 @@ def classify(
 def _report_tokens(found: LabelTokens, context: int) -> None:
     for names in found.alike[:_GROUPS]:
         shown = ", ".join(f"'{name}'" for name in names)
-        console.warn(f"these labels become the same tokens, so that the model cannot tell them apart: {shown}")
+        console.warn(f"the model cannot tell these labels apart, as they have the same tokens: {shown}")
     if len(found.alike) > _GROUPS:
-        console.warn(f"{len(found.alike) - _GROUPS} more groups of labels become the same tokens")
+        console.warn(f"{len(found.alike) - _GROUPS} more groups of labels have the same tokens")
     if found.cut:
         texts = f"{found.cut} of {found.texts} label texts"
         console.warn(f"{texts} are longer than the model's {context} tokens and were cut")
 
 
 def _printer(as_json: bool, top_k: int, paths: Sequence[Path | Failure], classes: Sequence[Label]) -> AddRows:
-    """What shows rows on stdout."""
+    """Return the function that shows rows on stdout."""
     from cloob_cli.inference.classify import columns
     from cloob_cli.inference.reading import path_text
 
@@ -179,6 +180,6 @@ def _write(
                 write(batch.rows)
                 if as_json:
                     # The file is the result: it is finished also where nobody reads stdout any more.
-                    with console.unread_is_no_fault():
+                    with console.ignore_closed_stdout():
                         _print_json(batch.rows)
         write_failures(listing, work.failures)

@@ -1,4 +1,4 @@
-"""What the shell completes: names of models and recipes, devices, precisions. Nothing here imports torch.
+"""Shell completion: names of models and recipes, devices, precisions. Nothing here imports torch.
 
 Where none of these fits, the shell goes on with files and folders.
 """
@@ -12,25 +12,27 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 
 def usable_models(incomplete: str) -> list[str]:
-    """Models that are on this machine."""
-    from cloob_cli.registry import cards, store
+    """Names of the models that are on this machine."""
+    from cloob_cli import assets
+    from cloob_cli.checkpoint.folder import is_model_folder
+    from cloob_cli.registry import entries, inventory
 
-    bundled = [name for name in cards.card_names() if store.is_model_folder(store.bundled_folder(name))]
-    return _fitting([*bundled, *store.installed_models()], incomplete)
+    bundled = [name for name in entries.entry_names() if is_model_folder(assets.bundled_folder(name))]
+    return _fitting([*bundled, *inventory.installed_models()], incomplete)
 
 
 def known_models(incomplete: str) -> list[str]:
-    """Models that have a card or are installed."""
-    from cloob_cli.registry import cards, store
+    """Names of the models that have a zoo entry or are installed."""
+    from cloob_cli.registry import entries, inventory
 
-    return _fitting([*cards.card_names(), *store.installed_models()], incomplete)
+    return _fitting([*entries.entry_names(), *inventory.installed_models()], incomplete)
 
 
 def installed_models(incomplete: str) -> list[str]:
-    """Models that were installed, and so can be removed."""
-    from cloob_cli.registry import store
+    """Names of the models that were installed, and so can be removed."""
+    from cloob_cli.registry import inventory
 
-    return _fitting(store.installed_models(), incomplete)
+    return _fitting(inventory.installed_models(), incomplete)
 
 
 def recipes(incomplete: str) -> list[str]:
@@ -41,14 +43,14 @@ def recipes(incomplete: str) -> list[str]:
 
 
 def devices(incomplete: str) -> list[str]:
-    """Kinds of devices, and the NVIDIA GPUs that the system knows."""
+    """Names of the kinds of devices, and of the NVIDIA GPUs that the system knows."""
     gpus = Path("/proc/driver/nvidia/gpus")
     count = len(list(gpus.iterdir())) if gpus.is_dir() else 0
     return _fitting(["auto", "cpu", "cuda", "mps", *(f"cuda:{index}" for index in range(count))], incomplete)
 
 
 def precisions(incomplete: str) -> list[str]:
-    """Precisions for inference."""
+    """Names of the precisions for inference."""
     return _fitting(PRECISIONS, incomplete)
 
 

@@ -1,4 +1,4 @@
-"""`cloob doctor`: what a bug report needs."""
+"""`cloob doctor`: system information for bug reports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     for device in found["devices"]:
         details = [str(device["name"])]
         if "memory_bytes" in device:
-            details += [str(console.bytes_text(device["memory_bytes"])), f"compute capability {device['capability']}"]
+            details += [str(console.file_size(device["memory_bytes"])), f"compute capability {device['capability']}"]
         if "threads" in device:
             details.append(f"{device['threads']} threads")
         rows.append((device["device"], ", ".join(details)))
@@ -36,7 +36,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("default model", f"{model['name']} (chosen by {model['chosen_by']})"))
     for what, folder in found["folders"].items():
         state = "" if folder["exists"] else ", not made yet"
-        rows.append((what, f"{folder['path']} ({console.bytes_text(folder['free_bytes'])} free{state})"))
+        rows.append((what, f"{folder['path']} ({console.file_size(folder['free_bytes'])} free{state})"))
     missing = {"heif": "no (pip install 'cloob[heif]')"}
     rows += [(name, "yes" if there else missing.get(name, "no")) for name, there in found["decoders"].items()]
     return [*rows, *found["environment"].items()]

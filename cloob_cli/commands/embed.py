@@ -36,7 +36,7 @@ def embed(
         list[Path] | None, typer.Argument(metavar="DIR", help="Folders (searched below) and images.")
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Embed the lines of this UTF-8 file instead of images.")] = None,
-    dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of the stored numbers.")] = "float32",
+    dtype: Annotated[Literal["float32", "float16"], typer.Option(help="dtype of the stored embeddings.")] = "float32",
     model: ModelOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
@@ -56,14 +56,16 @@ def embed(
     """
     console.configure(quiet=quiet)
     if bool(images) == (text is not None):
-        raise UsageError("embed what?", "name folders and images, or a file of texts with --text FILE")
+        raise UsageError(
+            "give either folders and images, or --text FILE", "cloob embed photos -o photos.npy, for example"
+        )
     with signals.leaving_at_once():
-        from cloob_cli.commands.inference_run import description, find_images, following, model_name, open_model
+        from cloob_cli.checkpoint.folder import weights_sha256
+        from cloob_cli.commands.inference_run import description, find_images, model_name, open_model, track_work
         from cloob_cli.inference import embed as inference
         from cloob_cli.inference.existing import check_output, failures_path, output_files
         from cloob_cli.inference.labels import read_texts
         from cloob_cli.inference.provenance import describe_images, describe_texts
-        from cloob_cli.registry.store import weights_sha256
 
     check_output(output, "embed", [".npy"], inputs=[*(images or []), *filter(None, [text])], force=force)
     # Everything that can be wrong with the input is found before the model is opened.
@@ -76,7 +78,7 @@ def embed(
     made_with = model_name(opened, folder), weights_sha256(folder)
 
     unit, total = ("texts", None) if first is not None else ("images", len(paths))
-    with following("embed", total, unit, failures_path(output), output_files(output, "embed")) as work:
+    with track_work("embed", total, unit, failures_path(output), output_files(output, "embed")) as work:
         if first is not None:
             metadata = describe_texts("embed", opened, *made_with, dtype=dtype)
             batches = inference.embed_texts(
@@ -93,7 +95,7 @@ def embed(
                 memory_budget=memory_budget,
                 on_image=work.read,
             )
-        with closing(work.follow(batches)) as rows:
+        with closing(work.track(batches)) as rows:
             written = inference.write_embeddings(
                 output,
                 rows,

@@ -1,4 +1,4 @@
-"""What stands at the end of every `--help`: command lines that can be copied."""
+"""Examples at the end of every `--help`: command lines that can be copied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands share that run a model over images: opening it, following the work, telling what became of it."""
+"""Shared by the commands that run a model over images: open it, track the work, report the result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cloob_cli.core.model import CloobModel
     from cloob_cli.errors import Failure
 
-_PATIENCE = 0.5  # seconds before the search for images shows a bar
+_BAR_DELAY = 0.5  # seconds before the search for images shows a bar
 _LISTED = 10  # skipped images that stderr names where a file lists them all
 
 
@@ -28,18 +28,20 @@ AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 
 def open_model(name: str | None, device: str | None, precision: str | None) -> tuple[CloobModel, Path]:
-    """Find and open a model, and say on stderr which one, where it runs and in which number format.
+    """Find and open a model, and name it on stderr with its device and precision.
 
-    Of the bundled model, which nobody chose, that is said once, with what it is good for.
+    The bundled model, which nobody chose, is named the first time only, with its purpose.
     """
+    from cloob_cli import assets
+    from cloob_cli.checkpoint.folder import open_model as open_folder
     from cloob_cli.inference.encoding import prepare_for_inference
-    from cloob_cli.registry import store
+    from cloob_cli.registry.resolve import find_model
 
-    folder = store.find(name)
-    model = store.open_model(folder, device, precision)
-    is_bundled = folder == store.bundled_folder(store.BUNDLED_MODEL)
+    folder = find_model(name)
+    model = open_folder(folder, device, precision)
+    is_bundled = folder == assets.bundled_folder(assets.BUNDLED_MODEL)
     if not is_bundled or _is_new():
-        console.talk(f"model {description(model, folder)}")
+        console.info(f"model {description(model, folder)}")
         if is_bundled:
             _introduce_bundled()
     return prepare_for_inference(model), folder
@@ -51,7 +53,7 @@ def model_name(model: CloobModel, folder: Path) -> str:
 
 
 def description(model: CloobModel, folder: Path) -> str:
-    """Which model, where and in which number format: "cloob-rn50 on cuda:0 in float16"."""
+    """A model with its device and dtype: "cloob-rn50 on cuda:0 in float16"."""
     from cloob_cli.inference.encoding import device_of
 
     dtype = str(model.logit_scale.dtype).removeprefix("torch.")
@@ -59,12 +61,13 @@ def description(model: CloobModel, folder: Path) -> str:
 
 
 def _is_new() -> bool:
-    """Whether the bundled model was never introduced to this user; from now on it was."""
-    from cloob_cli.registry import store
+    """True the first time that this user meets the bundled model; from now on False."""
+    from cloob_cli import assets
+    from cloob_cli.registry import paths
 
     if console.is_quiet():
         return True
-    marker = store.home() / f".{store.BUNDLED_MODEL}.introduced"
+    marker = paths.home() / f".{assets.BUNDLED_MODEL}.introduced"
     try:
         if marker.exists():
             return False
@@ -76,19 +79,20 @@ def _is_new() -> bool:
 
 
 def _introduce_bundled() -> None:
-    from cloob_cli.registry import cards, store
+    from cloob_cli import assets
+    from cloob_cli.registry import entries
 
-    card = cards.card(store.BUNDLED_MODEL)
-    console.talk(f"{card.summary}. Trained on {card.data}.")
+    entry = entries.find_entry(assets.BUNDLED_MODEL)
+    console.info(f"{entry.summary}. Trained on {entry.data}.")
     console.hint("for photographs choose a larger model with --model; `cloob zoo list` shows them")
 
 
 def find_images(sources: Sequence[Path]) -> list[Path | Failure]:
-    """The images that the arguments mean; what looks like one and cannot be read here is told in one notice."""
+    """Find the images that the arguments name; one warning counts files in image formats that cannot be read here."""
     from cloob_cli.data.folder import describe_passed_over
     from cloob_cli.inference.reading import collect_images
 
-    with console.progress("looking for images", unit="files", delay=_PATIENCE) as bar:
+    with console.track("looking for images", unit="files", delay=_BAR_DELAY) as bar:
         found = collect_images(sources, bar.advance)
     if found.passed_over:
         console.warn(describe_passed_over(found.passed_over))
@@ -96,7 +100,7 @@ def find_images(sources: Sequence[Path]) -> list[Path | Failure]:
 
 
 class Work:
-    """What became of a command's inputs so far."""
+    """The inputs of a command that are done so far: rows, failures, and the bar that shows them."""
 
     def __init__(self, bar: console.Progress, unit: str, listing: Path | None) -> None:
         self._bar, self._unit, self._listing = bar, unit, listing
@@ -105,7 +109,7 @@ class Work:
         self.rows = 0
 
     def read(self, failure: Failure | None) -> None:
-        """One more input was read, or was skipped, which stderr says at once (in full where no file lists it)."""
+        """Count one more input as read or skipped; warn of a skipped one (of all where no file lists them)."""
         if failure is not None:
             self.failures.append(failure)
             if self._listing is None or len(self.failures) <= _LISTED:
@@ -113,11 +117,11 @@ class Work:
         self._bar.advance()
 
     def prepared(self, what: str, done: int, total: int) -> None:
-        """What comes before the first input went so far."""
+        """Show how far the preparation is, before the first input."""
         self._bar.note(f"{what}: {done:,} of {total:,}" if done < total else "")
 
-    def follow(self, batches: Generator[AnyBatch]) -> Generator[AnyBatch]:
-        """Pass batches on and count their rows.
+    def track(self, batches: Generator[AnyBatch]) -> Generator[AnyBatch]:
+        """Yield `batches` and count their rows.
 
         Raises:
             NothingFoundError: at the end, where not one input was usable.
@@ -130,21 +134,21 @@ class Work:
             raise NothingFoundError(f"not one of the {len(self.failures)} {self._unit} can be read")
 
     def tell_end(self, verb: str, model: str) -> None:
-        """The closing lines: how many in what time by which model, and how many were skipped."""
+        """Print the closing lines: the number of inputs, the time, the model, and how many were skipped."""
         seconds = time.monotonic() - self._started
         took = f"{seconds:.1f} s" if seconds < 100 else duration(seconds)
         rate = self.rows / max(seconds, 1e-9)
-        console.talk(f"{verb} {self.rows:,} {self._unit} in {took} ({rate:,.3g} a second) with {model}")
+        console.info(f"{verb} {self.rows:,} {self._unit} in {took} ({rate:,.3g} a second) with {model}")
         if self.failures:
             where = f", listed in {self._listing}" if self._listing else ""
             console.warn(f"{len(self.failures)} image(s) skipped{where}")
 
 
 @contextmanager
-def following(
+def track_work(
     what: str, total: int | None, unit: str, listing: Path | None = None, kept: Sequence[Path] = ()
 ) -> Iterator[Work]:
-    """Show the work's progress; Ctrl-C becomes an error that says how far it came.
+    """Show the progress of the work in the body; Ctrl-C becomes an error that says how far it came.
 
     Args:
         listing: the file that will list what was skipped.
@@ -152,17 +156,17 @@ def following(
     """
     work: Work | None = None
     try:
-        with console.progress(what, total, unit) as bar:
+        with console.track(what, total, unit) as bar:
             work = Work(bar, unit, listing)
             yield work
     except KeyboardInterrupt:
         rows = work.rows if work else 0
         of = f" of {total:,}" if total is not None else ""
         done = f"interrupted after {rows:,}{of} {unit}"
-        raise Interrupted(done, _what_stays(kept)) from None
+        raise Interrupted(done, _untouched(kept)) from None
 
 
-def _what_stays(kept: Sequence[Path]) -> str:
+def _untouched(kept: Sequence[Path]) -> str:
     if not kept:
         return "every row that was printed is whole"
     there = [str(path) for path in kept if path.exists()]

@@ -38,26 +38,26 @@ PrecisionOption = Annotated[
         autocompletion=completion.precisions,
     ),
 ]
-BatchSizeOption = Annotated[int, typer.Option(min=1, help="Images or texts in one pass.")]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="Images or texts per pass.")]
 WorkersOption = Annotated[
-    int | None, typer.Option(min=0, help="Threads or processes that read and decode.", show_default="by CPU count")
+    int | None, typer.Option(min=0, help="Threads that read and decode images.", show_default="by CPU count")
 ]
 FastJpegOption = Annotated[
     bool,
-    typer.Option("--fast-jpeg", help="Decode large JPEGs at reduced size: 2 to 5 times faster, not equal to the bit."),
+    typer.Option("--fast-jpeg", help="Decode large JPEGs at reduced size: 2 to 5 times faster, not bit-exact."),
 ]
 MemoryBudgetOption = Annotated[
     int | None,
     typer.Option(
         parser=_bytes,
         metavar="SIZE",
-        help="Memory that decoding may take at a time, like 1GB; larger images wait, too large ones are skipped.",
+        help="Memory for decoding, like 1GB. Images wait until enough is free; those that need more are skipped.",
         envvar="CLOOB_MEMORY_BUDGET",
         show_default="a quarter of the machine's",
     ),
 ]
 ForceOption = Annotated[
-    bool, typer.Option("--force", help="Overwrite files that this command did not write. Never an input.")
+    bool, typer.Option("--force", help="Overwrite files that this command did not write (never its inputs).")
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notices and no progress on stderr.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no notices and no progress on stderr.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

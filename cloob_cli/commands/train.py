@@ -44,7 +44,7 @@ def train(
     json_: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train a model by a recipe; the result is the path of its folder."""
+    """Train a model by a recipe and print the path of its folder."""
     console.configure(quiet=quiet)
     from cloob_cli.recipe import load_recipe
 
@@ -54,10 +54,10 @@ def train(
         return
     launched = _launched()
     with signals.leaving_at_once():
-        from cloob_cli.training.loop import train as run
+        from cloob_cli.training.loop import train_recipe
 
     folder = out or Path("runs") / loaded.name
-    finished = _show(loaded.name, run(loaded, folder, device=device, resume=resume, acknowledge=console.talk))
+    finished = _show(loaded.name, train_recipe(loaded, folder, device=device, resume=resume, acknowledge=console.info))
     if finished is None:
         return  # one of several processes: the main one tells the result
     if json_:
@@ -69,12 +69,12 @@ def train(
 
 
 def _launched() -> bool:
-    """Whether a launcher started this process: to it every exit code but 0 is a failed run."""
+    """True where a launcher started this process; it takes every exit code but 0 for a failed run."""
     return any(name in os.environ for name in _LAUNCHERS)
 
 
 def _show(name: str, events: Iterable[Any]) -> Any:
-    """Draw the events of a run; its last one, where this process is the one that reports."""
+    """Show the events of a run and return the last one, Finished; None in a process that does not report."""
     from cloob_cli.training import events as kinds
 
     finished, skipped, steps = None, 0, 0
@@ -82,16 +82,16 @@ def _show(name: str, events: Iterable[Any]) -> Any:
         for event in events:
             match event:
                 case kinds.Preparing():
-                    console.talk(f"{event.text} ...")
+                    console.info(f"{event.text} ...")
                 case kinds.Started():
                     steps = event.steps
-                    console.talk(_start_text(event))
+                    console.info(_start_text(event))
                 case kinds.StepDone():
                     status.update(event.step, steps, event.seconds_left, _values(event))
                 case kinds.Validated():
-                    console.talk(f"step {event.step:,}: {_scores(event.metrics)}")
+                    console.info(f"step {event.step:,}: {_scores(event.metrics)}")
                 case kinds.CheckpointSaved():
-                    console.talk(f"step {event.step}: saved {event.path}")
+                    console.info(f"step {event.step}: saved {event.path}")
                 case kinds.PairSkipped():
                     skipped += 1
                     if skipped <= _SKIPS_SHOWN:
@@ -108,11 +108,11 @@ def _show(name: str, events: Iterable[Any]) -> Any:
     loss_text = f": loss {loss:.4g}" if loss is not None else ""
     if finished.already:
         folder = finished.model_folder.parent
-        console.talk(
+        console.info(
             f"the run in {folder} was finished after step {finished.step:,}{loss_text}; there is nothing to do"
         )
     else:
-        console.talk(f"trained in {duration(finished.seconds)}{loss_text}")
+        console.info(f"trained in {duration(finished.seconds)}{loss_text}")
         if finished.skipped:
             listed = finished.model_folder.parent / "skipped.jsonl"
             console.warn(f"{finished.skipped} pairs could not be read; they are listed in {listed}")
@@ -136,7 +136,7 @@ def _values(event: Any) -> str:
 
 
 def _scores(metrics: dict[str, float]) -> str:
-    """The scores that one line can hold; metrics.jsonl has all of them."""
+    """The most important scores, on one line; metrics.jsonl has all of them."""
     recall = [metrics.get(f"retrieval/{way}/recall_1") for way in ("image_to_text", "text_to_image")]
     top1 = {name.split("/")[1]: v for name, v in metrics.items() if name.startswith("zero_shot/") and "/top1" in name}
     parts = [f"recall@1 {recall[0]:.3f} image to text, {recall[1]:.3f} text to image"] if None not in recall else []
@@ -148,9 +148,9 @@ def _scores(metrics: dict[str, float]) -> str:
 
 
 def _dry_run(recipe: Recipe, folder: Path, device: str | None, json_: bool) -> None:
-    from cloob_cli.training.survey import survey
+    from cloob_cli.training.dry_run import dry_run
 
-    found = survey(recipe, folder, device)
+    found = dry_run(recipe, folder, device)
     if json_:
         console.json_document({"recipe": recipe.model_dump(mode="json"), **found})
         return

@@ -11,7 +11,7 @@ from cloob_cli.commands import completion, zoo_convert, zoo_install
 from cloob_cli.commands.options import JsonOption
 
 if TYPE_CHECKING:
-    from cloob_cli.registry.inventory import Entry
+    from cloob_cli.registry.inventory import InventoryItem
 
 app = typer.Typer(
     help="The zoo of CLOOB models: list, pull, verify, convert, export.",
@@ -39,36 +39,36 @@ def list_models(
     json: JsonOption = False,
 ) -> None:
     """All models: installed or not, size, resolution, training data, score, license."""
-    from cloob_cli.registry.inventory import inventory
+    from cloob_cli.registry.inventory import all_models
 
-    entries = [entry for entry in inventory() if entry.path or not installed]
+    models = [model for model in all_models() if model.path or not installed]
     if json:
-        console.json_document([entry.as_json() for entry in entries])
+        console.json_document([model.as_json() for model in models])
         return
     columns = ["name", "state", "default", "size", "pixels", "data", "score", "license"]
     rows = []
-    for entry in entries:
+    for model in models:
         rows.append(
             [
-                entry.name,
-                entry.state,
-                "yes" if entry.is_default else None,
-                console.bytes_text(entry.size_bytes),
-                entry.image_size,
-                entry.data,
-                _score(entry, short=console.on_terminal()),
-                entry.license or "not stated",
+                model.name,
+                model.state,
+                "yes" if model.is_default else None,
+                console.file_size(model.size_bytes),
+                model.image_size,
+                model.data,
+                _score(model, short=console.on_terminal()),
+                model.license or "not stated",
             ]
         )
     console.table(columns, rows, dispensable=["data", "license", "pixels", "default"])
 
 
-def _score(entry: Entry, short: bool) -> str | None:
-    """The score that models are compared by, ImageNet's; where there is none and room, the card's first."""
-    imagenet = [score for score in entry.scores if (score.dataset, score.metric) == ("ImageNet", "zero-shot top-1")]
+def _score(model: InventoryItem, short: bool) -> str | None:
+    """The score that models are compared by, ImageNet's; where there is none and room, the entry's first."""
+    imagenet = [score for score in model.scores if (score.dataset, score.metric) == ("ImageNet", "zero-shot top-1")]
     if short:
         return f"ImageNet {imagenet[0].value:.1f} %" if imagenet else None
-    first = next(iter([*imagenet, *entry.scores]), None)
+    first = next(iter([*imagenet, *model.scores]), None)
     return f"{first.dataset} {first.metric} {first.value:g} %" if first else None
 
 
@@ -85,9 +85,9 @@ def show(name: NameArgument, json: JsonOption = False) -> None:
 @app.command("path")
 def path(name: NameArgument) -> None:
     """Print the folder of an installed or bundled model."""
-    from cloob_cli.registry import store
+    from cloob_cli.registry.resolve import find_model
 
-    console.line(str(store.find(name)))
+    console.line(str(find_model(name)))
 
 
 @app.command("default")
@@ -100,34 +100,40 @@ def default(
     ] = None,
 ) -> None:
     """Print or choose the model that is used where none is named."""
+    from cloob_cli import assets
     from cloob_cli.files import replacing
-    from cloob_cli.registry import store
+    from cloob_cli.registry import inventory, paths
+    from cloob_cli.registry.resolve import find_model
 
     if name is None:
-        console.line(store.default_model())
+        console.line(inventory.default_model())
         return
-    folder = store.find(name)
-    chosen = str(folder.resolve()) if folder not in (store.installed_folder(name), store.bundled_folder(name)) else name
+    folder = find_model(name)
+    in_the_zoo = folder in (paths.installed_folder(name), assets.bundled_folder(name))
+    chosen = name if in_the_zoo else str(folder.resolve())
     chosen = name if name.startswith("hf://") else chosen
-    with replacing(store.default_file()) as temporary:
+    with replacing(paths.default_file()) as temporary:
         temporary.write_text(chosen + "\n", encoding="utf-8")
     console.line(chosen)
 
 
 def _facts(name: str) -> dict[str, Any]:
-    from cloob_cli.registry import cards, store
+    from cloob_cli import assets
+    from cloob_cli.checkpoint.folder import is_model_folder, read_config
+    from cloob_cli.registry import entries, paths
     from cloob_cli.registry.inventory import folder_size, install_record
+    from cloob_cli.registry.resolve import find_model
 
     facts: dict[str, Any] = {}
-    if name in cards.card_names():
-        facts = cards.card(name).model_dump(exclude_none=True)
-        if not any(store.is_model_folder(at(name)) for at in (store.installed_folder, store.bundled_folder)):
+    if name in entries.entry_names():
+        facts = entries.find_entry(name).model_dump(exclude_none=True)
+        if not any(is_model_folder(at(name)) for at in (paths.installed_folder, assets.bundled_folder)):
             return facts | {"state": "not installed"}
-    folder = store.find(name)
+    folder = find_model(name)
     if not facts:
-        facts = store.read_config(folder).model_dump(exclude_none=True)
-    state = "bundled" if folder == store.bundled_folder(folder.name) else "installed"
-    if folder not in (store.bundled_folder(folder.name), store.installed_folder(folder.name)):
+        facts = read_config(folder).model_dump(exclude_none=True)
+    state = "bundled" if folder == assets.bundled_folder(folder.name) else "installed"
+    if folder not in (assets.bundled_folder(folder.name), paths.installed_folder(folder.name)):
         state = "a folder"
     facts |= {"state": state, "path": str(folder), "size_bytes": folder_size(folder)}
     record = install_record(folder)
@@ -135,13 +141,13 @@ def _facts(name: str) -> dict[str, Any]:
 
 
 def _essentials(facts: dict[str, Any]) -> dict[str, Any]:
-    """What a person asks first of a model that has no card; `--json` tells all."""
+    """What a person asks first of a model that has no entry; `--json` tells all."""
     vision, text = facts["vision"], facts["text"]
     shown = {
         "name": facts["name"] or None,
         "state": facts["state"],
         "path": facts["path"],
-        "size": console.bytes_text(facts["size_bytes"]),
+        "size": console.file_size(facts["size_bytes"]),
         "images": f"{vision['kind']}, width {vision['width']}, {vision['image_size']} x {vision['image_size']} pixels",
         "texts": f"width {text['width']}, {text['context_length']} tokens of {text['vocab_size']:,}",
         "embedding": f"{facts['embed_dim']} dimensions",

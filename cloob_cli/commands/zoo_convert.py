@@ -35,13 +35,13 @@ def convert(
     quiet: QuietOption = False,
 ) -> None:
     """Convert another program's checkpoint to a model folder, without running any of it."""
-    from cloob_cli.registry.fill import convert_to_folder
+    from cloob_cli.registry.install import convert_to_folder
 
     console.configure(quiet=quiet)
     _must_be_new(output)
     ignored = convert_to_folder(checkpoint, output, format, config)
     if ignored:
-        console.talk(f"left out, as inference does not need them: {', '.join(ignored)}")
+        console.info(f"left out, as inference does not need them: {', '.join(ignored)}")
     console.line(str(output))
 
 
@@ -53,11 +53,11 @@ def export(
 ) -> None:
     """Write a model in the form of another program."""
     from cloob_cli.export import export_model
-    from cloob_cli.registry import store
+    from cloob_cli.registry.resolve import find_model_to_share
 
     console.configure(quiet=quiet)
     _must_be_new(output)
-    export_model(store.find_to_share(name), to, output)
+    export_model(find_model_to_share(name), to, output)
     console.line(str(output))
 
 
@@ -67,7 +67,7 @@ def bundle(
     quiet: QuietOption = False,
 ) -> None:
     """Write a model into one file, which `cloob zoo pull FILE` installs on a machine without network."""
-    from cloob_cli.registry.share import bundle_model
+    from cloob_cli.registry.publish import bundle_model
 
     console.configure(quiet=quiet)
     bundle_model(name, output)
@@ -80,8 +80,8 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Upload a model folder and its card to the Hugging Face Hub."""
-    from cloob_cli.registry.share import push_model
+    """Upload a model folder and its model card to the Hugging Face Hub."""
+    from cloob_cli.registry.publish import push_model
 
     console.configure(quiet=quiet)
     console.line(push_model(name, repository, private))

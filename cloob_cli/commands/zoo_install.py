@@ -17,8 +17,8 @@ from cloob_cli.errors import Interrupted, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from cloob_cli.registry.events import Event, Report
-    from cloob_cli.registry.origin import Origin
     from cloob_cli.registry.remove import Removal
+    from cloob_cli.registry.resolve import Origin
 
 FormatOption = Annotated[
     str | None, typer.Option("--format", help="mljku, crowsonkb, rinna or cloob; left out: the file shows it.")
@@ -64,7 +64,7 @@ def pull(
 ) -> None:
     """Fetch a model, convert it to safetensors where it is something else, verify and install it."""
     from cloob_cli.registry import install
-    from cloob_cli.registry.origin import resolve
+    from cloob_cli.registry.resolve import resolve
 
     console.configure(quiet=quiet)
     origin = resolve(target, name, format, _checked_hash(sha256), at_hand)
@@ -74,7 +74,7 @@ def pull(
         if json:
             console.json_document(dataclasses.asdict(plan) | {"folder": str(plan.folder)})
             return
-        size = "none, it is on this disk" if plan.download_bytes == 0 else console.bytes_text(plan.download_bytes)
+        size = "none, it is on this disk" if plan.download_bytes == 0 else console.file_size(plan.download_bytes)
         console.table(
             ["field", "value"],
             [
@@ -111,7 +111,7 @@ def add(
 ) -> None:
     """Install a model that is on this disk under a name of your own."""
     from cloob_cli.registry import install
-    from cloob_cli.registry.origin import local
+    from cloob_cli.registry.resolve import local
 
     console.configure(quiet=quiet)
     origin = local(source, name, format, _checked_hash(sha256))
@@ -153,7 +153,7 @@ def remove(
 
 
 def prune(dry_run: DryRunOption = False, yes: YesOption = False) -> None:
-    """Remove unfinished downloads, files that were set aside, and what interrupted installs left."""
+    """Remove unfinished downloads, quarantined files, and what interrupted installs left."""
     from cloob_cli.registry import remove as removal
 
     _carry_out(removal.leftovers(), dry_run, yes)
@@ -163,11 +163,11 @@ def _carry_out(removals: list[Removal], dry_run: bool, yes: bool) -> None:
     from cloob_cli.registry.remove import carry_out
 
     console.table(
-        ["path", "what", "frees"], [(each.path, each.what, console.bytes_text(each.bytes)) for each in removals]
+        ["path", "what", "frees"], [(each.path, each.what, console.file_size(each.bytes)) for each in removals]
     )
-    freed = console.bytes_text(sum(each.bytes for each in removals))
+    freed = console.file_size(sum(each.bytes for each in removals))
     if not removals or dry_run:
-        console.talk(f"{freed} would be freed" if removals else "nothing to remove")
+        console.info(f"{freed} would be freed" if removals else "nothing to remove")
         if not dry_run:
             carry_out([])
         return
@@ -176,7 +176,7 @@ def _carry_out(removals: list[Removal], dry_run: bool, yes: bool) -> None:
             raise UsageError("nobody is there to ask", "give -y to remove these, or --dry-run to only list them")
         typer.confirm(f"Remove these and free {freed}?", abort=True, err=True)
     carry_out(removals)
-    console.talk(f"freed {freed}")
+    console.info(f"freed {freed}")
 
 
 def _what_is_kept(origin: Origin) -> str:
@@ -198,7 +198,7 @@ def _checked_hash(sha256: str | None) -> str | None:
 
 @contextmanager
 def _reporting() -> Iterator[Report]:
-    """Notices become talk; a download gets a bar of bytes, which begins with the first one."""
+    """Show notices as lines, and a download as a bar of bytes that appears with the first one."""
     from cloob_cli.registry.events import Notice, Received, Started
 
     with ExitStack() as stack:
@@ -206,10 +206,10 @@ def _reporting() -> Iterator[Report]:
 
         def report(event: Event) -> None:
             if isinstance(event, Notice):
-                console.talk(event.text)
+                console.info(event.text)
                 return
             if not bars:
-                bars.append(stack.enter_context(console.progress("downloading", unit="B")))
+                bars.append(stack.enter_context(console.track("downloading", unit="B")))
             if isinstance(event, Started):
                 bars[0].restart(event.done, event.total)
                 bars[0].note(event.name)

@@ -1,27 +1,36 @@
-"""The one package that draws: results go to stdout, talk goes to stderr, bars only to a terminal.
+"""Everything that is printed: results on stdout; notices, progress, warnings and errors on stderr.
 
-A result is a table for people when stdout is a terminal and tab-separated columns in a pipe, or JSON when asked.
-Rich is imported on first use, so that commands without output stay quick.
+Start here. A command calls `configure` once, then
+
+- `info`, `hint`, `warn` and `show_error` for lines on stderr (messages.py),
+- `track` for a bar, and `live_status` for the display of a training run (progress.py, status.py),
+- `table`, `growing_table`, `line`, `json_line` and `json_document` for its result (results.py, growing.py).
+
+streams.py knows the two streams: encodings, closed pipes, terminals. A result is a table for people when stdout is a
+terminal and tab-separated columns in a pipe, or JSON when asked. Bars are drawn on a terminal only. No other package
+draws. Rich is imported on first use, so that commands without output stay quick.
 """
 
 from cloob_cli.console.growing import growing_table
-from cloob_cli.console.messages import can_ask, debugging, hint, show_error, talk, warn
-from cloob_cli.console.progress import Progress, progress
-from cloob_cli.console.results import bytes_text, json_document, json_line, line, on_terminal, table
+from cloob_cli.console.messages import can_ask, debugging, hint, info, show_error, warn
+from cloob_cli.console.progress import Progress, track
+from cloob_cli.console.results import file_size, json_document, json_line, line, on_terminal, table
 from cloob_cli.console.status import Status, live_status
-from cloob_cli.console.streams import configure, finish_streams, flush, is_quiet, prepare_streams, unread_is_no_fault
+from cloob_cli.console.streams import configure, finish_streams, flush, ignore_closed_stdout, is_quiet, prepare_streams
 
 __all__ = [
     "Progress",
     "Status",
-    "bytes_text",
     "can_ask",
     "configure",
     "debugging",
+    "file_size",
     "finish_streams",
     "flush",
     "growing_table",
     "hint",
+    "ignore_closed_stdout",
+    "info",
     "is_quiet",
     "json_document",
     "json_line",
@@ -29,10 +38,8 @@ __all__ = [
     "live_status",
     "on_terminal",
     "prepare_streams",
-    "progress",
     "show_error",
     "table",
-    "talk",
-    "unread_is_no_fault",
+    "track",
     "warn",
 ]

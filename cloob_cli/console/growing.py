@@ -19,16 +19,16 @@ AddRows = Callable[[Iterable[Row]], None]
 _GAP = 2  # spaces between columns
 _LEAST_KEY = 16  # columns of a terminal below which no key can be read
 _NUMBER = len("-0.0000")
-_FITTING = 0.9  # of the keys that have to fit on their line; the others are folded
+_FITTING = 0.9  # fraction of the keys that have to fit on their line; the others are folded
 
 
 def growing_table(columns: Sequence[str], group: int, keys: Iterable[str], texts: Iterable[str]) -> AddRows:
-    """The function that appends rows to a table on stdout.
+    """Begin a table on stdout and return the function that appends rows to it.
 
     Args:
-        columns: of a whole row: the key's, then those of all groups.
+        columns: the names of a row's cells: the key's, then those of all groups.
         group: the number of cells of a group.
-        keys: the keys that rows will have, whose widths settle the columns beforehand; only a terminal reads them.
+        keys: the keys of all rows to come, which set the widths of columns; read on a terminal only.
         texts: the texts that groups may begin with, for the same purpose.
     """
     if not sys.stdout.isatty():
@@ -98,7 +98,7 @@ class _TerminalRows:
         result_console().print(table)
 
     def _add_blocks(self, rows: list[Row], header: bool) -> None:
-        """The key, then a line a group, which begins with the numbers: the text may be as long as it likes."""
+        """Print the key, then each group on a line of its own with its text last, since that may be of any length."""
         from rich.text import Text
 
         text, *numbers = self._columns[1 : 1 + self._group]

@@ -10,35 +10,35 @@ from cloob_cli.errors import CloobError
 from cloob_cli.text_format import printable
 
 
-def talk(text: str) -> None:
-    """A notice on stderr."""
+def info(text: str) -> None:
+    """Print a notice on stderr; nothing when quiet."""
     if not is_quiet():
         err().print(printable(text), markup=False, soft_wrap=True)
 
 
 def hint(text: str) -> None:
-    """What a user may want to do next, on stderr."""
+    """Suggest a next step on stderr; nothing when quiet."""
     if not is_quiet():
         err().print(f"hint: {printable(text)}", style="dim", markup=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
-    """Something that went on but not as asked, on stderr; shown also when quiet."""
+    """Print a warning on stderr, also when quiet: the work goes on, but not as asked."""
     err().print(f"warning: {printable(text)}", style="yellow", markup=False, soft_wrap=True)
 
 
 def show_error(error: CloobError) -> None:
-    """One line and a hint."""
+    """Print an error on stderr: one line, and its hint on another."""
     err().print(f"error: {printable(error.message)}", style="bold red", markup=False, soft_wrap=True)
     if error.hint:
         err().print(f"hint: {printable(error.hint)}", markup=False, soft_wrap=True)
 
 
 def can_ask() -> bool:
-    """Whether a person is there to answer a question."""
+    """True where a person is there to answer a question: stdin and stderr are terminals."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def debugging() -> bool:
-    """Whether the user wants tracebacks of expected errors (`CLOOB_DEBUG=1`)."""
+    """True where the user asked for tracebacks of expected errors (`CLOOB_DEBUG=1`)."""
     return os.environ.get("CLOOB_DEBUG", "") not in ("", "0")

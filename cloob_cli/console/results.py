@@ -14,15 +14,15 @@ _GAP = 2  # between the columns of a table
 
 
 def on_terminal() -> bool:
-    """Whether results go to a person's terminal."""
+    """True where stdout is a terminal."""
     return sys.stdout.isatty()
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], dispensable: Sequence[str] = ()) -> None:
-    """Rows of text: a table on a terminal, tab-separated columns with a header line elsewhere.
+    """Print rows: a table on a terminal, tab-separated columns with a header line elsewhere.
 
     Args:
-        dispensable: columns that a terminal does without, in this order, until it is wide enough for the others.
+        dispensable: columns that are left out, in this order, of a terminal that is too narrow for all.
     """
     if not on_terminal():
         line("\t".join(columns))
@@ -48,7 +48,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], dispensable:
 
 
 def line(text: str) -> None:
-    """One plain line of the result. Bytes of a file name that are not UTF-8 come out as they went in."""
+    """Print one plain line of the result. Bytes of a file name that are not UTF-8 come out as they went in."""
     if is_drawing() and sys.stdout.isatty():
         from rich.text import Text
 
@@ -63,23 +63,20 @@ def line(text: str) -> None:
 
 
 def json_line(value: Any) -> None:
-    """One object of a JSON Lines result."""
+    """Print one object of a JSON Lines result."""
     line(json.dumps(value, ensure_ascii=True, allow_nan=False))
 
 
 def json_document(value: Any) -> None:
-    """The whole result as one JSON document."""
+    """Print the whole result as one JSON document."""
     line(json.dumps(value, ensure_ascii=True, allow_nan=False, indent=2))
 
 
-def bytes_text(count: int | None) -> str | None:
-    """A number of bytes for people: "408 MB"."""
-    if count is None:
-        return None
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} B"
+def file_size(count: int | None) -> str | None:
+    """A number of bytes for people, like "408.0 MB"; None stays None."""
+    from rich.filesize import decimal
+
+    return None if count is None else decimal(count)
 
 
 def cell_text(cell: object) -> str:

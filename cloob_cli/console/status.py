@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cloob_cli.console.messages import talk
+from cloob_cli.console.messages import info
 from cloob_cli.console.streams import can_draw, drawing, err, is_quiet
 from cloob_cli.text_format import duration
 
@@ -22,16 +22,12 @@ _BAR = (5, 30)  # least and largest width of the bar; below the least it is left
 
 class Status(Protocol):
     def update(self, done: int, total: int, seconds_left: float, values: str) -> None:
-        """Show that `done` of `total` steps are done, and what there is to tell beside it."""
+        """Show that `done` of `total` steps are done, the time that is left, and `values` beside them."""
         ...
 
 
-class _NoStatus:
-    def update(self, done: int, total: int, seconds_left: float, values: str) -> None: ...
-
-
 class _LineStatus:
-    """Where there is no terminal (a cluster's log): a line every so often instead of a display."""
+    """A line every so often, for where there is no terminal (a cluster's log)."""
 
     def __init__(self, title: str, every_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._title, self._every, self._clock = title, every_seconds, clock
@@ -42,11 +38,11 @@ class _LineStatus:
         if elapsed - self._last >= self._every:
             self._last = elapsed
             times = f"{duration(elapsed)} elapsed, {duration(seconds_left)} left"
-            talk(f"{self._title}: step {done:,} of {total:,}, {times}: {values}")
+            info(f"{self._title}: step {done:,} of {total:,}, {times}: {values}")
 
 
 class _LiveStatus:
-    """Two lines; the time goes on between two updates."""
+    """Two lines that are redrawn in place; their times go on between two updates."""
 
     def __init__(self, title: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._title, self._clock = title, clock
@@ -90,11 +86,8 @@ def _cut(text: str, width: int) -> Any:
 
 @contextmanager
 def live_status(title: str, every_seconds: float = 10.0) -> Iterator[Status]:
-    """A bar and a line of values that are redrawn in place; on a pipe a line every `every_seconds`."""
-    if is_quiet():
-        yield _NoStatus()
-        return
-    if not can_draw():
+    """Show a bar and a line of values that are redrawn in place; off a terminal a line every `every_seconds`."""
+    if is_quiet() or not can_draw():
         yield _LineStatus(title, every_seconds)
         return
     from rich.live import Live

@@ -1,4 +1,4 @@
-"""stdout and stderr: what they do with text that their encoding cannot hold, and Rich's consoles on them."""
+"""stdout and stderr: text that their encoding cannot hold, closed pipes, and Rich's consoles on them."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _UNENCODABLE = "cloob.escape"  # the error handler of both streams
 
 
 def configure(quiet: bool = False) -> None:
-    """Set what every later call does: `quiet` keeps notices, hints and progress off stderr (errors still show)."""
+    """Set the mode of all later calls: `quiet` keeps notices, hints and progress off stderr (errors still show)."""
     global _quiet
     _quiet = quiet
 
 
 def is_quiet() -> bool:
-    """Whether notices, hints and progress are kept off stderr."""
+    """True where notices, hints and progress are kept off stderr."""
     return _quiet
 
 
 def prepare_streams() -> None:
-    """Make stdout and stderr take every text: no file name and no label ends a command or loses a row.
+    """Make stdout and stderr accept every text, so that no file name or label ends a command or loses a row.
 
-    What the encoding cannot hold (a Windows pipe has cp1252) is written as `\\xNN`, `\\uNNNN` or `\\UNNNNNNNN`.
+    Characters that the encoding lacks (a Windows pipe has cp1252) are written as `\\xNN`, `\\uNNNN` or `\\UNNNNNNNN`.
     """
     codecs.register_error(_UNENCODABLE, _escape)
     for name in ("stdout", "stderr"):
@@ -46,7 +46,7 @@ def prepare_streams() -> None:
 
 
 def finish_streams() -> None:
-    """Write what is still held back of stdout, where somebody reads it.
+    """Write the rest of stdout's buffer; a reader that has gone is no error.
 
     Raises:
         CloobError: it cannot be written.
@@ -61,7 +61,12 @@ def finish_streams() -> None:
 
 
 def flush() -> None:
-    """Hand what was printed so far to whoever reads stdout."""
+    """Flush stdout.
+
+    Raises:
+        BrokenPipeError: the reader of stdout has gone.
+        CloobError: it cannot be written.
+    """
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -71,8 +76,8 @@ def flush() -> None:
 
 
 @contextmanager
-def unread_is_no_fault() -> Iterator[None]:
-    """Inside, printing goes nowhere once the reader of stdout is gone (`| head`); elsewhere that ends a command."""
+def ignore_closed_stdout() -> Iterator[None]:
+    """Go on without printing where the reader of stdout has gone (`| head`); elsewhere that ends a command."""
     try:
         yield
     except BrokenPipeError:
@@ -80,12 +85,12 @@ def unread_is_no_fault() -> Iterator[None]:
 
 
 def unwritable(problem: OSError) -> CloobError:
-    """The error for a result that stdout does not take: it goes to a file on a full disk, say."""
+    """The error for a result that cannot be written to stdout, as to a file on a full disk."""
     return CloobError(f"the result cannot be written: {problem.strerror or problem}")
 
 
 def discard_stdout() -> None:
-    """Send the rest of stdout nowhere, so that the interpreter does not fail on it when it ends."""
+    """Redirect stdout to the null device, so that the interpreter does not fail on it when it ends."""
     try:
         descriptor = sys.stdout.fileno()
     except (OSError, ValueError):
@@ -112,13 +117,13 @@ def err() -> Console:
 
 
 def can_draw() -> bool:
-    """Whether stderr is a terminal on which something can be redrawn in place."""
+    """True where stderr is a terminal on which something can be redrawn in place."""
     return sys.stderr.isatty() and err().is_interactive
 
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Inside, a display on stderr is redrawn in place: results on the same terminal have to stand above it."""
+    """Mark that a display on stderr is redrawn in place: results on the same terminal are printed above it."""
     global _drawing
     _drawing += 1
     try:
@@ -128,12 +133,12 @@ def drawing() -> Iterator[None]:
 
 
 def is_drawing() -> bool:
-    """Whether something is being redrawn in place."""
+    """True while something is being redrawn in place."""
     return _drawing > 0
 
 
 def result_console() -> Console:
-    """The console for results on a terminal: stdout's, or stderr's while that redraws a display on the same one."""
+    """The console for results: stdout's, or stderr's while that redraws a display on the same terminal."""
     return err() if is_drawing() and _one_terminal() else out()
 
 
@@ -145,7 +150,7 @@ def _one_terminal() -> bool:
 
 
 def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What stands for characters that an encoding lacks: a file name's own bytes as they were, else an escape."""
+    """Encode characters that an encoding lacks: a file name's own bytes as they were, others as an escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     if error.encoding.lower().startswith(("utf-16", "utf-32")):  # single bytes would shift all that follows

@@ -67,7 +67,7 @@ def read_haiku_pickle(path: Path) -> Any:
     except OSError as problem:
         raise ConversionError(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
     except _DAMAGE as problem:
-        raise ConversionError(f"{path} is not a sound Haiku checkpoint ({type(problem).__name__}: {problem})") from None
+        raise ConversionError(f"{path} is not a valid Haiku checkpoint ({type(problem).__name__}: {problem})") from None
 
 
 class _Bounded:
@@ -175,7 +175,7 @@ _NAMES: dict[tuple[str, str], _Name] = {
 
 # The reader written in Python: its memo is a dict (the C one's grows to whatever index a file names) and its table
 # of opcodes can be cut down to what is needed.
-_PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+_PythonUnpickler: Any = pickle._Unpickler
 
 
 class _Opcodes(dict[int, Callable[..., None]]):
@@ -185,7 +185,7 @@ class _Opcodes(dict[int, Callable[..., None]]):
         raise pickle.UnpicklingError(f"0x{opcode:02x} is no pickle instruction")
 
 
-class _Reader(_PythonUnpickler):
+class _Reader(_PythonUnpickler):  # type: ignore[misc]
     dispatch = _Opcodes((opcode, _PythonUnpickler.dispatch[opcode]) for opcode in _PLAIN_OPCODES)
 
     def find_class(self, module: str, name: str) -> _Name:

@@ -62,13 +62,11 @@ def read_sentencepiece(folder: Path) -> tuple[bytes, int]:
             steps.append(normalizers.NFC())
     if rules.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(" +"), " "), normalizers.Strip()]
-    vocabulary.normalizer = normalizers.Sequence(steps)  # type: ignore[assignment]
-    vocabulary.pre_tokenizer = pre_tokenizers.Metaspace(  # type: ignore[assignment]
-        prepend_scheme="always" if rules.add_dummy_prefix else "never"
-    )
+    vocabulary.normalizer = normalizers.Sequence(steps)
+    vocabulary.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always" if rules.add_dummy_prefix else "never")
     special = [AddedToken(token, normalized=False, special=True) for token in _special_tokens(folder, names)]
     vocabulary.add_special_tokens(special)
-    vocabulary.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+    vocabulary.post_processor = processors.TemplateProcessing(
         single=f"{_START} $A", special_tokens=[(_START, names.index(_START))]
     )
     return vocabulary.to_str().encode(), names.index(_PAD)

@@ -67,7 +67,7 @@ def read_torch_file(path: Path) -> Any:
                 "nothing of it was run; do not open it with another program either",
             ) from None
         reason = str(problem).split(". ")[0].split("\n")[0] or type(problem).__name__
-        raise ConversionError(f"{path} is not a sound torch checkpoint ({reason})") from None
+        raise ConversionError(f"{path} is not a valid torch checkpoint ({reason})") from None
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -82,7 +82,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as problem:
-        raise ConversionError(f"{path} is not a sound safetensors file ({problem})") from None
+        raise ConversionError(f"{path} is not a valid safetensors file ({problem})") from None
 
 
 def plain_tensor(name: str, tensor: Any) -> Tensor:
@@ -105,4 +105,4 @@ def _refuse_compressed(path: Path) -> None:
     # torch never compresses; a file that does could unpack to any size.
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ConversionError(f"{path} is not a sound torch checkpoint (a part of it is compressed)")
+            raise ConversionError(f"{path} is not a valid torch checkpoint (a part of it is compressed)")

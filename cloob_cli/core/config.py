@@ -15,6 +15,8 @@ FORMAT_VERSION = 1
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
+CLIP_VOCAB_SIZE = 49408
+
 # CLIP's own statistics of its training images (openai/CLIP, clip.py), used by every released CLOOB model too.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -28,7 +30,7 @@ class VisionConfig(StrictModel):
     `norm_pre` and `norm_post`, crowsonkb's has neither and a bias in its projection.
     """
 
-    kind: Literal["resnet", "vit"] = Field(description="which of the two")
+    kind: Literal["resnet", "vit"] = Field(description="a ResNet or a vision transformer")
     image_size: int = Field(gt=0, description="side of the square input, pixels")
     width: int = Field(gt=0, description="channels of a token, or of the ResNet's first stage")
     layers: int | list[int] = Field(description="blocks; four counts for a ResNet")
@@ -37,7 +39,7 @@ class VisionConfig(StrictModel):
     )
     patch_size: int | None = Field(default=None, gt=0, description="side of a ViT's patch, pixels")
     stem: Literal["patch", "conv"] = Field(
-        default="patch", description="how a ViT makes a token of a patch: one linear map, or 3x3 convolutions"
+        default="patch", description="from patch to token in a ViT: one linear map, or 3x3 convolutions"
     )
     mlp_ratio: float = Field(default=4.0, gt=0, description="width of a block's hidden layer by the tower's")
     activation: Activation = Field(default="gelu", description="gelu_tanh is jax's, quick_gelu is the original CLIP's")
@@ -96,12 +98,12 @@ class TextConfig(StrictModel):
     heads: int = Field(gt=0, description="attention heads of a block")
     mlp_ratio: float = Field(default=4.0, gt=0, description="width of a block's hidden layer by the tower's")
     activation: Activation = Field(default="gelu", description="gelu_tanh is jax's, quick_gelu is the original CLIP's")
-    causal: bool = Field(default=True, description="a token sees only itself and what stands before it")
-    pooling: Literal["end", "first"] = Field(default="end", description="which token is the text's")
+    causal: bool = Field(default=True, description="a token attends only to itself and to those before it")
+    pooling: Literal["end", "first"] = Field(default="end", description="the token that the embedding is read from")
     padding: Literal["ignored", "queries", "keys"] = Field(
-        default="ignored", description="what is masked after the end"
+        default="ignored", description="the side of attention that is masked after the end token"
     )
-    pad_id: int | None = Field(default=None, ge=0, description="what padding is; none: all that follows the end token")
+    pad_id: int | None = Field(default=None, ge=0, description="id of padding; none: all that follows the end token")
     post_norm: bool = Field(default=False, description="norms after attention and MLP instead of before them")
     norm_embedding: bool = Field(default=False, description="a norm of the sum of embedding and position")
     norm_final: bool = Field(default=True, description="a norm after the last block")
@@ -118,16 +120,16 @@ class TextConfig(StrictModel):
 
 
 class PreprocessConfig(StrictModel):
-    """How an image becomes a tensor: resize of the short side, center crop, scale to [0, 1], normalize."""
+    """The steps from an image to a tensor: resize of the short side, center crop, scale to [0, 1], normalize."""
 
-    mean: tuple[float, float, float] = Field(default=CLIP_MEAN, description="of the channels, taken off")
+    mean: tuple[float, float, float] = Field(default=CLIP_MEAN, description="of the channels, subtracted")
     std: tuple[float, float, float] = Field(default=CLIP_STD, description="of the channels, divided by")
     resize: Literal["shortest", "squash"] = Field(default="shortest", description="squash: both sides, no crop")
     interpolation: Literal["bicubic", "bilinear"] = Field(default="bicubic", description="of the resize")
 
 
 class TokenizerConfig(StrictModel):
-    """How a text becomes ids. The vocabulary itself is the folder's `tokenizer.json`.
+    """The steps from a text to ids. The vocabulary itself is the folder's `tokenizer.json`.
 
     `kind`: "clip" is CLIP's byte-level BPE, "bpe" one of the same form trained on a recipe's captions, "roberta"
     a sentence-piece vocabulary whose first and last ids the upstream tokenizer adds.
@@ -162,7 +164,7 @@ class ModelConfig(StrictModel):
 
 
 def _clip(embed_dim: int, text_width: int, vision: dict[str, Any], activation: Activation) -> dict[str, Any]:
-    text = {"vocab_size": 49408, "width": text_width, "layers": 12, "heads": text_width // 64}
+    text = {"vocab_size": CLIP_VOCAB_SIZE, "width": text_width, "layers": 12, "heads": text_width // 64}
     return {
         "embed_dim": embed_dim,
         "vision": vision | {"activation": activation},

@@ -1,4 +1,4 @@
-"""Which device and which number format to use, and why."""
+"""The choice of device and precision."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def pick_device(name: str | None = None) -> torch.device:
 
 
 def pick_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
-    """The number format for inference: `name` (fp32, fp16, bf16), or fp16 on CUDA and fp32 elsewhere.
+    """The dtype for inference: `name` (fp32, fp16, bf16), or fp16 on CUDA and fp32 elsewhere.
 
     float16 on CUDA keeps cosines to about 1e-3 and doubles the rate; on a CPU float32 is the exact and safe choice.
 
     Raises:
-        DeviceError: no such format.
+        DeviceError: no such precision.
     """
     if name in (None, "", "auto"):
         return torch.float16 if device.type == "cuda" else torch.float32

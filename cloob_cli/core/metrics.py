@@ -1,4 +1,4 @@
-"""Scores of embeddings and predictions: retrieval recall, top-k accuracy, and how many directions are used."""
+"""Scores of embeddings and predictions: retrieval recall, top-k accuracy, and the rank of their covariance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cloob_cli.errors import NonFiniteEmbeddingsError
 
 
 def recall_at_k(queries: Tensor, keys: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
-    """Share of queries that find their own key among their k nearest, as CLIP_benchmark counts: an equal caption of
+    """Fraction of queries that find their own key among their k nearest, as CLIP_benchmark counts: an equal caption of
     another pair is no hit.
 
     Keys that are exactly as near as a query's own take its place by chance, as a random order of the equal ones would
@@ -23,7 +23,7 @@ def recall_at_k(queries: Tensor, keys: Tensor, ks: Sequence[int] = (1, 5, 10)) -
         ks: a k above N counts as N.
 
     Returns:
-        {k: share in [0, 1]}.
+        {k: fraction in [0, 1]}.
 
     Raises:
         ValueError: not as many queries as keys, or none.
@@ -42,7 +42,7 @@ def recall_at_k(queries: Tensor, keys: Tensor, ks: Sequence[int] = (1, 5, 10)) -
 
 
 def top_k_accuracy(scores: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> dict[int, float]:
-    """Share of rows of `scores` [N, C] whose label (int64 [N]) is among the k highest; a k above C counts as C.
+    """Fraction of rows of `scores` [N, C] whose label (int64 [N]) is among the k highest; a k above C counts as C.
 
     Raises:
         ValueError: not as many labels as rows, or none.
@@ -61,10 +61,10 @@ def _finite(scores: Tensor) -> Tensor:
     return scores
 
 
-def covariance_rank(embeddings: Tensor, share: float = 0.99) -> int:
-    """How many eigenvalues of the embeddings' covariance make up `share` of the variance.
+def covariance_rank(embeddings: Tensor, fraction: float = 0.99) -> int:
+    """The number of eigenvalues of the embeddings' covariance that make up `fraction` of the variance.
 
-    A measure of how many directions of the space are in use; the CLOOB paper (Fürst et al. 2022, section 4.2)
+    It measures how many directions of the space are in use; the CLOOB paper (Fürst et al. 2022, section 4.2)
     compares models by it.
 
     Args:
@@ -73,4 +73,4 @@ def covariance_rank(embeddings: Tensor, share: float = 0.99) -> int:
     centered = embeddings.double() - embeddings.double().mean(dim=0)
     eigenvalues = torch.linalg.eigvalsh(centered.T @ centered).flip(0).clamp(min=0)
     explained = eigenvalues.cumsum(0) / eigenvalues.sum().clamp(min=torch.finfo(torch.float64).tiny)
-    return min(len(eigenvalues), int((explained < share).sum()) + 1)
+    return min(len(eigenvalues), int((explained < fraction).sum()) + 1)

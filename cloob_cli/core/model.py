@@ -91,7 +91,8 @@ class CloobModel(nn.Module):
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Raw image features [B, D], before L2 normalization, of normalized pixels [B, 3, H, W] (any float dtype)."""
-        return self.visual(pixels.to(self.visual.conv1.weight.dtype))
+        features: Tensor = self.visual(pixels.to(self.visual.conv1.weight.dtype))
+        return features
 
     def text_features(self, tokens: Tensor) -> Tensor:
         """Raw text features [B, D], before L2 normalization, of token ids int64 [B, context]."""
@@ -167,16 +168,16 @@ def with_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> CloobMod
     """
     with torch.device("meta"):
         model = CloobModel(config)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     hint = "the weights do not belong to this configuration"
-    for name in sorted(wanted.keys() | given.keys()):
+    for name in sorted(expected.keys() | given.keys()):
         if name not in given:
             raise ModelFolderError(f"the weights lack the tensor '{name}'", hint)
-        if name not in wanted:
+        if name not in expected:
             raise ModelFolderError(f"the weights hold the tensor '{name}', which this architecture does not have", hint)
-        if wanted[name] != given[name]:
-            shapes = f"{list(given[name])} instead of {list(wanted[name])}"
+        if expected[name] != given[name]:
+            shapes = f"{list(given[name])} instead of {list(expected[name])}"
             raise ModelFolderError(f"the tensor '{name}' has the shape {shapes}", hint)
     model.load_state_dict(weights, strict=True, assign=True)
     return model
@@ -196,5 +197,6 @@ def tokens_to_end(tokens: Tensor, end_id: int) -> Tensor:
 
 def _is_traced() -> bool:
     # A compiled or exported graph must not depend on the numbers in a batch.
-    traced: Any = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    traced: Any = tracing or torch.compiler.is_compiling() or torch.compiler.is_exporting()
     return bool(traced)

@@ -71,7 +71,8 @@ class AttentionPool(nn.Module):
         query = self.q_proj(x[:, 0]).unflatten(-1, (self.heads, 1, -1))  # [B, H, 1, C/H]
         key = self.k_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, N, C/H]
         value = self.v_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        return self.c_proj(F.scaled_dot_product_attention(query, key, value).flatten(1))
+        output: Tensor = self.c_proj(F.scaled_dot_product_attention(query, key, value).flatten(1))
+        return output
 
 
 class ModifiedResNet(nn.Module):
@@ -103,13 +104,16 @@ class ModifiedResNet(nn.Module):
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in stage:
                 x = self._run(block, x)
-        return self.attnpool(x)
+        output: Tensor = self.attnpool(x)
+        return output
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         if self.checkpointing and self.training and torch.is_grad_enabled():
             contexts = lambda: (nullcontext(), frozen_statistics(block))  # noqa: E731 (forward, recomputation)
-            return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-        return block(x)
+            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+        else:
+            x = block(x)
+        return x
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Rows of token ids without the padding that nobody reads."""
+"""Rows of token ids cut to the longest text, without padding that no tower reads."""
 
 from __future__ import annotations
 

@@ -51,7 +51,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, ca
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(-1).to(value.dtype) @ value
+    attended: Tensor = scores.softmax(-1).to(value.dtype) @ value
+    return attended
 
 
 class SelfAttention(nn.Module):
@@ -73,7 +74,8 @@ class SelfAttention(nn.Module):
             query = query * valid_queries[:, None, :, None].to(query.dtype)
         mask = None if valid_keys is None else valid_keys[:, None, None, :]
         attended = attention(query, key, value, mask, causal)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
+        output: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        return output
 
     def attend_from(self, token: Tensor, x: Tensor, *, valid_keys: Tensor | None) -> Tensor:
         """Attend from one token [B, W] to every token of x [B, N, W]; gives [B, W]."""
@@ -83,7 +85,8 @@ class SelfAttention(nn.Module):
         projected = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:])
         key, value = projected.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mask = None if valid_keys is None else valid_keys[:, None, None, :]
-        return self.out_proj(attention(query, key, value, mask, causal=False).flatten(1))
+        output: Tensor = self.out_proj(attention(query, key, value, mask, causal=False).flatten(1))
+        return output
 
 
 class Mlp(nn.Module):
@@ -96,7 +99,8 @@ class Mlp(nn.Module):
         self.c_proj = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(self.activation(self.c_fc(x)))
+        output: Tensor = self.c_proj(self.activation(self.c_fc(x)))
+        return output
 
 
 class Block(nn.Module):
@@ -122,7 +126,7 @@ class Block(nn.Module):
         return self._finish(x, self.attn(source, causal=causal, valid_queries=valid_queries, valid_keys=valid_keys))
 
     def one_token(self, x: Tensor, index: Tensor | int, valid_keys: Tensor | None = None) -> Tensor:
-        """What `forward` gives for one token of each sequence: [B, W] of x [B, N, W]."""
+        """The output of `forward` for one token of each sequence: [B, W] of x [B, N, W]."""
         source = x if self.post_norm else self.ln_1(x)
         return self._finish(_pick(x, index), self.attn.attend_from(_pick(source, index), source, valid_keys=valid_keys))
 
@@ -130,8 +134,10 @@ class Block(nn.Module):
         x = x + attended
         if self.post_norm:
             x = self.ln_1(x)
-            return self.ln_2(x + self.mlp(x))
-        return x + self.mlp(self.ln_2(x))
+            x = self.ln_2(x + self.mlp(x))
+        else:
+            x = x + self.mlp(self.ln_2(x))
+        return x
 
 
 class Transformer(nn.Module):
@@ -173,7 +179,7 @@ class Transformer(nn.Module):
             index: which token is read: a number, or int64 [B]. It must be a valid query.
             causal: a token attends to itself and to what stands before it. Not together with `valid_keys`.
             valid_queries: bool [B, N]; a token that is not valid attends to all tokens alike.
-            valid_keys: bool [B, N]; a token that is not valid is attended to by nobody.
+            valid_keys: bool [B, N]; no token attends to one that is not valid.
 
         Returns:
             [B, W] in the dtype of x.
@@ -190,7 +196,8 @@ class Transformer(nn.Module):
     def _run(self, function: Callable[..., Tensor], *arguments: object) -> Tensor:
         if self.checkpointing and self.training and torch.is_grad_enabled():
             # No dropout anywhere, so there is no random state to keep.
-            return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+            output: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+            return output
         return function(*arguments)
 
 

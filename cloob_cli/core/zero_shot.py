@@ -14,6 +14,14 @@ from torch import Tensor
 from cloob_cli.core.config import TextConfig
 from cloob_cli.core.token_rows import cut_to_longest
 
+DEFAULT_TEMPLATES = (
+    "{c}",
+    "a photo of a {c}.",
+    "a photo of the {c}.",
+    "a picture of {c}.",
+    "an image of {c}.",
+)  # for models and data sets that bring none of their own
+
 
 def fill_template(template: str, name: str) -> str:
     """`template` with every `{c}` and `{}` replaced by `name`; other braces stay as they are."""

@@ -185,4 +185,5 @@ def _color_jittered(images: torch.Tensor, factors: np.ndarray, inverted: np.ndar
 
 
 def _shifts(uniform: np.ndarray, most: int) -> np.ndarray:
-    return np.floor(uniform * (2 * most + 1)).astype(np.int64) - most
+    shifts: np.ndarray = np.floor(uniform * (2 * most + 1)).astype(np.int64) - most
+    return shifts

@@ -15,11 +15,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from cloob_cli.core.zero_shot import DEFAULT_TEMPLATES
 from cloob_cli.data.folder import list_images
 from cloob_cli.data.images import open_image
 from cloob_cli.errors import DataError
-
-DEFAULT_TEMPLATES = ["{c}", "a picture of {c}"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def _webdataset(folder: Path) -> ClassificationSet:
                 raise DataError(f"{shard}: {key} has class {numbers[key]}, but there are {len(classes)} class names")
             sources.append(images[key])
             labels.append(numbers[key])
-    found = _lines(templates) if templates.is_file() else DEFAULT_TEMPLATES
+    found = _lines(templates) if templates.is_file() else list(DEFAULT_TEMPLATES)
     return ClassificationSet(folder.name, classes, found, sources, labels)
 
 
@@ -121,7 +120,7 @@ def _class_folders(folder: Path) -> ClassificationSet:
         sources += [Source(path) for path in images]
         labels += [label] * len(images)
     classes = [path.name.replace("_", " ").replace("-", " ") for path in subfolders]
-    return ClassificationSet(folder.name, classes, DEFAULT_TEMPLATES, sources, labels)
+    return ClassificationSet(folder.name, classes, list(DEFAULT_TEMPLATES), sources, labels)
 
 
 def _lines(path: Path) -> list[str]:

@@ -103,7 +103,7 @@ def _one_scan(stream: BinaryIO, planes: int) -> bool:
     stream.seek(max(0, place - 8 - 2 * planes))
     marker, _, count = struct.unpack(">HHB", stream.read(5).ljust(5, b"\0"))
     stream.seek(place)
-    return marker == 0xFFDA and count == planes
+    return bool(marker == 0xFFDA and count == planes)
 
 
 def _tiff_buffer(image: Image.Image, stored: tuple[int, int]) -> int:

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 from PIL import Image
 
@@ -143,7 +143,7 @@ def fits_in_memory(source: PairSource, bases: ImageDecoder, pairs: np.ndarray, p
 
 def _free_memory() -> int:
     """Bytes: what the machine has free, or what a container's limit (control groups, version 2) leaves."""
-    free = psutil.virtual_memory().available
+    free: int = psutil.virtual_memory().available
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())

@@ -29,7 +29,7 @@ from cloob_cli.recipe import AugmentSection
 
 __all__ = ["PairBatch", "PairLoader", "check_enough"]
 
-_BY_CHANCE = 8  # unreadable pairs that may be all of a process's small share of a batch
+_BY_CHANCE = 8  # unreadable pairs that may be all of a process's small part of a batch
 
 
 class PairLoader:
@@ -37,7 +37,7 @@ class PairLoader:
 
     Args:
         indices: int64 [n], the pairs to use; None: all.
-        batch_size: pairs in a batch of all processes together. Rank r of W gets a contiguous share of each.
+        batch_size: pairs in a batch of all processes together. Rank r of W gets a contiguous part of each.
         workers: processes (or threads, where the images are in memory) that prepare batches; "auto": by cores.
         local_processes: those of `processes` that share this machine's cores and memory; left out: all of them.
         in_memory: keep the decoded images; "auto": where they take at most a part of the free memory.
@@ -71,7 +71,7 @@ class PairLoader:
         self._pairs = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
         check_enough(len(self._pairs), batch_size)
         self._source, self._seed, self._batch_size, self._text = source, seed, batch_size, text
-        self._share = slice(batch_size * rank // processes, batch_size * (rank + 1) // processes)
+        self._local = slice(batch_size * rank // processes, batch_size * (rank + 1) // processes)
         local = local_processes or processes
         self._workers = _worker_count(local) if workers == "auto" else workers
         reader = PairReader(source, tokenizer, ImageDecoder(preprocess, augment), augment, seed, captions_per_image)
@@ -90,9 +90,9 @@ class PairLoader:
         return len(self._pairs) // self._batch_size
 
     @property
-    def share(self) -> int:
-        """Pairs of each batch that are this process's."""
-        return self._share.stop - self._share.start
+    def local_batch_size(self) -> int:
+        """Pairs of each batch that are this process's, where none is unreadable."""
+        return self._local.stop - self._local.start
 
     def batches(
         self, epoch: int, first_batch: int = 0, image_size: Callable[[int], int] | None = None
@@ -105,12 +105,12 @@ class PairLoader:
             image_size: pixels a side of the images of each batch, by its number; None: those of `preprocess`.
 
         Raises:
-            DataError: not one pair of this process's share of a batch can be read, and the share is not tiny.
+            DataError: not one pair of this process's part of a batch can be read, and the part is not tiny.
         """
         order = self._order(epoch)
         wanted = []
         for number in range(first_batch, self.batches_per_epoch):
-            pairs = order[number * self._batch_size : (number + 1) * self._batch_size][self._share]
+            pairs = order[number * self._batch_size : (number + 1) * self._batch_size][self._local]
             wanted.append((pairs, image_size(number) if image_size else self._full_size))
         for batch in self._read(epoch, wanted):
             if not len(batch.indices) and len(batch.skipped) > _BY_CHANCE:
@@ -127,7 +127,8 @@ class PairLoader:
         if self._source.blocks is not None:
             blocks, in_window = self._source.blocks
             windows = block_windows(blocks[self._pairs], in_window, self._seed, epoch)
-        return self._pairs[epoch_order(len(self._pairs), self._seed, epoch, windows)]
+        order: np.ndarray = self._pairs[epoch_order(len(self._pairs), self._seed, epoch, windows)]
+        return order
 
 
 def check_enough(pairs: int, batch_size: int) -> None:

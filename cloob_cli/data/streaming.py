@@ -89,7 +89,7 @@ class PairStream:
 
     def __init__(self, reader: PairReader, workers: int) -> None:
         self.keys: list[tuple[int, np.ndarray, int]] = []
-        options: dict = {}
+        options: dict[str, Any] = {}
         if workers:
             # Forking a process that has threads (tokenizers, Arrow, CUDA) can hang; a clean server forks instead.
             context: BaseContext = multiprocessing.get_context("spawn")
@@ -97,7 +97,7 @@ class PairStream:
                 context = _fork_server()
             options = {"multiprocessing_context": context, "persistent_workers": True, "worker_init_fn": _start_worker}
         with _as_many_workers_as_asked():
-            self._loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
+            self._loader: torch.utils.data.DataLoader[PairBatch] = torch.utils.data.DataLoader(
                 reader,  # type: ignore[arg-type]
                 batch_size=None,
                 sampler=_Keys(self),

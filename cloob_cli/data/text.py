@@ -63,7 +63,7 @@ class Tokenizer:
         self._start = self._end = -1
         if self.config.kind != "roberta":
             # `clean` has done that already, and once more is not always the same: lower case can undo NFC.
-            self._vocabulary.normalizer = None  # type: ignore[assignment]
+            self._vocabulary.normalizer = None
             self._start, self._end = (self._special(name) for name in (self.config.start_token, self.config.end_token))
 
     def __call__(self, texts: str | list[str]) -> torch.Tensor:

@@ -115,7 +115,8 @@ _KEEP_SIZE = {
 def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 (upright) to 8; 1 where there is none."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        value: int = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return value
     except Exception:  # broken metadata is no reason to lose the image
         return 1
 

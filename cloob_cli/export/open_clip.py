@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cloob_cli.checkpoint.folder import open_model
 from cloob_cli.export.parts import (
     OPEN_RGB,
     foreign_padding,
@@ -18,7 +19,6 @@ from cloob_cli.export.parts import (
     write_tokenizer,
 )
 from cloob_cli.files import replacing_folder
-from cloob_cli.registry.store import open_model
 
 if TYPE_CHECKING:
     from cloob_cli.core.config import ModelConfig, TextConfig, VisionConfig

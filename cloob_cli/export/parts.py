@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cloob_cli.checkpoint.folder import README_FILE, TOKENIZER_FILE
 from cloob_cli.errors import NotExportableError
-from cloob_cli.registry.store import README_FILE, TOKENIZER_FILE
 
 if TYPE_CHECKING:
     from cloob_cli.core.config import ModelConfig

@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cloob_cli.checkpoint.folder import CONFIG_FILE, WEIGHTS_FILE, open_model
 from cloob_cli.export.parts import OPEN_RGB, not_of_clip, refuse, write_readme, write_tokenizer
 from cloob_cli.files import replacing_folder
-from cloob_cli.registry.store import CONFIG_FILE, WEIGHTS_FILE, open_model
 
 if TYPE_CHECKING:
     from torch import Tensor

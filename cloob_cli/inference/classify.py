@@ -1,4 +1,4 @@
-"""Zero-shot classification of images: labels in, one row an image out."""
+"""Zero-shot classification: images and labels in, one row for each image out."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ClassifiedBatch:
 
 
 def columns(top_k: int) -> list[str]:
-    """The names of a row's cells: path, label, probability, cosine, label_2, ..."""
+    """The names of the cells of a row: path, label, probability, cosine, label_2, ..."""
     first = ["label", "probability", "cosine"]
     return ["path", *first, *(f"{name}_{rank}" for rank in range(2, top_k + 1) for name in first)]
 
@@ -91,7 +91,7 @@ def classify(
 
     Probabilities are softmax(inv_tau · cosine) over all labels, with the inv_tau of the model's configuration.
     Where `top_k` exceeds the number of labels, all are given. Of equal cosines the label that stands first wins.
-    `on_texts` and `on_image` follow the work.
+    `on_texts` and `on_image` are called as the work goes on.
     """
     names = [label.name for label in labels]
     classes = _encode_labels(model, labels, templates, batch_size, on_texts)
@@ -138,11 +138,11 @@ def _encode_labels(
 
 def _best(cosines: Tensor, inv_tau: float, names: list[str], top_k: int) -> list[list[Choice]]:
     order = torch.sort(cosines, dim=1, descending=True, stable=True).indices[:, :top_k]
-    shares = probabilities(cosines, inv_tau).gather(1, order).tolist()
+    fractions = probabilities(cosines, inv_tau).gather(1, order).tolist()
     kept = cosines.gather(1, order).tolist()
     return [
         [Choice(names[i], p, c) for i, p, c in zip(*row, strict=True)]
-        for row in zip(order.tolist(), shares, kept, strict=True)
+        for row in zip(order.tolist(), fractions, kept, strict=True)
     ]
 
 

@@ -110,7 +110,7 @@ def write_embeddings(
         width: D, the length of an embedding.
         dtype: "float32" or "float16".
         column: the name of the index's column, "path" or "text".
-        metadata: what the index says about how the embeddings were made.
+        metadata: of the index: how the embeddings were made.
 
     Raises:
         NothingFoundError: not one row.
@@ -130,7 +130,7 @@ def write_embeddings(
                     names.write({column: name} for name in batch.names)
             rows.finish()
         if not rows.count:
-            raise NothingFoundError("there is nothing to embed: not one usable input")
+            raise NothingFoundError("nothing to embed: not one input could be read")
         write_failures(listing, failures)
     return Written(output, index, skipped if failures else None, rows.count, cut)
 

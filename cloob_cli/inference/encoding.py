@@ -1,4 +1,4 @@
-"""A loaded model at work: fast forms of it, and batches of pixels and texts as embeddings on the CPU."""
+"""Run a loaded model: prepare it for fast inference, and encode batches of pixels and texts."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def _fold(owner: nn.Module, convolution: str, norm: str) -> None:
 
 
 def device_of(model: CloobModel) -> torch.device:
+    """The device of the model's weights."""
     return model.logit_scale.device
 
 

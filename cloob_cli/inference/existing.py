@@ -1,6 +1,6 @@
-"""Result files that are there already: which of them a command may replace.
+"""Guard existing result files: a command replaces without being asked only those that it wrote itself.
 
-A command replaces without being asked what it wrote itself. That is known
+That is known
 
 * of a .parquet file by its metadata (`made_by`; of files of version 0.1.0 by the other metadata, or their columns);
 * of a .npy file by the .parquet file beside it, which has as many rows;
@@ -27,16 +27,16 @@ MADE_BY = "made_by"  # the key in a Parquet file's metadata; its value is the co
 _EMBED_KEYS = {b"model", b"weights_sha256", b"preprocessing", b"version"}
 _CHOICE = ["label", "probability", "cosine"]
 _CSV_HEADER = re.compile(r"path,label,probability,cosine(,label_\d+,probability_\d+,cosine_\d+)*")
-_FIRST_LINE = 1 << 20  # bytes of a first line that are looked at
+_FIRST_LINE = 1 << 20  # bytes of a first line that are read
 
 
 def failures_path(output: Path) -> Path:
-    """Where what was skipped is listed: `emb.failures.jsonl` beside `emb.npy`."""
+    """The file that lists skipped inputs: `emb.failures.jsonl` beside `emb.npy`."""
     return output.with_suffix(".failures.jsonl")
 
 
 def output_files(output: Path, command: Command) -> list[Path]:
-    """Every file that `command -o output` writes, `output` first and the failures last."""
+    """All files that `command -o output` writes, `output` first and the failures last."""
     index = [output.with_suffix(".parquet")] if command == "embed" else []
     return [output, *index, failures_path(output)]
 
@@ -55,7 +55,7 @@ def check_output(
             this command did not write it.
     """
     if output.suffix.lower() not in suffixes:
-        raise UsageError(f"cannot write '{output.name}': unknown kind of file", f"use one of: {' '.join(suffixes)}")
+        raise UsageError(f"cannot write '{output.name}': unknown file type", f"use one of: {' '.join(suffixes)}")
     files = output_files(output, command)
     inputs = list(inputs)
     for path in files:
@@ -116,9 +116,9 @@ def made_by(path: Path) -> Command | None:
                 ours = _maker_of_parquet(index) == "embed" and _rows_of_npy(path) == _rows_of_parquet(index)
                 return "embed" if ours else None
             case ".csv":
-                return "classify" if _CSV_HEADER.fullmatch(_first_line(path)) else None
+                return "classify" if _CSV_HEADER.fullmatch(_read_first_line(path)) else None
             case ".jsonl":
-                value = json.loads(_first_line(path))
+                value = json.loads(_read_first_line(path))
                 return "classify" if isinstance(value, dict) and [*value] == ["path", *_CHOICE, "top"] else None
     except Exception:  # whatever pyarrow, NumPy or json say of it: a damaged file is not known to be ours
         pass
@@ -143,7 +143,7 @@ def _rows_of_parquet(path: Path) -> int:
     from pyarrow import parquet
 
     with path.open("rb") as stream:
-        return parquet.read_metadata(stream).num_rows
+        return int(parquet.read_metadata(stream).num_rows)
 
 
 def _rows_of_npy(path: Path) -> int:
@@ -152,7 +152,7 @@ def _rows_of_npy(path: Path) -> int:
     return len(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
-def _first_line(path: Path) -> str:
+def _read_first_line(path: Path) -> str:
     with path.open("rb") as stream:
         return stream.readline(_FIRST_LINE).decode("utf-8").rstrip("\r\n")
 

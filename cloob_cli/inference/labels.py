@@ -5,10 +5,10 @@ A label file:
     # whole lines may be comments, and the rest of a line after " # "
     cat
     dog: puppy | hound          synonyms: a class is the mean of its label and all its synonyms
-    12\\: noon                   a backslash takes the meaning from : | and # (here the label is "12: noon")
+    12\\: noon                   a backslash before : | and # makes it part of the text (here "12: noon")
 
-Names of things hold colons too ("keycap: 1", "keycap: 2"). So where a line has a colon but no `|`, and reading such
-colons as "label: synonym" would give two lines the same label, all lines of that kind are whole labels.
+Labels themselves may hold colons ("keycap: 1", "keycap: 2"). So where reading colons as "label: synonym" would give
+two lines the same label, lines with a colon but no `|` are whole labels.
 """
 
 from __future__ import annotations
@@ -19,14 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloob_cli.errors import InputError, LabelError
-
-DEFAULT_TEMPLATES = (
-    "{c}",
-    "a photo of a {c}.",
-    "a photo of the {c}.",
-    "a picture of {c}.",
-    "an image of {c}.",
-)
 
 _COMMENT = re.compile(r"(?:^#|\s#\s).*")
 _COLON = re.compile(r"(?<!\\):\s+")
@@ -126,6 +118,6 @@ def _refuse_duplicates(path: Path, numbered: list[tuple[int, str]]) -> None:
         if name in first:
             raise LabelError(
                 f"{path} line {number}: the label '{name}' stands already on line {first[name]}",
-                "each label once; other words for it go behind a colon: dog: puppy | hound",
+                "give each label once, with synonyms after a colon: dog: puppy | hound",
             )
         first[name] = number

@@ -1,4 +1,4 @@
-"""Result files that are written row by row: NumPy arrays whose length is not known beforehand, Parquet, failures."""
+"""Write result files row by row: NumPy arrays of unknown length, Parquet, the list of failures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROW_GROUP = 16_384  # rows held before they are written: large enough to compre
 
 
 def write_failures(path: Path, failures: Iterable[Failure]) -> None:
-    """One JSON object a line, `{"path", "reason"}`; without failures the file is deleted."""
+    """Write one JSON object a line, `{"path", "reason"}`; delete the file where there are no failures."""
     failures = list(failures)
     if not failures:
         path.unlink(missing_ok=True)
@@ -87,7 +87,7 @@ class ParquetRows:
 
 @contextmanager
 def parquet_rows(path: Path, schema: pyarrow.Schema) -> Iterator[ParquetRows]:
-    """A `ParquetRows` that is closed at the end, also after an error (the file is then of no use)."""
+    """Open a `ParquetRows` and close it at the end, also after an error (the file is then incomplete)."""
     rows = ParquetRows(path, schema)
     try:
         yield rows

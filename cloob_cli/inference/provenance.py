@@ -1,4 +1,4 @@
-"""How results were made: metadata that stand in Parquet files, all values text."""
+"""Metadata of Parquet files that say how the rows were made; all values are text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cloob_cli.inference.existing import MADE_BY, Command
 def describe_images(
     command: Command, model: CloobModel, name: str, weights_sha256: str, *, fast_jpeg: bool, **further: str
 ) -> dict[str, str]:
-    """What somebody needs to know before comparing rows of two files: every option that changes numbers.
+    """Describe how rows were made of images: every option that changes numbers, so that files can be compared.
 
     Args:
-        name: the model's.
-        further: what only this command has.
+        name: the name of the model.
+        further: values that only this command has.
     """
     return {**_describe(command, model, name, weights_sha256), "fast_jpeg": json.dumps(fast_jpeg), **further}
 
@@ -24,7 +24,7 @@ def describe_images(
 def describe_texts(
     command: Command, model: CloobModel, name: str, weights_sha256: str, **further: str
 ) -> dict[str, str]:
-    """The same for rows that were made of texts."""
+    """Describe how rows were made of texts, in the same way."""
     context = {"context_length": model.config.text.context_length}
     tokenizer = json.dumps({**context, **model.config.tokenizer.model_dump(mode="json")})
     return {**_describe(command, model, name, weights_sha256), "tokenizer": tokenizer, **further}

@@ -1,4 +1,4 @@
-"""Folders of images as batches of decoded pixels, in order, in memory that does not grow with the folder.
+"""Read folders of images as batches of decoded pixels, in order, in memory that does not grow with the folder.
 
 Threads decode: Pillow lets go of the interpreter's lock while it decodes and resizes, so they keep as many cores busy
 as processes would, without a second copy of torch in each and without sending pixels between processes.
@@ -45,9 +45,9 @@ class ImageBatch:
 
 @dataclass
 class Collected:
-    """Images to read, and among them, in their places, failures: what is missing or may not be listed.
+    """Images to read and, in their places among them, failures: missing files and folders that cannot be listed.
 
-    `passed_over` counts by kind files that look like images and cannot be read here.
+    `passed_over` counts, by format, the image files that this installation cannot read.
     """
 
     items: list[Path | Failure] = field(default_factory=list)
@@ -55,9 +55,9 @@ class Collected:
 
 
 def collect_images(sources: Sequence[Path], watch: Watch | None = None) -> Collected:
-    """The images that paths of images and folders mean, each file once, in the order of the arguments.
+    """Find the images among files and below folders, each file once, in the order of the arguments.
 
-    `watch` is called with numbers of files that were looked at.
+    `watch` is called with counts of files that were looked at.
 
     Raises:
         InputError: none of `sources` gives an image; the error is the first one's.

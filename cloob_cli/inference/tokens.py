@@ -1,4 +1,4 @@
-"""What becomes of texts as tokens: which are cut, and which labels become equal."""
+"""Check texts as tokens before the work: those that are cut, and labels that become equal."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class LabelTokens:
 
 
 def count_cut(model: CloobModel, texts: Sequence[str]) -> int:
-    """How many of `texts` are longer than the model's context, so that their ends do not count."""
+    """Count the `texts` that are longer than the model's context, so that their ends are cut off."""
     tokenizer = model.tokenize
     assert isinstance(tokenizer, Tokenizer)
     return sum(length > tokenizer.context_length for length in tokenizer.lengths(list(texts)))
 
 
 def label_tokens(model: CloobModel, labels: Sequence[Label], templates: Sequence[str]) -> LabelTokens:
-    """Look at every prompt of every label before the work: two labels of equal tokens always get equal scores."""
+    """Count cut prompts and group labels of equal tokens, which always get equal scores."""
     tokenizer = model.tokenize
     assert isinstance(tokenizer, Tokenizer)
     groups: dict[tuple[tuple[int, ...], ...], list[str]] = {}

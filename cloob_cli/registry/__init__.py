@@ -1,1 +1,1 @@
-"""The zoo: cards, installed models, downloads, conversion and export."""
+"""The zoo: entries, installed models, downloads, conversion and export."""

@@ -19,7 +19,7 @@ from cloob_cli.version import __version__
 MANIFEST = "cloob-bundle.json"
 _LARGEST_MANIFEST = 1 << 20
 _CHUNK = 1 << 20
-_UNSOUND = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError)  # of tarfile, with hostile headers
+_INVALID = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError)  # of tarfile, with hostile headers
 
 
 def write_bundle(folder: Path, name: str, names: list[str], target: Path) -> None:
@@ -39,7 +39,7 @@ def is_bundle(path: Path) -> bool:
         with tarfile.open(path, "r:") as tar:
             first = tar.next()
             return first is not None and first.name == MANIFEST
-    except (*_UNSOUND, OSError):
+    except (*_INVALID, OSError):
         return False
 
 
@@ -47,7 +47,7 @@ def bundle_name(path: Path) -> str:
     """The name of the model in a bundle.
 
     Raises:
-        RegistryError: its manifest is unsound.
+        RegistryError: its manifest is invalid.
     """
     with _opened(path) as tar:
         return str(_manifest(path, tar)["name"])
@@ -57,7 +57,7 @@ def bundle_hashes(path: Path) -> dict[str, str]:
     """The sha256 of every file that a bundle says it holds; `extract_bundle` holds the files to them.
 
     Raises:
-        RegistryError: its manifest is unsound.
+        RegistryError: its manifest is invalid.
     """
     with _opened(path) as tar:
         return {name: entry["sha256"] for name, entry in _manifest(path, tar)["files"].items()}
@@ -105,8 +105,8 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(path, "r:") as tar:
             yield tar
-    except _UNSOUND as problem:
-        raise RegistryError(f"{path} is no sound bundle ({problem})", "copy the bundle again") from None
+    except _INVALID as problem:
+        raise RegistryError(f"{path} is not a valid bundle ({problem})", "copy the bundle again") from None
 
 
 def _manifest(path: Path, tar: tarfile.TarFile) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _manifest(path: Path, tar: tarfile.TarFile) -> dict[str, Any]:
         sizes = {name: operator.index(entry["bytes"]) for name, entry in entries.items()}
         model = str(manifest["name"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise RegistryError(f"{path}: {MANIFEST} is unsound, refused") from None
+        raise RegistryError(f"{path}: {MANIFEST} is invalid, refused") from None
     if sum(sizes.values()) > path.stat().st_size:
         raise RegistryError(f"{path} says that it holds more bytes than it has: refused")
     return {"name": model, "files": {name: {"sha256": hashes[name], "bytes": sizes[name]} for name in entries}}

@@ -1,95 +1,182 @@
-"""Files from https addresses, one process at a time for each; the downloads resume."""
+"""The files that a model is made from: brought here from an address, the Hub or this disk, and held to their hash."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
-from cloob_cli.errors import DownloadError
+from cloob_cli.checkpoint.folder import CONFIG_FILE, KEPT_FILES, README_FILE, TOKENIZER_FILE, WEIGHTS_FILE
+from cloob_cli.convert import locate
+from cloob_cli.errors import ChecksumError, DownloadError
 from cloob_cli.files import sha256_of
-from cloob_cli.registry.connection import (
-    RetryPolicy,
-    answer_of,
-    certificate_error,
-    check_address,
-    distrusted_certificate,
-    http_client,
-    shown_address,
-)
-from cloob_cli.registry.events import Notice, Report, unreported
-from cloob_cli.registry.locks import lock
-from cloob_cli.registry.storage import free_space
-from cloob_cli.registry.transfer import Downloaded, Transfer, paths_of
+from cloob_cli.registry import download, hub, paths
+from cloob_cli.registry.events import Report
+from cloob_cli.registry.http import RetryPolicy
+from cloob_cli.registry.hub import Reference
+from cloob_cli.registry.inventory import folder_size
+from cloob_cli.registry.pinned_hashes import pinned_hash
+from cloob_cli.registry.resolve import Origin
+from cloob_cli.registry.storage import check_space, free_space
+
+# The converted copy stands beside the download until it is valid.
+_ROOM_FACTOR = 2.0
+
+# What the Hub holds of a model that is not in our form (rinna's).
+_UPSTREAM_FILES = (CONFIG_FILE, WEIGHTS_FILE, "pytorch_model.bin", README_FILE)
+_TOKENIZER_FILES = ("spiece.model", "tokenizer_config.json", "special_tokens_map.json", TOKENIZER_FILE)
 
 
-@contextmanager
-def downloading(
-    url: str,
-    *,
-    sha256: str | None = None,
-    report: Report = unreported,
-    patience: RetryPolicy | None = None,
-    room_factor: float = 1.0,
-    free: Callable[[Path], int] = free_space,
-    remedy: str = "pull again to fetch it anew",
-) -> Iterator[Downloaded]:
-    """Fetch `url` into the downloads folder, going on where an earlier try ended.
+@dataclass(frozen=True)
+class Options:
+    """How to pull."""
+
+    force: bool = False
+    offline: bool = False
+    config: Path | None = None
+    retry_policy: RetryPolicy | None = None
+    free: Callable[[Path], int] = free_space
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file or folder on this disk, and what is to be noted of how it came here.
+
+    Attributes:
+        sha256: of the file, or of the folder's weights.
+        known: that hash was known before.
+        temporary: it is in the way once the model is installed.
+    """
+
+    path: Path
+    name: str
+    sha256: str
+    known: bool = False
+    commit: str | None = None
+    tokenizer: Path | None = None
+    temporary: bool = False
+
+
+def known_hash(origin: Origin) -> str | None:
+    """What the file must hash to, as far as anybody said: the caller, the entry, or the first use of the address."""
+    return origin.sha256 or (pinned_hash(origin.url) if origin.url else None)
+
+
+def fetch_files(origin: Origin, options: Options, report: Report, held: ExitStack) -> Fetched:
+    """Fetch a model, or find it on this disk.
 
     Args:
-        sha256: what the whole file must hash to; None accepts any.
-        room_factor: how many times the file's size must be free (more than 1 where it is converted afterwards).
-        free: tells the free bytes of a folder.
-        remedy: what to do about a file with another hash, which stands for `{found}`.
-
-    Yields:
-        The complete file. It stays in the downloads folder until the caller moves or deletes it; no other process
-        takes it up, or away, before the context ends.
+        held: what keeps the file from other processes; it is to be closed when the file is no longer needed.
 
     Raises:
-        UsageError: not an https address.
-        DownloadError: the server does not have it, or did not deliver after all tries; what came is kept.
-        DiskSpaceError: it does not fit.
-        ChecksumError: the file is another one; it is set aside.
+        DownloadError, DiskSpaceError: it could not be fetched, or would not fit.
+        ChecksumError: it is another file than the known one.
+        ConversionError: a folder without weights.
     """
-    check_address(url)
-    with lock(url, lambda: report(Notice("another process is using the same download; waiting for it"))):
-        yield Transfer(url, sha256, report, patience or RetryPolicy(), room_factor, free, remedy).run()
+    if origin.at_hand:
+        return _at_hand(origin, origin.at_hand, options)
+    if origin.url:
+        return _from_address(origin, origin.url, options, report, held)
+    if origin.reference:
+        return _from_the_hub(origin, origin.reference, options, report)
+    assert origin.path is not None  # an origin is in one of these places
+    return _at_hand(origin, origin.path, options)
 
 
-def download(url: str, **options: Any) -> Downloaded:
-    """The same, for a caller who has no need of the file's lock: the complete file."""
-    with downloading(url, **options) as got:
-        return got
+def offline(options: Options) -> bool:
+    """Whether nobody may be asked."""
+    return options.offline or hub.offline_by_environment()
 
 
-@contextmanager
-def finished(url: str) -> Iterator[Downloaded | None]:
-    """What an earlier call fetched whole and nobody took away, without asking anybody."""
-    with lock(url):
-        complete = paths_of(url)[2]
-        yield Downloaded(complete, sha256_of(complete), 0) if complete.is_file() else None
+def wanted(found: hub.Listing) -> list[str]:
+    """Which files of a repository are needed."""
+    names = {file.name for file in found.files}
+    chosen = {*KEPT_FILES, *_UPSTREAM_FILES, *_TOKENIZER_FILES}
+    if WEIGHTS_FILE in names:
+        chosen.discard("pytorch_model.bin")  # the same weights as a pickle
+    return sorted(names & chosen)
 
 
-def remote_size(url: str) -> int | None:
-    """The size of a file in bytes, where the server says so.
+def _at_hand(origin: Origin, path: Path, options: Options) -> Fetched:
+    size = folder_size(path) if path.is_dir() else path.stat().st_size
+    check_space(paths.home(), size, options.free)
+    known = known_hash(origin)
+    found = sha256_of(locate(path))
+    hint = (
+        f"fetch it again from {origin}" if origin.at_hand else "look for the right file, or at the hash that you gave"
+    )
+    _check(str(path), found, known, hint)
+    return Fetched(path, path.name, found, known=known is not None)
 
-    Raises:
-        UsageError: not an https address.
-        DownloadError: no answer, or no such file.
-    """
-    import httpx2
 
-    check_address(url)
-    try:
-        with http_client(timeout=15) as client:
-            response = client.head(url)
-    except (httpx2.HTTPError, httpx2.InvalidURL) as problem:
-        if distrust := distrusted_certificate(problem):
-            raise certificate_error(url, distrust) from None
-        raise DownloadError(f"{shown_address(url)}: {problem}", "try again later") from None
-    if response.is_error:
-        raise DownloadError(f"{shown_address(url)}: {answer_of(response)}")
-    length = response.headers.get("Content-Length", "")
-    return int(length) if length.isdigit() else None
+def _from_address(origin: Origin, url: str, options: Options, report: Report, held: ExitStack) -> Fetched:
+    known = known_hash(origin)
+    if offline(options):
+        done = held.enter_context(download.finished(url))
+        if done is None:
+            raise DownloadError(f"{origin.name} is not on this machine, and offline mode forbids to fetch it")
+        _check(origin.public, done.sha256, known, _remedy(origin).replace("{found}", done.sha256))
+        got = done
+    else:
+        got = held.enter_context(
+            download.downloading(
+                url,
+                sha256=known,
+                report=report,
+                retry_policy=options.retry_policy,
+                room_factor=_ROOM_FACTOR,
+                free=options.free,
+                remedy=_remedy(origin),
+            )
+        )
+    name = PurePosixPath(urlsplit(url).path).name
+    return Fetched(got.path, name, got.sha256, known=known is not None, temporary=True)
+
+
+def _remedy(origin: Origin) -> str:
+    """What to do about a file with another hash, `{found}`; where it was damaged on the way, pulling again helps."""
+    again = "if it may be damaged, pull again; "
+    if origin.sha256_given:
+        return f"{again}if it is right, give its hash: --sha256 {{found}}"
+    if origin.sha256:
+        return f"{again}if its authors replaced it, another name can have it: --name NAME --sha256 {{found}}"
+    return f"{again}to accept that it was replaced: the same command with --sha256 {{found}}"
+
+
+def _from_the_hub(origin: Origin, reference: Reference, options: Options, report: Report) -> Fetched:
+    tokens = origin.entry.source.tokenizer_repository if origin.entry else None
+    tokenizer = None
+    if offline(options):
+        folder = hub.cached(reference, (*KEPT_FILES, *_UPSTREAM_FILES, *_TOKENIZER_FILES))
+        commit = folder.name
+        if tokens:
+            tokenizer = hub.cached(Reference(tokens), _TOKENIZER_FILES)
+    else:
+        found = hub.listing(reference)
+        _check_listed(origin, found)
+        folder, commit = hub.snapshot(found, wanted(found), report, options.force), found.commit
+        if tokens:
+            tokenizer = hub.snapshot(hub.listing(Reference(tokens)), _TOKENIZER_FILES, report)
+    check_space(paths.home(), folder_size(folder), options.free)
+    weights = locate(folder)
+    sha256 = sha256_of(weights)
+    _check(f"{reference}: {weights.name}", sha256, origin.sha256, _OTHER_REVISION)
+    return Fetched(folder, reference.repository, sha256, origin.sha256 is not None, commit, tokenizer)
+
+
+_OTHER_REVISION = "name the revision that has it, as hf://ORG/REPO@COMMIT, or look at the hash that you gave"
+
+
+def _check_listed(origin: Origin, found: hub.Listing) -> None:
+    """Before anything is fetched: is the file that the Hub lists the known one?"""
+    listed = {file.name: file.sha256 for file in found.files}
+    weights = next((name for name in (WEIGHTS_FILE, "pytorch_model.bin") if listed.get(name)), None)
+    if weights:
+        _check(f"{found.reference}: {weights}", str(listed[weights]), origin.sha256, _OTHER_REVISION)
+
+
+def _check(what: str, found: str, expected: str | None, hint: str) -> None:
+    if expected not in (None, found):
+        raise ChecksumError(f"{what} is not the file that was expected: sha256 {found}, expected {expected}", hint)

@@ -13,8 +13,8 @@ from typing import Any
 from cloob_cli.checkpoint.folder import KEPT_FILES, WEIGHTS_FILE
 from cloob_cli.errors import ChecksumError, DownloadError, RegistryError, UsageError
 from cloob_cli.files import sha256_of
-from cloob_cli.registry.connection import check_proxies, distrusted_certificate
 from cloob_cli.registry.events import Received, Report, Started, unreported
+from cloob_cli.registry.http import check_proxies, distrusted_certificate
 from cloob_cli.registry.storage import check_space, quarantine
 from cloob_cli.text_format import first_line
 
@@ -120,7 +120,7 @@ def snapshot(found: Listing, names: Sequence[str], report: Report = unreported, 
             raise DownloadError(f"{found.reference} changed while it was fetched", "pull again")
     for file in chosen:
         if file.sha256 and sha256_of(folder / file.name) != file.sha256:
-            _reject(folder / file.name, file, found.reference)
+            _quarantine(folder / file.name, file, found.reference)
     return folder
 
 
@@ -159,13 +159,13 @@ def model_folder(text: str, report: Report = unreported) -> Path:
     return snapshot(found, names, report)
 
 
-def _reject(path: Path, file: HubFile, reference: Reference) -> None:
+def _quarantine(path: Path, file: HubFile, reference: Reference) -> None:
     actual, blob = sha256_of(path), path.resolve()
-    aside = quarantine(blob, PurePosixPath(file.name).name)
+    kept = quarantine(blob, PurePosixPath(file.name).name)
     path.unlink(missing_ok=True)
     raise ChecksumError(
         f"{reference}: {file.name} is not the file that the Hub names: sha256 {actual}, expected {file.sha256}",
-        f"it was set aside as {aside}; pull again to fetch it anew",
+        f"it is quarantined as {kept}; pull again to fetch it anew",
     )
 
 
@@ -202,13 +202,13 @@ def plain_errors(reference: Reference) -> Iterator[None]:
 
 def _bar_class(report: Report) -> Any:
     """A tqdm for huggingface_hub that draws nothing and reports instead."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
     class Reporting(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
             # The other bars count files, and the bytes on the wire of what is compressed there.
             self._counts_bytes = options.get("unit") == "B" and not str(options.get("name", "")).endswith("transfer")
-            super().__init__(*args, **(options | {"disable": True}))
+            super().__init__(*args, **(options | {"disable": True}))  # type: ignore[no-untyped-call]
 
         def update(self, n: float | None = 1) -> bool | None:
             if self._counts_bytes:

@@ -1,42 +1,67 @@
 """Installing a model: fetched, verified, converted and opened under a temporary name, then renamed. Never half a model.
 
-`pull` is the whole way from an origin (`origin.resolve` makes one of what a person typed) to an installed folder:
-`obtain` brings the files onto this disk, `fill` makes a model folder of them.
+Start reading at `pull`: the whole way from an origin (`resolve` makes one of what a person typed) to an installed
+folder. `fetch` brings the files onto this disk, `_fill` makes a model folder of them: copied, unpacked or converted,
+then opened.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from contextlib import ExitStack
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from cloob_cli import assets
+from cloob_cli.checkpoint.fingerprint import FINGERPRINT_FILE
+from cloob_cli.checkpoint.folder import (
+    CONFIG_FILE,
+    KEPT_FILES,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    check_fingerprint,
+    file_hashes,
+    is_model_folder,
+    read_config,
+    save_model,
+    store_fingerprint,
+    write_config,
+)
 from cloob_cli.convert import locate
 from cloob_cli.errors import (
     ChecksumError,
+    CloobError,
     ConversionError,
+    DiskSpaceError,
     MissingConfigurationError,
     ModelFolderError,
     RegistryError,
     UnsafeCheckpointError,
 )
 from cloob_cli.files import replacing_folder, sha256_of
-from cloob_cli.registry import fetch, hub, store
-from cloob_cli.registry.claims import check_shape
+from cloob_cli.registry import hub, paths
+from cloob_cli.registry.bundle import extract_bundle, is_bundle
+from cloob_cli.registry.entries import ZooEntry, check_shape, refuse_taken_name, score_rows
 from cloob_cli.registry.events import Notice, Report, unreported
-from cloob_cli.registry.fill import fill_folder
-from cloob_cli.registry.inventory import INSTALL_RECORD, install_record
+from cloob_cli.registry.fetch import Fetched, Options, fetch_files, known_hash, offline, wanted
+from cloob_cli.registry.http import remote_size
+from cloob_cli.registry.inventory import INSTALL_RECORD, install_record, read_json_object
 from cloob_cli.registry.locks import lock
-from cloob_cli.registry.obtain import Obtained, Options, known_hash, obtain, offline, wanted
-from cloob_cli.registry.origin import Origin
-from cloob_cli.registry.storage import in_plain_names, quarantine
-from cloob_cli.registry.trust import trust, trusted_hash
+from cloob_cli.registry.pinned_hashes import pin_hash, pinned_hash
+from cloob_cli.registry.resolve import Origin
+from cloob_cli.registry.storage import FULL_DISK, quarantine
 from cloob_cli.version import __version__
 
-__all__ = ["Options", "Plan", "plan", "pull"]
+if TYPE_CHECKING:
+    from cloob_cli.convert import Converted
+
+__all__ = ["Options", "Plan", "convert_to_folder", "plan", "pull"]
 
 
 @dataclass(frozen=True)
@@ -63,8 +88,8 @@ def plan(origin: Origin, options: Options) -> Plan:
         folder = _bundled(origin)
         present = True
     else:
-        folder = store.installed_folder(origin.name)
-        present = store.is_model_folder(folder)
+        folder = paths.installed_folder(origin.name)
+        present = is_model_folder(folder)
         if present and not options.force:
             _check_same(folder, origin)
     return Plan(
@@ -84,24 +109,24 @@ def pull(origin: Origin, options: Options | None = None, report: Report = unrepo
 
     Raises:
         DownloadError, DiskSpaceError, ChecksumError: it could not be fetched.
-        ConversionError, UnsafeCheckpointError, ModelFolderError: what came is no sound model.
+        ConversionError, UnsafeCheckpointError, ModelFolderError: what came is no valid model.
         RegistryError: another model has that name.
     """
     options = options or Options()
     if origin.bundled:
         return _bundled(origin)
-    folder = store.installed_folder(origin.name)
+    folder = paths.installed_folder(origin.name)
     waiting = Notice(f"another process is installing {origin.name}; waiting for it")
     with ExitStack() as held:
         held.enter_context(lock(f"model:{origin.name}", lambda: report(waiting)))
         _bring_back(folder)
-        if store.is_model_folder(folder) and not options.force:
+        if is_model_folder(folder) and not options.force:
             _check_same(folder, origin)
             report(Notice(f"{origin.name} is installed already"))
             return folder
-        source = obtain(origin, options, report, held)
+        source = fetch_files(origin, options, report, held)
         try:
-            with in_plain_names(folder, origin.shown, source.path), replacing_folder(folder) as temporary:
+            with _in_plain_names(folder, origin.shown, source.path), replacing_folder(folder) as temporary:
                 report(Notice(f"checking and converting {origin.name}"))
                 _fill(temporary, source, origin, options, report)
                 _record(temporary, source, origin)
@@ -109,12 +134,33 @@ def pull(origin: Origin, options: Options | None = None, report: Report = unrepo
             if not source.temporary or not _is_to_blame(source, options, problem):
                 raise
             # It came, but it is no model: the next pull must not take it up again.
-            aside = quarantine(source.path, source.name)
-            raise type(problem)(problem.message, f"the file was set aside as {aside}") from None
+            kept = quarantine(source.path, source.name)
+            raise type(problem)(problem.message, f"the file is quarantined as {kept}") from None
         _remember(origin, source, report)
         if source.temporary:
             source.path.unlink(missing_ok=True)
     return folder
+
+
+def convert_to_folder(
+    checkpoint: Path, folder: Path, format: str | None = None, config: Path | None = None
+) -> list[str]:
+    """Convert another program's checkpoint to a model folder.
+
+    Returns:
+        The names of the source's tensors that have no place in the model.
+
+    Raises:
+        UnsafeCheckpointError, ConversionError: it is refused, or does not have the layout of its format.
+        RegistryError: the folder has the name of an entry.
+    """
+    from cloob_cli.convert import convert_checkpoint
+
+    refuse_taken_name(folder.name, remedy="name another folder")
+    converted = convert_checkpoint(checkpoint, format, config, name=folder.name)
+    with _in_plain_names(folder, str(folder)):
+        _save(folder, converted, checkpoint.name, None, None)
+    return converted.ignored
 
 
 def _bring_back(folder: Path) -> None:
@@ -126,8 +172,8 @@ def _bring_back(folder: Path) -> None:
 
 
 def _bundled(origin: Origin) -> Path:
-    folder = store.bundled_folder(origin.name)
-    if not store.is_model_folder(folder):
+    folder = assets.bundled_folder(origin.name)
+    if not is_model_folder(folder):
         raise RegistryError(f"this installation lacks the bundled model {origin.name}", "install the package again")
     if origin.sha256 and (found := sha256_of(locate(folder))) != origin.sha256:
         raise ChecksumError(f"the bundled {origin.name} has other weights: sha256 {found}, expected {origin.sha256}")
@@ -151,12 +197,12 @@ def _check_same(folder: Path, origin: Origin) -> None:
 def _download_bytes(origin: Origin, options: Options) -> int | None:
     if origin.at_hand or origin.path or origin.bundled:
         return 0
-    if origin.card and origin.card.source.download_bytes:
-        return origin.card.source.download_bytes
+    if origin.entry and origin.entry.source.download_bytes:
+        return origin.entry.source.download_bytes
     if offline(options):
         return None
     if origin.url:
-        return fetch.remote_size(origin.url)
+        return remote_size(origin.url)
     assert origin.reference is not None
     found = hub.listing(origin.reference)
     return sum(file.size or 0 for file in found.files if file.name in wanted(found))
@@ -164,39 +210,38 @@ def _download_bytes(origin: Origin, options: Options) -> int | None:
 
 def _held_to(origin: Origin) -> str:
     if origin.bundled:
-        return "in the package's card, for `cloob zoo verify`"
+        return "in the package's entry, for `cloob zoo verify`"
     if origin.url:
-        return "not published: trusted on first use"
+        return "not published: pinned on first use"
     if origin.reference:
         return "not given: whatever the Hub lists"
     return "not given: taken as it is"
 
 
-def _fill(folder: Path, source: Obtained, origin: Origin, options: Options, report: Report) -> None:
-    fill_folder(folder, source, origin, options.config, report)
-    if origin.at_hand and not source.known and origin.card and origin.name == origin.card.name:
-        check_shape(store.read_config(folder), origin.card)
+def _fill(folder: Path, source: Fetched, origin: Origin, options: Options, report: Report) -> None:
+    _fill_folder(folder, source, origin, options.config, report)
+    if origin.at_hand and not source.known and origin.entry and origin.name == origin.entry.name:
+        check_shape(read_config(folder), origin.entry)
 
 
-def _is_to_blame(source: Obtained, options: Options, problem: Exception) -> bool:
+def _is_to_blame(source: Fetched, options: Options, problem: Exception) -> bool:
     """Whether a file that gave no model is itself wrong: not where its hash is right, or its configuration missing."""
     return not (source.known or options.config or isinstance(problem, MissingConfigurationError))
 
 
-def _remember(origin: Origin, source: Obtained, report: Report) -> None:
+def _remember(origin: Origin, source: Fetched, report: Report) -> None:
     """Hold the address to this hash from now on, where nobody publishes one."""
     if origin.url is None:
         return
     if not source.known:
-        trust(origin.url, source.sha256)
-        report(Notice(f"trusted on first use, as nobody has published its hash: sha256 {source.sha256}"))
-    elif trusted_hash(origin.url) not in (None, source.sha256) and origin.sha256_given:
-        trust(origin.url, source.sha256, replace=True)
+        pin_hash(origin.url, source.sha256)
+        report(Notice(f"pinned on first use, as nobody has published its hash: sha256 {source.sha256}"))
+    elif pinned_hash(origin.url) not in (None, source.sha256) and origin.sha256_given:
+        pin_hash(origin.url, source.sha256, replace=True)
         report(Notice(f"from now on this is the hash that {origin.shown} is held to: sha256 {source.sha256}"))
 
 
-def _record(folder: Path, source: Obtained, origin: Origin) -> None:
-    files = {name: sha256_of(folder / name) for name in store.KEPT_FILES if (folder / name).is_file()}
+def _record(folder: Path, source: Fetched, origin: Origin) -> None:
     record: dict[str, Any] = {
         "name": origin.name,
         "origin": str(origin),
@@ -205,7 +250,129 @@ def _record(folder: Path, source: Obtained, origin: Origin) -> None:
         "commit": source.commit,
         "installed": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": __version__,
-        "files": files,
+        "files": file_hashes(folder),
     }
     text = json.dumps({key: value for key, value in record.items() if value is not None}, indent=2)
     (folder / INSTALL_RECORD).write_text(text + "\n", encoding="utf-8")
+
+
+def _fill_folder(folder: Path, source: Fetched, origin: Origin, config: Path | None, report: Report) -> None:
+    """Make a valid model folder of what was fetched.
+
+    Args:
+        folder: an empty folder.
+        config: the checkpoint's own configuration, where it is not known otherwise.
+
+    Raises:
+        ConversionError, UnsafeCheckpointError, ModelFolderError, ChecksumError: it is no valid model.
+    """
+    path = source.path
+    if path.is_file() and is_bundle(path):
+        extract_bundle(path, folder, list(KEPT_FILES))
+    elif path.is_dir() and _is_ours(path):
+        for name in KEPT_FILES:
+            if (path / name).is_file():
+                shutil.copyfile(path / name, folder / name)
+    elif path.is_file() and origin.format == "cloob":
+        _fill_from_weights(folder, path)
+    else:
+        _convert(folder, source, origin, config, report)
+        return
+    _prove(folder)
+
+
+def _prove(folder: Path) -> None:
+    """Open the model as anybody would; hold it against the fingerprint that it brought, or store its first one."""
+    if (folder / FINGERPRINT_FILE).is_file():
+        check_fingerprint(folder)
+    else:
+        store_fingerprint(folder)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is in our form; a config.json of transformers has a model_type, ours has a format_version."""
+    try:
+        read_config(folder)
+    except ModelFolderError:
+        # Ours, but spoilt, or another program's: what its configuration says of itself decides.
+        return is_model_folder(folder) and "format_version" in read_json_object(folder / CONFIG_FILE)
+    return True
+
+
+def _fill_from_weights(folder: Path, weights: Path) -> None:
+    shutil.copyfile(weights, folder / WEIGHTS_FILE)
+    config = read_config(folder)
+    write_config(folder, config)
+    tokenizer = weights.with_name(TOKENIZER_FILE)
+    if tokenizer.is_file():
+        shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
+    elif config.tokenizer.kind == "clip":
+        from cloob_cli.data.text import clip_tokenizer
+
+        clip_tokenizer(config.text.context_length).save(folder / TOKENIZER_FILE)
+
+
+def _convert(folder: Path, source: Fetched, origin: Origin, config: Path | None, report: Report) -> None:
+    from cloob_cli.convert import convert_checkpoint
+
+    said = origin.entry.source if origin.entry else None
+    described: Path | dict[str, Any] | None = config or (said.config if said else None)
+    if described is None and said and said.architecture:
+        described = {"architecture": said.architecture}  # a config.json that happens to lie beside the file has no say
+    converted = convert_checkpoint(
+        source.path,
+        None if origin.format == "cloob" else origin.format,
+        described,
+        name=origin.name,
+        tokenizer=source.tokenizer,
+    )
+    if converted.ignored:
+        report(Notice(f"left out, as inference does not need them: {', '.join(converted.ignored)}"))
+    _save(folder, converted, origin.public, source.sha256, origin.entry)
+
+
+def _save(folder: Path, converted: Converted, origin: str, sha256: str | None, entry: ZooEntry | None) -> None:
+    from cloob_cli.checkpoint.card import model_card
+
+    model = converted.model
+    source = model.config.source | {"origin": origin} | ({"sha256": sha256} if sha256 else {})
+    model.config = model.config.model_copy(update={"source": source})
+    text = model_card(
+        model.config,
+        summary=f"{entry.summary}. Trained by its authors on {entry.data}." if entry else "",
+        license=entry.license if entry else None,
+        languages=entry.languages if entry else (),
+        facts=_facts(source, entry),
+        scores=score_rows(entry) if entry else (),
+        usage=model.config.name,
+    )
+    save_model(folder, model, converted.tokenizer, card_text=text)
+
+
+def _facts(source: dict[str, Any], entry: ZooEntry | None) -> dict[str, str]:
+    known = {"converted from": source.get("origin"), "sha256 of the original": source.get("sha256")}
+    if entry:
+        known |= {"license": entry.license, "note": entry.license_note, "home": entry.homepage, "paper": entry.paper}
+    return {label: str(value) for label, value in known.items() if value}
+
+
+@contextmanager
+def _in_plain_names(folder: Path, shown: str, other: Path | None = None) -> Iterator[None]:
+    """Errors of the body name `shown` where they named `folder` as it is called until it is whole, or `other`."""
+    # "NAME" is ".NAME.SOMETHING.partial" until then, and what replaces that with the same care "..NAME.SOMETHING..."
+    temporary = re.escape(str(folder.parent) + os.sep) + r"\.+" + re.escape(folder.name) + r"(\.[\w-]+\.partial)+"
+
+    def plain(text: str) -> str:
+        text = re.sub(temporary, lambda found: shown, text)
+        return text.replace(str(other), shown) if other else text
+
+    try:
+        yield
+    except CloobError as problem:
+        raise type(problem)(plain(problem.message), problem.hint and plain(problem.hint)) from None
+    except OSError as problem:
+        if problem.errno in FULL_DISK:
+            raise DiskSpaceError(f"the disk is full: {folder.parent}", "free some room and try again") from None
+        if isinstance(problem.filename, str):
+            problem.filename = plain(problem.filename)
+        raise

@@ -1,14 +1,17 @@
-"""What there is: every card and every installed model, without opening a single one."""
+"""What there is: every entry and every installed model, without opening a single one."""
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cloob_cli.registry import store
-from cloob_cli.registry.cards import Card, Score, all_cards
+from cloob_cli import assets
+from cloob_cli.checkpoint.folder import CONFIG_FILE, is_model_folder
+from cloob_cli.registry import paths
+from cloob_cli.registry.entries import Score, ZooEntry, all_entries
 
 INSTALL_RECORD = "installed.json"
 _BYTES_A_PARAMETER = 4  # converted models are stored as float32
@@ -17,7 +20,7 @@ State = Literal["bundled", "installed", "not installed"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class InventoryItem:
     """One model of the zoo. `size_bytes` is that of its folder; of a model that is not installed, the expected one."""
 
     name: str
@@ -33,20 +36,39 @@ class Entry:
     summary: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The entry as plain values."""
+        """The item as plain values."""
         return self.__dict__ | {
             "scores": [score.model_dump() for score in self.scores],
             "path": str(self.path) if self.path else None,
         }
 
 
-def inventory() -> list[Entry]:
-    """Every card, then the installed models that have none, each sorted by name."""
-    cards = all_cards()
-    known = {card.name for card in cards}
-    own = [name for name in store.installed_models() if name not in known]
-    default = store.default_model()
-    return [_carded(card, default) for card in cards] + [_uncarded(name, default) for name in own]
+def all_models() -> list[InventoryItem]:
+    """Every entry, then the installed models that have none, each sorted by name."""
+    entries = all_entries()
+    known = {entry.name for entry in entries}
+    own = [name for name in installed_models() if name not in known]
+    default = default_model()
+    return [_from_entry(entry, default) for entry in entries] + [_from_folder(name, default) for name in own]
+
+
+def installed_models() -> list[str]:
+    """The names of the installed models, sorted; the bundled ones are not among them."""
+    folder = paths.models_folder()
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".") and is_model_folder(entry))
+
+
+def default_model() -> str:
+    """The model that is used when none is named: `$CLOOB_MODEL`, the zoo's default, or else the bundled one."""
+    chosen = os.environ.get("CLOOB_MODEL")
+    if chosen:
+        return chosen
+    try:
+        return paths.default_file().read_text(encoding="utf-8").strip() or assets.BUNDLED_MODEL
+    except (OSError, UnicodeDecodeError):
+        return assets.BUNDLED_MODEL
 
 
 def folder_size(folder: Path) -> int:
@@ -59,29 +81,29 @@ def install_record(folder: Path) -> dict[str, Any]:
     return read_json_object(folder / INSTALL_RECORD)
 
 
-def _carded(card: Card, default: str) -> Entry:
-    state, path = _where(card.name)
-    expected = card.parameters * _BYTES_A_PARAMETER if card.parameters else card.source.download_bytes
-    return Entry(
-        name=card.name,
+def _from_entry(entry: ZooEntry, default: str) -> InventoryItem:
+    state, path = _where(entry.name)
+    expected = entry.parameters * _BYTES_A_PARAMETER if entry.parameters else entry.source.download_bytes
+    return InventoryItem(
+        name=entry.name,
         state=state,
-        is_default=card.name == default,
+        is_default=entry.name == default,
         size_bytes=folder_size(path) if path else expected,
-        parameters=card.parameters,
-        image_size=card.image_size,
-        data=card.data,
-        scores=card.scores,
-        license=card.license,
+        parameters=entry.parameters,
+        image_size=entry.image_size,
+        data=entry.data,
+        scores=entry.scores,
+        license=entry.license,
         path=path,
-        summary=card.summary,
+        summary=entry.summary,
     )
 
 
-def _uncarded(name: str, default: str) -> Entry:
-    folder = store.installed_folder(name)
-    vision = read_json_object(folder / store.CONFIG_FILE).get("vision")
+def _from_folder(name: str, default: str) -> InventoryItem:
+    folder = paths.installed_folder(name)
+    vision = read_json_object(folder / CONFIG_FILE).get("vision")
     image_size = vision.get("image_size") if isinstance(vision, dict) else None
-    return Entry(
+    return InventoryItem(
         name=name,
         state="installed",
         is_default=name == default,
@@ -94,10 +116,10 @@ def _uncarded(name: str, default: str) -> Entry:
 
 
 def _where(name: str) -> tuple[State, Path | None]:
-    if store.is_model_folder(store.bundled_folder(name)):  # in the order of `store.find`
-        return "bundled", store.bundled_folder(name)
-    if store.is_model_folder(store.installed_folder(name)):
-        return "installed", store.installed_folder(name)
+    if is_model_folder(assets.bundled_folder(name)):  # in the order of `resolve.find_model`
+        return "bundled", assets.bundled_folder(name)
+    if is_model_folder(paths.installed_folder(name)):
+        return "installed", paths.installed_folder(name)
     return "not installed", None
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloob_cli.registry.store import home
+from cloob_cli.registry.paths import locks_folder
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -41,7 +40,7 @@ def is_held(stem: str) -> bool:
     """Whether a process holds the lock whose `lock_name` is `stem`."""
     from filelock import Timeout
 
-    if not (_folder() / f"{stem}.lock").exists():
+    if not (locks_folder() / f"{stem}.lock").exists():
         return False
     held = _file_lock(stem)
     try:
@@ -59,7 +58,7 @@ def remove_unheld() -> None:
     """
     from filelock import Timeout
 
-    for path in _folder().glob("*.lock"):
+    for path in locks_folder().glob("*.lock"):
         held = _file_lock(path.stem)
         try:
             held.acquire(timeout=0)
@@ -76,9 +75,5 @@ def remove_unheld() -> None:
 def _file_lock(stem: str) -> FileLock:
     from filelock import FileLock
 
-    _folder().mkdir(parents=True, exist_ok=True)
-    return FileLock(_folder() / f"{stem}.lock")
-
-
-def _folder() -> Path:
-    return home() / "locks"
+    locks_folder().mkdir(parents=True, exist_ok=True)
+    return FileLock(locks_folder() / f"{stem}.lock")

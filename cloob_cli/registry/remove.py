@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cloob_cli import assets
+from cloob_cli.checkpoint.folder import is_model_folder
 from cloob_cli.errors import RegistryError, UnknownModelError
-from cloob_cli.registry import cards, store
+from cloob_cli.registry import entries, inventory, paths
 from cloob_cli.registry.inventory import folder_size
 from cloob_cli.registry.locks import is_held, lock, lock_name, remove_unheld
-from cloob_cli.registry.storage import downloads_folder, quarantine_folder
+from cloob_cli.registry.paths import downloads_folder, quarantine_folder
 from cloob_cli.schema import nearest
 
 
@@ -32,20 +34,20 @@ def model_removal(name: str) -> Removal:
     Raises:
         UnknownModelError: no model of that name is installed.
     """
-    if name in store.installed_models():
-        folder = store.installed_folder(name)
+    if name in inventory.installed_models():
+        folder = paths.installed_folder(name)
         return Removal(folder, f"model {name}", folder_size(folder), name)
-    if store.is_model_folder(store.bundled_folder(name)) and name in cards.card_names():
+    if is_model_folder(assets.bundled_folder(name)) and name in entries.entry_names():
         raise RegistryError(f"{name} is part of the package and cannot be removed")
-    near = nearest(name, store.installed_models())
+    near = nearest(name, inventory.installed_models())
     raise UnknownModelError(
         f"no model {name!r} is installed", f"did you mean {near!r}?" if near else "`cloob zoo list` shows them"
     )
 
 
 def leftovers() -> list[Removal]:
-    """Unfinished and finished downloads, files set aside, and temporary folders, but for those now in use."""
-    return sorted([*_downloads(), *_rejected(), *_unfinished_installs()], key=lambda removal: str(removal.path))
+    """Unfinished and finished downloads, quarantined files, and temporary folders, but for those now in use."""
+    return sorted([*_downloads(), *_quarantined(), *_unfinished_installs()], key=lambda removal: str(removal.path))
 
 
 def carry_out(removals: list[Removal]) -> None:
@@ -72,17 +74,17 @@ def _downloads() -> Iterator[Removal]:
             yield Removal(path, what, path.stat().st_size)
 
 
-def _rejected() -> Iterator[Removal]:
+def _quarantined() -> Iterator[Removal]:
     for path in _entries(quarantine_folder()):
-        yield Removal(path, "file that was set aside", path.stat().st_size)
+        yield Removal(path, "quarantined file", path.stat().st_size)
 
 
 def _unfinished_installs() -> Iterator[Removal]:
-    for path in _entries(store.home() / "models"):
+    for path in _entries(paths.home() / "models"):
         if path.name.startswith(".") and path.is_dir():
             name = path.name[1:].rsplit(".", 2)[0]  # ".NAME.RANDOM.partial"
             # What a crash left aside is the model itself where nothing stands in its place; the next pull sees to it.
-            is_the_model = path.suffix == ".replaced" and not store.installed_folder(name).exists()
+            is_the_model = path.suffix == ".replaced" and not paths.installed_folder(name).exists()
             if not is_the_model and not is_held(lock_name(f"model:{name}")):
                 yield Removal(path, "unfinished install", folder_size(path))
 
@@ -92,5 +94,5 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _forget_default(name: str) -> None:
-    if store.default_file().is_file() and store.default_file().read_text(encoding="utf-8").strip() == name:
-        store.default_file().unlink()
+    if paths.default_file().is_file() and paths.default_file().read_text(encoding="utf-8").strip() == name:
+        paths.default_file().unlink()

@@ -1,18 +1,16 @@
-"""Room on the disk: is there enough, where downloads are kept, and where bad files are set aside."""
+"""Free space on the disk, and the quarantine of invalid files."""
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from cloob_cli.errors import CloobError, DiskSpaceError
+from cloob_cli.errors import DiskSpaceError
 from cloob_cli.files import sha256_of
-from cloob_cli.registry.store import home
+from cloob_cli.registry.paths import quarantine_folder
 
 FULL_DISK = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
@@ -37,42 +35,10 @@ def check_space(folder: Path, needed: int, free: Callable[[Path], int] = free_sp
         )
 
 
-def downloads_folder() -> Path:
-    """Where unfinished downloads, and finished ones that are not installed yet, are kept."""
-    return home() / "downloads"
-
-
-def quarantine_folder() -> Path:
-    """Where files that proved to be others than expected are set aside."""
-    return home() / "rejected"
-
-
 def quarantine(path: Path, name: str) -> Path:
-    """Move a bad file out of the way, for a person to look at."""
+    """Move an invalid file into the quarantine, for a person to look at, and return where it is now."""
     folder = quarantine_folder()
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{sha256_of(path)[:8]}-{name}"
     os.replace(path, target)
     return target
-
-
-@contextmanager
-def in_plain_names(folder: Path, shown: str, other: Path | None = None) -> Iterator[None]:
-    """Errors of the body name `shown` where they named `folder` as it is called until it is whole, or `other`."""
-    # "NAME" is ".NAME.SOMETHING.partial" until then, and what replaces that with the same care "..NAME.SOMETHING..."
-    temporary = re.escape(str(folder.parent) + os.sep) + r"\.+" + re.escape(folder.name) + r"(\.[\w-]+\.partial)+"
-
-    def plain(text: str) -> str:
-        text = re.sub(temporary, lambda found: shown, text)
-        return text.replace(str(other), shown) if other else text
-
-    try:
-        yield
-    except CloobError as problem:
-        raise type(problem)(plain(problem.message), problem.hint and plain(problem.hint)) from None
-    except OSError as problem:
-        if problem.errno in FULL_DISK:
-            raise DiskSpaceError(f"the disk is full: {folder.parent}", "free some room and try again") from None
-        if isinstance(problem.filename, str):
-            problem.filename = plain(problem.filename)
-        raise

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cloob_cli import assets
+from cloob_cli.checkpoint.fingerprint import FINGERPRINT_FILE
+from cloob_cli.checkpoint.folder import KEPT_FILES, read_config
 from cloob_cli.errors import CloobError
 from cloob_cli.files import sha256_of
-from cloob_cli.registry import cards, store
+from cloob_cli.registry import entries
 from cloob_cli.registry.inventory import install_record
+from cloob_cli.registry.resolve import find_model
 
 
 @dataclass(frozen=True)
@@ -29,15 +33,15 @@ def verify_model(name: str, deep: bool = False) -> list[Check]:
     """Check the files of a model against the hashes that were recorded when it was installed or shipped.
 
     Args:
-        name: as `store.find` takes it.
+        name: as `find_model` takes it.
         deep: also open it and compare what it computes with its stored fingerprint.
 
     Raises:
         UnknownModelError: nothing has that name.
     """
-    folder = store.find(name)
+    folder = find_model(name)
     expected = _recorded_hashes(folder)
-    concerned = [folder / file for file in store.KEPT_FILES if file in expected or (folder / file).is_file()]
+    concerned = [folder / file for file in KEPT_FILES if file in expected or (folder / file).is_file()]
     checks = [_check_file(path, expected.get(path.name)) for path in concerned]
     checks.append(_check_opening(folder))
     if deep and not any(check.failed for check in checks):
@@ -46,8 +50,8 @@ def verify_model(name: str, deep: bool = False) -> list[Check]:
 
 
 def _recorded_hashes(folder: Path) -> dict[str, str]:
-    if folder == store.bundled_folder(folder.name):
-        return cards.card(folder.name).files
+    if folder == assets.bundled_folder(folder.name):
+        return entries.find_entry(folder.name).files
     files = install_record(folder).get("files")
     return {str(file): str(value) for file, value in files.items()} if isinstance(files, dict) else {}
 
@@ -65,7 +69,7 @@ def _check_file(path: Path, expected: str | None) -> Check:
 
 def _check_opening(folder: Path) -> Check:
     try:
-        config = store.read_config(folder)
+        config = read_config(folder)
     except CloobError as error:
         return Check("configuration", "wrong", error.message)
     return Check("configuration", "right", f"{config.vision.kind}, {config.vision.image_size} pixels")
@@ -74,7 +78,7 @@ def _check_opening(folder: Path) -> Check:
 def _check_fingerprint(folder: Path) -> Check:
     from cloob_cli.checkpoint.folder import check_fingerprint
 
-    if not (folder / store.FINGERPRINT_FILE).is_file():
+    if not (folder / FINGERPRINT_FILE).is_file():
         return Check("fingerprint", "missing", "no embedding was stored with this model")
     try:
         detail = check_fingerprint(folder)

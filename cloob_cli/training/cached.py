@@ -99,7 +99,7 @@ def find_micro_batch_size(
         return size
 
     sizes = iter([pairs >> halvings for halvings in range(1, pairs.bit_length())] + [0])
-    fitting = find_executable_batch_size(
+    fitting: int = find_executable_batch_size(
         try_size, starting_batch_size=pairs, reduce_batch_size_fn=lambda: next(sizes)
     )()
     if process_group is None:

@@ -22,7 +22,7 @@ class EMA:
     @torch.no_grad()
     def update(self, model: torch.nn.Module, step: int) -> None:
         """Take in the weights after step `step` (from 0)."""
-        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
         averages, weights = [], []
         for name, tensor in model.state_dict().items():
             if tensor.is_floating_point():
@@ -30,11 +30,11 @@ class EMA:
                 weights.append(tensor)
             else:
                 self.tensors[name].copy_(tensor)
-        torch._foreach_lerp_(averages, weights, share)
+        torch._foreach_lerp_(averages, weights, weight)
 
     @contextmanager
     def applied_to(self, model: torch.nn.Module) -> Iterator[None]:
-        """Inside, `model` has the averaged weights; afterwards its own again."""
+        """Give `model` the averaged weights inside the block, and its own again afterwards."""
         own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(self.tensors)
         try:

@@ -1,18 +1,43 @@
-"""The optimizer and the learning rate: AdamW parameter groups, and schedules as plain functions of the step."""
+"""The optimizer: AdamW and its parameter groups, alone or beside Muon.
+
+Muon is Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), in torch's own implementation,
+with the scale of Liu et al., "Muon is Scalable for LLM Training" (arXiv 2502.16982), by which Muon's updates are as
+large as AdamW's: both take the same learning rate and the same decoupled weight decay.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import torch
 
+from cloob_cli.core.transformer import Block
+from cloob_cli.errors import RecipeError
 from cloob_cli.recipe import OptimizerSection
-from cloob_cli.training.muon import MuonWithAdamW, hidden_matrices
 
 # Parameters with one of these in their name do not decay by the rule "names".
 _NAMES_WITHOUT_DECAY = ("bn", "ln", "bias", "logit_scale")
+
+
+def build_optimizer(model: torch.nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
+    """AdamW over `parameter_groups`, with the fused step where torch has one for the device; beside Muon if asked.
+
+    Raises:
+        RecipeError: Muon is asked for and torch is too old for it, or the model has no matrix for it.
+    """
+    device = next(model.parameters()).device.type
+    matrices = [p for p in hidden_matrices(model) if p.requires_grad] if section.name == "muon" else []
+    adamw = torch.optim.AdamW(
+        parameter_groups(model, section.weight_decay, section.decay, matrices),
+        lr=section.learning_rate,
+        betas=(section.beta1, section.beta2),
+        eps=section.epsilon,
+        fused=device in {"cpu", "cuda"},
+    )
+    if section.name == "adamw":
+        return adamw
+    return MuonWithAdamW(matrices, adamw, weight_decay=section.weight_decay, momentum=section.momentum)
 
 
 def parameter_groups(
@@ -42,50 +67,61 @@ def parameter_groups(
     ]
 
 
-def build_optimizer(model: torch.nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
-    """AdamW over `parameter_groups`, with the fused step where torch has one for the device; beside Muon if asked.
-
-    Raises:
-        RecipeError: Muon is asked for and torch is too old for it, or the model has no matrix for it.
-    """
-    device = next(model.parameters()).device.type
-    matrices = [p for p in hidden_matrices(model) if p.requires_grad] if section.name == "muon" else []
-    adamw = torch.optim.AdamW(
-        parameter_groups(model, section.weight_decay, section.decay, matrices),
-        lr=section.learning_rate,
-        betas=(section.beta1, section.beta2),
-        eps=section.epsilon,
-        fused=device in {"cpu", "cuda"},
-    )
-    if section.name == "adamw":
-        return adamw
-    return MuonWithAdamW(matrices, adamw, weight_decay=section.weight_decay, momentum=section.momentum)
-
-
-def warmup_length(section: OptimizerSection, steps: int) -> int:
-    """Warm-up in steps; of a run shorter than its warm-up, all of it."""
-    wanted = section.warmup_steps if section.warmup_steps is not None else round(section.warmup_fraction * steps)
-    return min(wanted, steps)
-
-
-def learning_rate(step: int, steps: int, section: OptimizerSection) -> float:
-    """The learning rate of step `step` (from 0) of a run of `steps` steps.
-
-    Linear warm-up whose first step is already above zero (with `warmup_from_zero` it is zero), then the section's
-    schedule. `cosine_restarts` goes `cycles` times from the full rate to zero, as ml-jku/cloob trains.
-    """
-    warmup = warmup_length(section, steps)
-    if step < warmup:
-        return section.learning_rate * (step + (not section.warmup_from_zero)) / warmup
-    if section.schedule == "constant":
-        return section.learning_rate
-    progress = (step - warmup) / max(1, steps - warmup)
-    cycles = section.cycles if section.schedule == "cosine_restarts" else 1
-    within = 1.0 if progress >= 1 else cycles * progress % 1.0
-    return section.learning_rate * 0.5 * (1 + math.cos(math.pi * within))
-
-
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every parameter group the same learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def hidden_matrices(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The weight matrices [out, in] inside the transformers' blocks: not embeddings, positions or projections."""
+    return [
+        parameter
+        for block in model.modules()
+        if isinstance(block, Block)
+        for parameter in block.parameters()
+        if parameter.ndim == 2
+    ]
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Two optimizers that are stepped, stored and loaded as one.
+
+    Args:
+        matrices: what Muon updates; at least one.
+        rest: AdamW over all other parameters.
+
+    Raises:
+        RecipeError: this torch has no Muon, or there is no matrix.
+    """
+
+    def __init__(
+        self, matrices: list[torch.nn.Parameter], rest: torch.optim.AdamW, *, weight_decay: float, momentum: float
+    ) -> None:
+        if not hasattr(torch.optim, "Muon"):
+            raise RecipeError(f"optimizer.name = 'muon' needs torch 2.9, this is {torch.__version__}")
+        if not matrices:
+            raise RecipeError("optimizer.name = 'muon' finds no matrix to train in a transformer's block")
+        rate = rest.param_groups[0]["lr"]
+        self._parts: dict[str, torch.optim.Optimizer] = {
+            "muon": torch.optim.Muon(
+                matrices, lr=rate, weight_decay=weight_decay, momentum=momentum, adjust_lr_fn="match_rms_adamw"
+            ),
+            "adamw": rest,
+        }
+        super().__init__([group for part in self._parts.values() for group in part.param_groups], {})
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update all parameters."""
+        assert closure is None
+        for part in self._parts.values():
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self._parts.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, part in self._parts.items():
+            part.load_state_dict(state_dict[name])
+        # Loading replaces the groups; those here must stay the same objects, the learning rate is set through them.
+        self.param_groups = [group for part in self._parts.values() for group in part.param_groups]

@@ -1,4 +1,4 @@
-"""What the processes of a run tell one another beside gradients: who found what, and whether all mean the same run.
+"""Processes of a run: started, counted, and what they tell one another beside gradients.
 
 The main process alone reads the run's folder, so the folder need not be shared between nodes: what it finds is sent to
 the others. With one process nothing is sent.
@@ -6,16 +6,52 @@ the others. With one process nothing is sent.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as distributed
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 
-from cloob_cli.errors import CloobError, TrainingError, one_line
+from cloob_cli.errors import CloobError, DeviceError, TrainingError, one_line
+from cloob_cli.training.precision import Precision
 
 Result = TypeVar("Result")
+
+# Rank 0 validates and saves while the others wait for it; the usual ten minutes can be too short for that.
+_TIMEOUT = timedelta(hours=4)
+
+
+def start_processes(device: torch.device) -> None:
+    """Under a launcher, join the other processes of the run, so that they can exchange objects."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # a second run in one process may have other settings
+    if device.type == "cuda" and device.index is not None and "LOCAL_RANK" not in os.environ:
+        torch.cuda.set_device(device)
+    PartialState(cpu=device.type == "cpu", timeout=_TIMEOUT)
+
+
+def start_accelerator(device: torch.device, precision: Precision) -> Accelerator:
+    """Accelerate on `device`, or under `accelerate launch` on this process's own.
+
+    Raises:
+        DeviceError: the device does not train in this precision.
+    """
+    try:
+        return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=device.type == "cpu")
+    except ValueError as problem:
+        text = f"{device.type} does not train in {precision}: {problem}"
+        raise DeviceError(text, 'set train.precision = "auto"') from None
+
+
+def local_processes() -> int:
+    """How many processes of this run are on this machine, as the launcher says."""
+    names = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+    told = next((os.environ[name] for name in names if os.environ.get(name, "").isdecimal()), None)
+    return int(told) if told else PartialState().num_processes
 
 
 def is_main() -> bool:
@@ -40,7 +76,8 @@ def on_main(work: Callable[[], Result]) -> Result:
         raise unexpected
     if box[1] is not None:
         raise box[1]
-    return box[0]
+    result: Result = box[0]
+    return result
 
 
 def agree(facts: Mapping[str, Any]) -> None:

@@ -19,8 +19,9 @@ from cloob_cli.data.loader import PairBatch
 from cloob_cli.recipe import ObjectiveSection, OptimizerSection, TrainSection
 from cloob_cli.training.cached import cached_gradient_step, find_micro_batch_size
 from cloob_cli.training.ema import EMA
-from cloob_cli.training.optim import build_optimizer, learning_rate, set_learning_rate
+from cloob_cli.training.optim import build_optimizer, set_learning_rate
 from cloob_cli.training.precision import Precision
+from cloob_cli.training.schedules import learning_rate
 
 # What enters the matrix products of the loss on a GPU, by the precision of the towers; sums are float32 always.
 _LOSS_PRECISION: dict[Precision, Literal["fp32", "tf32", "bf16"]] = {"fp32": "fp32", "fp16": "tf32", "bf16": "bf16"}
@@ -32,12 +33,12 @@ class TrainingStep:
     Args:
         model: on the accelerator's device. It is changed in place.
         steps: of the whole run; schedule and Hopfield warm-up depend on it.
-        share: pairs of a batch that this process embeds, where none is unreadable.
+        local_batch_size: pairs of a batch that this process embeds, where none is unreadable.
         seed: any random numbers that the towers draw are a function of (seed, step, process).
 
     Attributes:
-        average: the averaged weights, or None.
-        micro_batch_size: pairs that this process embeds at once; None: its whole share.
+        ema: the averaged weights, or None.
+        micro_batch_size: pairs that this process embeds at once; None: all at once.
     """
 
     def __init__(
@@ -50,19 +51,19 @@ class TrainingStep:
         *,
         precision: Precision,
         steps: int,
-        share: int,
+        local_batch_size: int,
         seed: int,
     ) -> None:
-        self.model, self.average = model, EMA(model, train.ema) if train.ema else None
+        self.model, self.ema = model, EMA(model, train.ema) if train.ema else None
         self.optimizer = build_optimizer(model, optimizer)
         self._accelerator, self._device = accelerator, accelerator.device
         self._wrapped, self._accelerated_optimizer = accelerator.prepare(model, self.optimizer)
         self._processes = torch.distributed.group.WORLD if accelerator.num_processes > 1 else None
         self._objective, self._schedule, self._precision = objective, optimizer, precision
-        self._steps, self._share, self._seed = steps, share, seed
+        self._steps, self._local_batch_size, self._seed = steps, local_batch_size, seed
         self._retrieval_from = round(objective.hopfield_warmup * steps) if objective.name == "cloob" else 0
         self._patch_dropout, self._all_patches_from = train.patch_dropout, round(train.patch_dropout_until * steps)
-        self.micro_batch_size = self._fitting(train)
+        self.micro_batch_size = self._find_micro_batch_size(train)
 
     def __call__(self, batch: PairBatch, step: int) -> tuple[Tensor, Tensor]:
         """Update the weights with the batch of step `step` (from 0).
@@ -87,8 +88,8 @@ class TrainingStep:
         if self._objective.learn_inv_tau:
             with torch.no_grad():
                 self.model.logit_scale.clamp_(max=math.log(self._objective.inv_tau_max))
-        if self.average:
-            self.average.update(self.model, step)
+        if self.ema:
+            self.ema.update(self.model, step)
         return loss, norm
 
     def learning_rate(self, step: int) -> float:
@@ -97,19 +98,19 @@ class TrainingStep:
 
     def _gradient(self, pixels: Tensor, tokens: Tensor, loss_function: partial[Tensor]) -> Tensor:
         """Add the batch's gradient to the parameters; the loss, detached."""
-        learnt = [self.model.logit_scale] if self._objective.learn_inv_tau else []
+        learned = [self.model.logit_scale] if self._objective.learn_inv_tau else []
         if self.micro_batch_size is None:
-            loss = loss_function(*self._embed(pixels, tokens), *learnt)
+            loss = loss_function(*self._embed(pixels, tokens), *learned)
             self._accelerator.backward(loss)
             return loss.detach()
-        # By the full share, so that all processes have equally many slices where some lack an unreadable pair.
-        count = math.ceil(self._share / self.micro_batch_size)
+        # By the full local batch, so that all processes have equally many slices where some lack an unreadable pair.
+        count = math.ceil(self._local_batch_size / self.micro_batch_size)
         return cached_gradient_step(
             lambda piece: self._embed(*piece),
             list(zip(pixels.tensor_split(count), tokens.tensor_split(count), strict=True)),
             loss_function,
             model=self.model,
-            loss_tensors=learnt,
+            loss_tensors=learned,
             backward=self._accelerator.backward,
             no_sync=lambda: self._accelerator.no_sync(self._wrapped),
         )
@@ -146,15 +147,15 @@ class TrainingStep:
         ]
         return torch.stack(losses).mean()
 
-    def _fitting(self, train: TrainSection) -> int | None:
+    def _find_micro_batch_size(self, train: TrainSection) -> int | None:
         wanted = train.micro_batch_size
         if wanted == "auto" and self._device.type != "cpu":
-            attempt = partial(self._try, train.captions_per_image)
-            wanted = find_micro_batch_size(attempt, self._share, self._processes)
-        return wanted if isinstance(wanted, int) and wanted < self._share else None
+            attempt = partial(self._try_micro_batch, train.captions_per_image)
+            wanted = find_micro_batch_size(attempt, self._local_batch_size, self._processes)
+        return wanted if isinstance(wanted, int) and wanted < self._local_batch_size else None
 
-    def _try(self, captions: int, size: int) -> None:
-        """Embed `size` pairs and go back, to see whether memory suffices."""
+    def _try_micro_batch(self, captions: int, size: int) -> None:
+        """Embed `size` pairs and go back; raises torch's error where memory does not suffice."""
         vision, text = self.model.config.vision, self.model.config.text
         pixels = torch.zeros(size, 3, vision.image_size, vision.image_size, device=self._device)
         tokens = torch.full((size * captions, text.context_length), text.vocab_size - 1, device=self._device)

@@ -1,14 +1,15 @@
-"""What a run leaves for later reading: metrics.jsonl, skipped.jsonl and a picture of the loss."""
+"""Measurements of a run: time and losses between two reports, metrics.jsonl, the loss curve, collapse."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import psutil
@@ -16,11 +17,17 @@ import torch
 
 from cloob_cli.errors import MissingExtraError
 from cloob_cli.files import replacing
+from cloob_cli.recipe import ObjectiveSection
 from cloob_cli.training.events import StepDone, Validated
+
+# Chance moves the mean loss of equal embeddings by their rounding alone; a run that learns leaves this band at once.
+_NEAR_COLLAPSE = 0.01  # of a loss in nats
+_COLLAPSED_STEPS = 100  # steps at that value before it is told
+_COLLAPSED_STEPS_AT_END = 20  # steps at that value that are told once the run is over
 
 
 class Window:
-    """The steps between two reports: their losses and gradient norms, and where their time went.
+    """The steps between two reports: their losses and gradient norms, and their time.
 
     The numbers stay on the device until they are asked for, so that a GPU need not wait after every step.
     """
@@ -65,7 +72,7 @@ def memory_gib(device: torch.device) -> float:
     """Peak memory on a CUDA device, else what this process holds now, in GiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return psutil.Process().memory_info().rss / 2**30
+    return float(psutil.Process().memory_info().rss) / 2**30
 
 
 class MetricsFile:
@@ -86,6 +93,42 @@ class MetricsFile:
 
     def close(self) -> None:
         self._stream.close()
+
+
+class CollapseWatch:
+    """Notices a run whose embeddings have all become the same: its loss sticks at the value that equal scores give.
+
+    Counts the steps after the warm-ups with such a loss.
+
+    Args:
+        warm_up: steps in which such a loss is usual.
+    """
+
+    def __init__(self, objective: ObjectiveSection, batch_size: int, warm_up: int) -> None:
+        # InfoLOOB leaves the positive out of the denominator, InfoNCE keeps it.
+        self._name = "log(batch size)" if objective.name == "clip" else "log(batch size - 1)"
+        self._value = math.log(batch_size - (objective.name != "clip"))
+        self._warm_up, self._steps, self._told = warm_up, 0, False
+
+    def add(self, step: int, losses: Sequence[float]) -> str | None:
+        """Take the losses of the steps up to `step`; a notice, once, where they stick."""
+        stuck = step - len(losses) >= self._warm_up and abs(fmean(losses) - self._value) < _NEAR_COLLAPSE
+        self._steps = self._steps + len(losses) if stuck else 0
+        if self._steps >= _COLLAPSED_STEPS and not self._told:
+            self._told = True
+            return self._text()
+        return None
+
+    def at_the_end(self) -> str | None:
+        """A notice about a run that ends like this."""
+        return self._text() if self._steps >= _COLLAPSED_STEPS_AT_END else None
+
+    def _text(self) -> str:
+        return (
+            f"the loss has been {self._name} = {self._value:.3f} for {self._steps} steps: all embeddings are the same "
+            "and nothing is learned; lengthen optimizer.warmup_steps or objective.hopfield_warmup, or lower "
+            "optimizer.learning_rate"
+        )
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field
 from itertools import islice
 from statistics import fmean
 from typing import Protocol
@@ -20,53 +19,26 @@ from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.zero_shot import class_embeddings
 from cloob_cli.data.classification import ClassificationSet
 from cloob_cli.data.images import Preprocess, normalize
-from cloob_cli.data.pairs import PairSource
 from cloob_cli.data.text import Tokenizer
 from cloob_cli.errors import Failure, ImageError
 from cloob_cli.parallel import core_count, map_in_order
+from cloob_cli.training.data_split import HeldOut
 
 _BATCH = 256
 _KEEP_BYTES = 1 << 30  # crops of a set stay in memory between two validations up to this size
 
 
-class Images(Protocol):
+class ImageCollection(Protocol):
     """A numbered collection of images; `image` raises ImageError for one that cannot be read."""
 
     def __len__(self) -> int: ...
     def image(self, index: int) -> Image.Image: ...
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """The held-out pairs of a source, as a numbered collection."""
-
-    source: PairSource
-    indices: np.ndarray  # int64 [N]
-    _captions: dict[int, str] = field(default_factory=dict, init=False, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def image(self, index: int) -> Image.Image:
-        """The image of a pair; ImageError where it cannot be read, and where the pair has no caption to go with it."""
-        captions = self.source.captions(int(self.indices[index]))
-        if not captions:
-            raise ImageError("no caption")
-        self._captions[index] = captions[0]
-        return self.source.image(int(self.indices[index]))
-
-    def name(self, index: int) -> str:
-        return self.source.name(int(self.indices[index]))
-
-    def caption(self, index: int) -> str:
-        """The first caption of a pair whose image was read; retrieval uses one an image."""
-        return self._captions[index]
-
-
-class Crops:
+class ImageCrops:
     """The model's input images of a collection in batches, kept in memory where they are small together."""
 
-    def __init__(self, images: Images, preprocess: Preprocess) -> None:
+    def __init__(self, images: ImageCollection, preprocess: Preprocess) -> None:
         self.images, self.preprocess = images, preprocess
         self.unreadable: dict[int, str] = {}
         size = 3 * preprocess.image_size**2
@@ -109,8 +81,8 @@ class Validator:
     ) -> None:
         self.tokenizer = tokenizer
         self.held_out = held_out if held_out is not None and len(held_out) > 1 else None
-        self._pairs = Crops(self.held_out, preprocess) if self.held_out else None
-        self._sets: list[tuple[ClassificationSet, Crops]] = [(one, Crops(one, preprocess)) for one in sets]
+        self._pairs = ImageCrops(self.held_out, preprocess) if self.held_out else None
+        self._sets: list[tuple[ClassificationSet, ImageCrops]] = [(one, ImageCrops(one, preprocess)) for one in sets]
 
     def __bool__(self) -> bool:
         return self._pairs is not None or bool(self._sets)
@@ -118,7 +90,7 @@ class Validator:
     def run(
         self, model: CloobModel, autocast: Callable[[], AbstractContextManager[None]] = nullcontext
     ) -> dict[str, float]:
-        """The scores of `model` as it is, by name; shares are in [0, 1]. The model's mode is restored."""
+        """The scores of `model` as it is, by name; fractions are in [0, 1]. The model's mode is restored."""
         was_training = model.training
         model.eval()
         try:
@@ -156,7 +128,7 @@ class Validator:
         scores["covariance_rank/text"] = float(covariance_rank(texts.cpu()))
         return scores
 
-    def _zero_shot(self, model: CloobModel, one: ClassificationSet, crops: Crops) -> dict[str, float]:
+    def _zero_shot(self, model: CloobModel, one: ClassificationSet, crops: ImageCrops) -> dict[str, float]:
         device = model.logit_scale.device
         names = [[name] for name in one.classes]
         text = model.config.text
@@ -169,7 +141,7 @@ class Validator:
         return {f"zero_shot/{one.name}/top{k}": value for k, value in accuracy.items()}
 
 
-def _embed_images(model: CloobModel, crops: Crops) -> tuple[list[int], Tensor]:
+def _embed_images(model: CloobModel, crops: ImageCrops) -> tuple[list[int], Tensor]:
     device = model.logit_scale.device
     indices: list[int] = []
     embeddings = [torch.empty(0, model.config.embed_dim, device=device)]

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from cloob_cli.recipe import load_recipe
-from cloob_cli.training.interrupt import stop_on_signals
-from cloob_cli.training.loop import Run
-from cloob_cli.training.state import RunFolder
+from cloob_cli.training.build import build_run, built
+from cloob_cli.training.interrupt import StopRequest, stop_on_signals
+from cloob_cli.training.loop import batches
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "pictograms-vit-xs.toml"
 RESNET = ["model.vision={kind='resnet', image_size=64, width=32, layers=[1, 2, 2, 1], heads=8}"]
@@ -67,17 +67,16 @@ def main() -> None:
         print(f"{name:40}{value:9.0f} images/s{value / first:8.2f}", flush=True)
 
 
-def _steps(folder: Path, name: str, options: argparse.Namespace, stop: object) -> Iterator[None]:
+def _steps(folder: Path, name: str, options: argparse.Namespace, stop: StopRequest) -> Iterator[None]:
     """A run of its own that does a step whenever it is asked to."""
     changes = [f"data.train={options.folder}", "data.workers=1", f"train.batch_size={options.batch_size}"]
     changes += [f'train.precision="{options.precision}"', "train.steps=100000", *ROWS[name]]
     recipe = load_recipe(RECIPE, changes)
-    run = Run(recipe, RunFolder(folder / name.replace(" ", "-")), options.device, resume=False)
-    for _ in run.prepare(stop):  # type: ignore[arg-type]
-        pass
+    run = built(build_run(recipe, folder / name.replace(" ", "-"), device=options.device, stop=stop))
+    assert run is not None
     if name == "all of the text context":
         run.loader._text, run.model.cuts_tokens = None, False
-    for batch in run._batches():
+    for batch in batches(run):
         run.train_step(batch, run.step)
         run.step += 1
         if options.device != "cpu":

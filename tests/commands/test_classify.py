@@ -23,8 +23,8 @@ from tiny_model import RESNET, save_hostile_images, save_images, save_tiny_model
 
 import cloob_cli
 from cloob_cli import assets
-from cloob_cli.inference.labels import DEFAULT_TEMPLATES
-from cloob_cli.registry import cards, store
+from cloob_cli.core.zero_shot import DEFAULT_TEMPLATES
+from cloob_cli.registry import entries
 
 LABELS = "cat\ndog: puppy | hound\n# not this\nsea\nroof\n"
 OLD_ROWS = "path,label,probability,cosine\nof an earlier run.png,cat,1.0,0.5\n"
@@ -155,7 +155,7 @@ def test_labels_of_equal_tokens_are_named_and_cut_texts_counted(place: Path) -> 
     (place / "bare.txt").write_text("{c}\n")
     options = ["-l", "alike.txt", "--templates", "bare.txt", "-m", "model", "-q", "--json"]
     result = cloob_here("classify", "images/0000.png", *options, cwd=place)
-    alike = "these labels become the same tokens, so that the model cannot tell them apart:"
+    alike = "the model cannot tell these labels apart, as they have the same tokens:"
     assert result.returncode == 0
     assert result.stderr.splitlines() == [
         f"warning: {alike} '{fits}1', '{fits}2'",
@@ -209,7 +209,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(place: Path) -> None:
         (["none", "-l", "labels.txt", "-m", "model"], "not one of the 1 images can be read"),
         (["images", "-l", "duplicates.txt"], "stands already on line 1"),
         (["images", "-l", "labels.txt", "--templates", "labels.txt"], "no {c} in the template"),
-        (["images", "-l", "labels.txt", "-o", "out.xls"], "unknown kind of file"),
+        (["images", "-l", "labels.txt", "-o", "out.xls"], "unknown file type"),
         (["images", "-l", "labels.txt", "-m", "images"], "model.safetensors"),
     ]
     for arguments, message in cases:
@@ -272,7 +272,7 @@ def test_a_bar_on_the_terminal_takes_nothing_from_a_pipe(place: Path) -> None:
 
 def test_the_bundled_model_says_once_what_it_is_good_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assets, "bundled_weights_folder", lambda: place / "weights")
-    save_tiny_model(place / "weights" / store.BUNDLED_MODEL, context_length=40, name=store.BUNDLED_MODEL)
+    save_tiny_model(place / "weights" / assets.BUNDLED_MODEL, context_length=40, name=assets.BUNDLED_MODEL)
     arguments = ["classify", "images", "-l", "labels.txt", "--device", "cpu"]
 
     def said(*further: str, home: str = "home") -> list[str]:
@@ -282,11 +282,11 @@ def test_the_bundled_model_says_once_what_it_is_good_for(place: Path, monkeypatc
 
     assert said("--quiet") == []  # which introduces nothing
     notice, purpose, hint, first = said()
-    assert notice == f"model {store.BUNDLED_MODEL} on cpu in float32"
-    assert cards.card(store.BUNDLED_MODEL).summary in purpose
+    assert notice == f"model {assets.BUNDLED_MODEL} on cpu in float32"
+    assert entries.find_entry(assets.BUNDLED_MODEL).summary in purpose
     assert hint.startswith("hint: for photographs")
     [closing] = said()
     for line in (first, closing):
-        assert line.endswith(f"with {store.BUNDLED_MODEL} on cpu in float32")
+        assert line.endswith(f"with {assets.BUNDLED_MODEL} on cpu in float32")
     (place / "occupied").write_text("a home that cannot be written")
     assert [len(said(home="occupied")) for _ in range(2)] == [4, 4]

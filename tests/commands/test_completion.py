@@ -11,9 +11,10 @@ import pytest
 from command_line import environment
 
 from cloob_cli import assets
+from cloob_cli.checkpoint.folder import MODEL_FILES
 from cloob_cli.commands import completion
 from cloob_cli.core.device import PRECISIONS
-from cloob_cli.registry import cards, store
+from cloob_cli.registry import entries
 
 ASK = """
 import sys
@@ -31,7 +32,7 @@ def home(tmp_path: Path) -> Path:
     """A zoo with one installed model."""
     folder = tmp_path / "models" / "my-own"
     folder.mkdir(parents=True)
-    for name in store.MODEL_FILES:
+    for name in MODEL_FILES:
         (folder / name).write_text("{}")
     return tmp_path
 
@@ -47,10 +48,10 @@ def offered(line: str, home: Path) -> list[str]:
 
 
 def test_names_of_models(home: Path) -> None:
-    assert offered("cloob classify --model ", home) == [store.BUNDLED_MODEL, "my-own"]
+    assert offered("cloob classify --model ", home) == [assets.BUNDLED_MODEL, "my-own"]
     assert offered("cloob embed -m my", home) == ["my-own"]
     assert offered("cloob zoo pull cloob-rn50-", home) == [
-        name for name in cards.card_names() if name.startswith("cloob-rn50-")
+        name for name in entries.entry_names() if name.startswith("cloob-rn50-")
     ]
     assert offered("cloob zoo rm ", home) == ["my-own"]
 

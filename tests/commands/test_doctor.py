@@ -11,8 +11,7 @@ from types import SimpleNamespace
 import pytest
 from command_line import cloob_here
 
-from cloob_cli import __version__, diagnosis
-from cloob_cli.registry import store
+from cloob_cli import __version__, assets, diagnosis
 
 
 def test_json_holds_what_a_report_needs(tmp_path: Path) -> None:
@@ -43,11 +42,11 @@ def test_the_default_model_is_shown_and_a_wrong_one_is_told(tmp_path: Path) -> N
         found = json.loads(cloob_here("doctor", "--json", cwd=tmp_path, CLOOB_HOME=home, **env).stdout)
         return found["default_model"], [warning for warning in found["warnings"] if "model" in warning.split()]
 
-    assert said() == ({"name": store.BUNDLED_MODEL, "chosen_by": "nobody: it is in the package"}, [])
+    assert said() == ({"name": assets.BUNDLED_MODEL, "chosen_by": "nobody: it is in the package"}, [])
     model, [warning] = said(CLOOB_MODEL="cloob-vit-xs-pictogram")
     assert model == {"name": "cloob-vit-xs-pictogram", "chosen_by": "CLOOB_MODEL"}
     assert warning.startswith("CLOOB_MODEL names a model that is not there")
-    assert f"did you mean '{store.BUNDLED_MODEL}'?" in warning
+    assert f"did you mean '{assets.BUNDLED_MODEL}'?" in warning
     assert "cloob zoo pull cloob-rn50-yfcc" in said(CLOOB_MODEL="cloob-rn50-yfcc")[1][0]
     assert "not a model folder" in said(CLOOB_MODEL=str(tmp_path))[1][0]
     assert said(CLOOB_MODEL="hf://org/repo")[1] == []  # nothing is downloaded to find out

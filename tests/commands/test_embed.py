@@ -157,9 +157,9 @@ def test_wrong_input_is_one_line_and_exit_code_2(place: Path) -> None:
     (place / "empty.txt").write_text("\n \n")
     (place / "latin.txt").write_bytes(b"fine\ncaf\xe9\n")
     cases = [
-        (["-o", "x.npy"], "embed what?"),
-        (["images", "--text", "empty.txt", "-o", "x.npy"], "embed what?"),
-        (["images", "-o", "x.npz"], "unknown kind of file"),
+        (["-o", "x.npy"], "give either folders and images, or --text FILE"),
+        (["images", "--text", "empty.txt", "-o", "x.npy"], "give either folders and images, or --text FILE"),
+        (["images", "-o", "x.npz"], "unknown file type"),
         (["nowhere", "-o", "x.npy"], "nowhere"),
         (["--text", "empty.txt", "-o", "x.npy"], "holds no text"),
         (["--text", "missing.txt", "-o", "x.npy"], "missing.txt"),

@@ -136,7 +136,7 @@ def test_a_long_search_shows_life(tmp_path: Path) -> None:
     for number in range(2000):
         (tmp_path / f"{number}.png").touch()
     patience = (
-        "import cloob_cli.commands.inference_run as p; p._PATIENCE = 0.0; from cloob_cli.__main__ import run; run()"
+        "import cloob_cli.commands.inference_run as p; p._BAR_DELAY = 0.0; from cloob_cli.__main__ import run; run()"
     )
     terminal = Terminal("embed", tmp_path, "-o", tmp_path / "x.npy", "-m", "nothing", cwd=tmp_path, code=patience)
     assert terminal.finish() == 2

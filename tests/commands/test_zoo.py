@@ -17,10 +17,12 @@ from tiny_model import save_tiny_model
 
 from cloob_cli import assets, console
 from cloob_cli.checkpoint.card import model_card
+from cloob_cli.checkpoint.folder import read_config
 from cloob_cli.core.config import ARCHITECTURES, ModelConfig
 from cloob_cli.core.model import CloobModel
 from cloob_cli.errors import ZooEntryError
-from cloob_cli.registry import cards, store
+from cloob_cli.registry import entries
+from cloob_cli.registry.resolve import find_model
 
 Cloob = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -64,51 +66,51 @@ def installed(tiny: Path, cloob: Cloob) -> Path:
     return Path(done.stdout.strip())
 
 
-# ------------------------------------------------------------------ cards
+# ------------------------------------------------------------------ entries
 
 
-def test_every_released_model_has_a_card() -> None:
-    assert set(cards.card_names()) >= RELEASED
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in assets.zoo_folder().glob("*.toml")))
-def test_a_card_can_be_read_and_is_sound(name: str) -> None:
-    card = cards.card(name)
-    assert card.summary
-    assert card.source.bundled or card.homepage
-    if card.source.url and card.source.sha256:
-        assert card.source.sha256 in card.source.url, "the file name carries the hash of its author"
-    if card.recipe:
-        assert card.recipe in assets.shipped_recipes()
+def test_every_released_model_has_a_entry() -> None:
+    assert set(entries.entry_names()) >= RELEASED
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in assets.zoo_folder().glob("*.toml")))
-def test_what_a_card_says_of_the_architecture_is_what_the_configuration_builds(name: str) -> None:
-    card = cards.card(name)
-    if card.architecture in ARCHITECTURES:
-        built = ARCHITECTURES[card.architecture]
-        assert (card.embed_dim, card.image_size) == (built["embed_dim"], built["vision"]["image_size"])
+def test_an_entry_can_be_read_and_is_valid(name: str) -> None:
+    entry = entries.find_entry(name)
+    assert entry.summary
+    assert entry.source.bundled or entry.homepage
+    if entry.source.url and entry.source.sha256:
+        assert entry.source.sha256 in entry.source.url, "the file name carries the hash of its author"
+    if entry.recipe:
+        assert entry.recipe in assets.shipped_recipes()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in assets.zoo_folder().glob("*.toml")))
+def test_what_an_entry_says_of_the_architecture_is_what_the_configuration_builds(name: str) -> None:
+    entry = entries.find_entry(name)
+    if entry.architecture in ARCHITECTURES:
+        built = ARCHITECTURES[entry.architecture]
+        assert (entry.embed_dim, entry.image_size) == (built["embed_dim"], built["vision"]["image_size"])
         with torch.device("meta"):
             model = CloobModel(ModelConfig.model_validate(built))
-        assert card.parameters == sum(parameter.numel() for parameter in model.parameters())
+        assert entry.parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(
-    "card", [card for card in cards.all_cards() if card.source.bundled], ids=lambda card: card.name
+    "entry", [entry for entry in entries.all_entries() if entry.source.bundled], ids=lambda entry: entry.name
 )
-def test_a_bundled_model_is_the_one_that_its_card_describes(card: cards.Card, cloob: Cloob) -> None:
-    folder = store.bundled_folder(card.name)
+def test_a_bundled_model_is_the_one_that_its_entry_describes(entry: entries.ZooEntry, cloob: Cloob) -> None:
+    folder = assets.bundled_folder(entry.name)
     checks = json.loads(cloob("zoo", "verify", folder, "--deep", "--json").stdout)
     assert {check["state"] for check in checks if check["what"] == "fingerprint"} == {"right"}
-    config = store.read_config(folder)
-    assert (config.vision.image_size, config.embed_dim) == (card.image_size, card.embed_dim)
-    by_name = json.loads(cloob("zoo", "verify", card.name, "--json").stdout)
+    config = read_config(folder)
+    assert (config.vision.image_size, config.embed_dim) == (entry.image_size, entry.embed_dim)
+    by_name = json.loads(cloob("zoo", "verify", entry.name, "--json").stdout)
     assert {check["state"] for check in by_name} == {"right"}
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 16 << 20
-    assert card.scores
+    assert entry.scores
 
 
-WRONG_CARDS = {
+WRONG_ENTRIES = {
     "an unknown key": ('licens = "MIT"', "did you mean 'license'"),
     "two places": ('[source]\nformat = "mljku"\nurl = "https://a/b"\nrepository = "a/b"', "exactly one"),
     "no place": ('[source]\nformat = "mljku"', "exactly one"),
@@ -118,24 +120,24 @@ WRONG_CARDS = {
 }
 
 
-@pytest.mark.parametrize(("text", "words"), WRONG_CARDS.values(), ids=WRONG_CARDS.keys())
-def test_a_card_with_wrong_fields_is_one_line(tmp_path: Path, text: str, words: str) -> None:
+@pytest.mark.parametrize(("text", "words"), WRONG_ENTRIES.values(), ids=WRONG_ENTRIES.keys())
+def test_an_entry_with_wrong_fields_is_one_line(tmp_path: Path, text: str, words: str) -> None:
     good = 'name = "x"\nsummary = "s"\narchitecture = "a"\nimage_size = 32\nembed_dim = 8\ndata = "d"\n'
     source = "" if "[source]" in text else '[source]\nformat = "cloob"\nbundled = true\n'
     first, rest = ("", text) if text.startswith("[") else (text + "\n", "")
     (tmp_path / "x.toml").write_text(good + first + source + rest)
     with pytest.raises(ZooEntryError) as caught:
-        cards.read_card(tmp_path / "x.toml")
+        entries.read_entry(tmp_path / "x.toml")
     said = f"{caught.value.message} {caught.value.hint}"
     assert words in said
     assert "\n" not in said
 
 
 @pytest.mark.parametrize("data", [b"name = ", b"\xff\xfe", b'name = "y"'])
-def test_a_file_that_is_no_card(tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_is_no_entry(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.toml").write_bytes(data)
     with pytest.raises(ZooEntryError):
-        cards.read_card(tmp_path / "x.toml")
+        entries.read_entry(tmp_path / "x.toml")
 
 
 # ------------------------------------------------------------------ list, show, path, default
@@ -188,19 +190,19 @@ def test_list_at_80_columns_has_a_line_a_model(home: Path, tmp_path: Path) -> No
     ],
 )
 def test_the_paper_s_scores_with_the_clip_beside_each(name: str, published: list[tuple[float, float]]) -> None:
-    card = cards.card(name)
+    entry = entries.find_entry(name)
     names = ["Birdsnap", "Country211", "Flowers102", "GTSRB", "UCF101", "Stanford Cars", "ImageNet", "ImageNet V2"]
-    assert [score.dataset for score in card.scores] == names
-    assert [(score.value, score.clip) for score in card.scores] == published
-    assert all("yfcc_table2.png" in score.by for score in card.scores)
+    assert [score.dataset for score in entry.scores] == names
+    assert [(score.value, score.clip) for score in entry.scores] == published
+    assert all("yfcc_table2.png" in score.by for score in entry.scores)
 
 
-def test_a_model_s_own_card_has_a_column_for_the_clip_beside_it() -> None:
+def test_a_model_s_own_entry_has_a_column_for_the_clip_beside_it() -> None:
     config = ModelConfig.model_validate(ARCHITECTURES["RN50-quickgelu"])
-    text = model_card(config, scores=cards.score_rows(cards.card("cloob-rn50-yfcc")))
+    text = model_card(config, scores=entries.score_rows(entries.find_entry("cloob-rn50-yfcc")))
     assert "| data | measure | score | CLIP, same data | by |\n| --- | --- | --- | --- | --- |" in text
     assert "| ImageNet | zero-shot top-1 | 35.7 % | 34.6 % | its authors" in text
-    own = model_card(config, scores=cards.score_rows(cards.card("cloob-vit-xs-pictograms")))
+    own = model_card(config, scores=entries.score_rows(entries.find_entry("cloob-vit-xs-pictograms")))
     assert "CLIP" not in own.partition("| data |")[2]
 
 
@@ -218,7 +220,7 @@ def test_list_as_json(cloob: Cloob, installed: Path) -> None:
     assert (rn50["state"], rn50["path"], rn50["parameters"]) == ("not installed", None, 102_007_137)
 
 
-def test_show_gives_the_whole_card(cloob: Cloob) -> None:
+def test_show_gives_the_whole_entry(cloob: Cloob) -> None:
     name = "cloob-vit-b-16-laion400m-16ep"
     shown = json.loads(cloob("zoo", "show", name, "--json").stdout)
     written = tomllib.loads((assets.zoo_folder() / f"{name}.toml").read_text())
@@ -237,7 +239,7 @@ def test_show_an_installed_model_and_a_folder(cloob: Cloob, installed: Path, tin
     assert (folder["path"], folder["state"]) == (str(tiny), "a folder")
 
 
-def test_show_is_short_for_a_model_without_a_card(cloob: Cloob, installed: Path) -> None:
+def test_show_is_short_for_a_model_without_a_entry(cloob: Cloob, installed: Path) -> None:
     shown = dict(line.split("\t") for line in cloob("zoo", "show", "mine").stdout.splitlines())
     assert len(shown) <= 20
     assert shown["path"] == str(installed)
@@ -291,9 +293,9 @@ def test_a_nearly_right_name_is_suggested(cloob: Cloob, installed: Path, command
 def test_default(cloob: Cloob, installed: Path, tiny: Path) -> None:
     assert cloob("zoo", "default").stdout == "cloob-vit-xs-pictograms\n"
     assert cloob("zoo", "default", "mine").stdout == "mine\n"
-    assert store.find(None) == installed
+    assert find_model(None) == installed
     assert cloob("zoo", "default", tiny).stdout == f"{tiny}\n"
-    assert store.find(None) == tiny
+    assert find_model(None) == tiny
     cloob("zoo", "default", "mine")
     assert cloob("zoo", "rm", "mine", "-y").returncode == 0
     assert cloob("zoo", "default").stdout == "cloob-vit-xs-pictograms\n"
@@ -383,7 +385,7 @@ def test_rm_several_or_none(cloob: Cloob, installed: Path, tiny: Path) -> None:
 
 
 def test_the_bundled_model_cannot_be_removed(cloob: Cloob, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
-    monkeypatch.setattr(store, "bundled_folder", lambda name: tiny)
+    monkeypatch.setattr(assets, "bundled_folder", lambda name: tiny)
     done = cloob("zoo", "rm", "cloob-vit-xs-pictograms", "-y")
     assert done.returncode == 1
     assert "part of the package" in done.stderr
@@ -395,7 +397,7 @@ def test_prune_removes_what_interrupted_pulls_left_and_nothing_else(cloob: Cloob
         home / "downloads" / "0123456789abcdef.partial",
         home / "downloads" / "0123456789abcdef.json",
         home / "downloads" / "fedcba9876543210.complete",
-        home / "rejected" / "12345678-x.pt",
+        home / "quarantine" / "12345678-x.pt",
         home / "models" / ".mine.abc.partial" / "model.safetensors",
     ]
     for path in left:
@@ -403,7 +405,7 @@ def test_prune_removes_what_interrupted_pulls_left_and_nothing_else(cloob: Cloob
         path.write_bytes(bytes(1000))
     dry = cloob("zoo", "prune", "--dry-run")
     assert len(dry.stdout.splitlines()) == 1 + len(left)
-    assert "5 kB would be freed" in dry.stderr
+    assert "5.0 kB would be freed" in dry.stderr
     assert all(path.exists() for path in left)
     assert cloob("zoo", "prune", "-y").returncode == 0
     assert not any(path.exists() for path in left)
@@ -484,14 +486,14 @@ def test_pull_the_bundled_model_under_another_name(cloob: Cloob, home: Path) -> 
     assert done.stdout == f"{home / 'models' / 'foo'}\n", done.stderr
     assert cloob("zoo", "verify", "foo").returncode == 0
     kept = cloob("zoo", "pull", "cloob-vit-xs-pictograms")
-    assert kept.stdout == f"{store.bundled_folder('cloob-vit-xs-pictograms')}\n"
+    assert kept.stdout == f"{assets.bundled_folder('cloob-vit-xs-pictograms')}\n"
 
 
-def test_pull_dry_run_of_a_card(cloob: Cloob, home: Path) -> None:
+def test_pull_dry_run_of_a_entry(cloob: Cloob, home: Path) -> None:
     done = cloob("zoo", "pull", "japanese-cloob-vit-b-16", "--dry-run", "--offline")
     said = dict(line.split("\t") for line in done.stdout.splitlines())
     assert said["from"] == "hf://rinna/japanese-cloob-vit-b-16"
-    assert said["download"] == "787 MB"
+    assert said["download"] == "787.0 MB"
     assert not home.exists()
 
 

@@ -74,11 +74,11 @@ def test_a_model_with_it_trains_resumes_to_the_bit_and_opens(tmp_path: Path) -> 
     model = {"embed_dim": 16, "vision": VISION, "text": TEXT}
     changes: dict = {"train__image_sizes": [[0.0, 16], [0.5, 32]], "train__patch_dropout": 0.5}
     recipe = tiny_recipe(data, model=model, train__steps=8, train__checkpoint_every=3, **changes)
-    list(loop.train(recipe, tmp_path / "whole", device="cpu"))
-    events = loop.train(recipe, tmp_path / "cut", device="cpu")
+    list(loop.train_recipe(recipe, tmp_path / "whole", device="cpu"))
+    events = loop.train_recipe(recipe, tmp_path / "cut", device="cpu")
     next(event for event in events if isinstance(event, CheckpointSaved))
     events.close()  # type: ignore[attr-defined]
-    list(loop.train(recipe, tmp_path / "cut", device="cpu", resume=True))
+    list(loop.train_recipe(recipe, tmp_path / "cut", device="cpu", resume=True))
     one, two = (cloob_cli.load(tmp_path / name / "model", device="cpu") for name in ("whole", "cut"))
     assert one.config.vision.stem == "conv"
     for name, tensor in one.state_dict().items():

@@ -135,8 +135,8 @@ def convert(name: str, folder: Path) -> None:
     from safetensors.torch import load_file
 
     import cloob_cli
+    from cloob_cli.checkpoint.folder import save_model
     from cloob_cli.convert import convert_checkpoint
-    from cloob_cli.registry.store import save_model
 
     checkpoint = next(path for path in folder.glob("checkpoint.*"))
     architecture = {"architecture": name} if checkpoint.suffix == ".pt" and not name.startswith("small-") else None

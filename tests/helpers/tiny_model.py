@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cloob_cli.checkpoint.folder import save_model
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import build
 from cloob_cli.data.text import train_bpe
-from cloob_cli.registry import store
 
 CAPTIONS = ["a red bicycle", "two cats on a roof", "the sea at night", "a bicycle under the roof"]
 VIT = {"kind": "vit", "image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "heads": 2}
@@ -26,7 +26,7 @@ def save_tiny_model(folder: Path, vision: dict[str, object] = VIT, context_lengt
     text = {"vocab_size": tokenizer.vocab_size, "context_length": context_length, "width": 32, "layers": 1, "heads": 2}
     data = {"name": "tiny", "embed_dim": 16, "vision": vision, "text": text, "tokenizer": {"kind": "bpe"}}
     model = build(ModelConfig.model_validate(data | {"inv_tau": 30.0} | changes), seed=0).eval()
-    store.save_model(folder, model, tokenizer, card_text="# tiny\n")
+    save_model(folder, model, tokenizer, card_text="# tiny\n")
     return folder
 
 

@@ -53,7 +53,7 @@ def refused(output: Path, command: Command, named: Path) -> None:
 
 def test_the_suffix_and_where_failures_go(tmp_path: Path) -> None:
     check(tmp_path / "a.NPY")
-    with pytest.raises(UsageError, match="unknown kind of file"):
+    with pytest.raises(UsageError, match="unknown file type"):
         check(tmp_path / "a.txt")
     assert failures_path(Path("x/emb.npy")) == Path("x/emb.failures.jsonl")
 

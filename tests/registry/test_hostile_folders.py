@@ -13,11 +13,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from cloob_cli import load
+from cloob_cli.checkpoint.folder import TOKENIZER_FILE, WEIGHTS_FILE, read_config
 from cloob_cli.data.text import Tokenizer, clip_tokenizer, train_bpe
 from cloob_cli.errors import ModelFolderError, RegistryError
-from cloob_cli.registry import install, store
+from cloob_cli.registry import install, inventory, paths
 from cloob_cli.registry.bundle import MANIFEST, write_bundle
-from cloob_cli.registry.origin import resolve
+from cloob_cli.registry.resolve import resolve
 
 Cloob = Callable[..., Any]
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -68,7 +69,7 @@ def sparse(model_folder: Path, tmp_path: Path) -> Path:
 
 def test_a_sparse_member_does_not_unpack(cloob: Cloob, sparse: Path) -> None:
     one_line(cloob("zoo", "pull", str(sparse)), 1)
-    assert store.installed_models() == []
+    assert inventory.installed_models() == []
 
 
 @pytest.mark.parametrize("said", [-1, 1, 10**15, "7", 3.0, None, True])
@@ -86,7 +87,7 @@ def test_the_sizes_of_the_manifest_bind(model_folder: Path, tmp_path: Path, said
             tar.addfile(info, io.BytesIO(data))
     with pytest.raises(RegistryError, match="refused"):
         install.pull(resolve(str(path)))
-    assert store.installed_models() == []
+    assert inventory.installed_models() == []
 
 
 def test_a_sparse_member_stops_at_what_the_manifest_says(sparse: Path, tmp_path: Path) -> None:
@@ -124,8 +125,8 @@ def test_headers_within_headers_are_no_bundle(cloob: Cloob, model_folder: Path, 
 
 @pytest.mark.parametrize("text", [DEEP, DEEPER_THAN_ALLOWED, '{"format_version": ' + "9" * 10_000 + "}"])
 def test_a_configuration_nested_without_end(cloob: Cloob, model_folder: Path, text: str) -> None:
-    good = store.installed_folder("good")
-    bad = store.installed_folder("bad")
+    good = paths.installed_folder("good")
+    bad = paths.installed_folder("bad")
     for folder in (good, bad):
         folder.mkdir(parents=True)
         for path in model_folder.iterdir():
@@ -145,31 +146,31 @@ def test_a_configuration_nested_without_end(cloob: Cloob, model_folder: Path, te
 @pytest.mark.parametrize("levels", [100, 300, 900])
 def test_a_sound_configuration_with_depths_in_it(cloob: Cloob, model_folder: Path, levels: int) -> None:
     """What can be read may still be too deep for what compares, writes and shows it."""
-    path, weights = model_folder / "config.json", model_folder / store.WEIGHTS_FILE
+    path, weights = model_folder / "config.json", model_folder / WEIGHTS_FILE
     config = json.loads(path.read_text())
     text = json.dumps(config | {"source": {"a": "DEPTH"}}).replace('"DEPTH"', "[" * levels + "]" * levels)
     path.write_text(text)
     save_file(load_file(weights), weights, metadata={"config": text})
     with pytest.raises(ModelFolderError, match="nested"):
-        store.read_config(model_folder)
+        read_config(model_folder)
     one_line(cloob("zoo", "show", str(model_folder)), 2)
     one_line(cloob("zoo", "pull", str(weights), "--name", "mine"), 2)
 
 
 def test_a_configuration_in_the_weights_nested_without_end(model_folder: Path) -> None:
-    weights = model_folder / store.WEIGHTS_FILE
+    weights = model_folder / WEIGHTS_FILE
     (model_folder / "config.json").unlink()
     for text in (DEEP, DEEPER_THAN_ALLOWED):
         save_file(load_file(weights), weights, metadata={"config": '{"source": {"a": ' + text + "}}"})
         with pytest.raises(ModelFolderError):
-            store.read_config(model_folder)
+            read_config(model_folder)
 
 
 # ------------------------------------------------------------------ tokenizers
 
 
 def spoil(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    path = folder / store.TOKENIZER_FILE
+    path = folder / TOKENIZER_FILE
     data = json.loads(path.read_text())
     change(data)
     path.write_text(json.dumps(data))

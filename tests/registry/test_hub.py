@@ -16,8 +16,9 @@ import pytest
 from hub_server import Hub, hub_serving, sha256
 
 from cloob_cli import load
+from cloob_cli.checkpoint.folder import README_FILE, WEIGHTS_FILE, read_config
 from cloob_cli.errors import RegistryError
-from cloob_cli.registry import store
+from cloob_cli.registry import inventory, paths
 from cloob_cli.registry.hub import check_inside
 from cloob_cli.registry.inventory import install_record
 
@@ -59,9 +60,9 @@ def test_pull_load_and_offline(hub: Hub, cloob: Cloob, model_folder: Path, monke
     first = cloob("zoo", "pull", "hf://org/tiny", "-q")
     assert (first.returncode, first.stderr) == (0, "")
     folder = Path(first.stdout.strip())
-    assert folder == store.installed_folder("tiny")
+    assert folder == paths.installed_folder("tiny")
     assert install_record(folder)["commit"] == hub.commit("org/tiny")
-    assert load("tiny", device="cpu").config == store.read_config(model_folder)
+    assert load("tiny", device="cpu").config == read_config(model_folder)
     assert not any("extra.txt" in request for request in hub.requests)
 
     # From the Hub's cache alone, as a target of its own and as what other commands take.
@@ -70,7 +71,7 @@ def test_pull_load_and_offline(hub: Hub, cloob: Cloob, model_folder: Path, monke
     assert again.returncode == 0, again.stderr
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     path = cloob("zoo", "path", "hf://org/tiny")
-    assert (Path(path.stdout.strip()) / store.WEIGHTS_FILE).is_file(), path.stderr
+    assert (Path(path.stdout.strip()) / WEIGHTS_FILE).is_file(), path.stderr
     assert hub.requests == []
 
 
@@ -95,7 +96,7 @@ def test_what_is_not_there_is_one_line(hub: Hub, cloob: Cloob, target: str, word
     assert done.returncode == 1
     assert words in done.stderr
     assert "Traceback" not in done.stderr
-    assert store.installed_models() == []
+    assert inventory.installed_models() == []
 
 
 def test_a_private_repository_needs_the_token(hub: Hub, cloob: Cloob, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,14 +111,14 @@ def test_a_private_repository_needs_the_token(hub: Hub, cloob: Cloob, monkeypatc
 def test_a_given_hash_binds_the_weights_of_a_repository(
     hub: Hub, cloob: Cloob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = sha256(hub.repositories["org/tiny"][store.WEIGHTS_FILE])
+    right = sha256(hub.repositories["org/tiny"][WEIGHTS_FILE])
     done = cloob("zoo", "pull", "hf://org/tiny", "--sha256", "0" * 64)
     assert done.returncode == 1
     assert right in done.stderr
     assert not [request for request in hub.requests if "resolve" in request], "nothing needs to be fetched for that"
     done = cloob("zoo", "pull", "hf://org/tiny", "--sha256", right)
     assert done.returncode == 0, done.stderr
-    assert install_record(store.installed_folder("tiny"))["sha256"] == right
+    assert install_record(paths.installed_folder("tiny"))["sha256"] == right
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     done = cloob("zoo", "pull", "hf://org/tiny", "--name", "again", "--sha256", "0" * 64)
     assert done.returncode == 1
@@ -128,8 +129,8 @@ def test_a_corrupt_file_is_set_aside(hub: Hub, cloob: Cloob) -> None:
     hub.corrupt = True
     done = cloob("zoo", "pull", "hf://org/tiny")
     assert done.returncode == 1
-    assert sha256(hub.repositories["org/tiny"][store.WEIGHTS_FILE]) in done.stderr
-    assert "set aside" in done.stderr
+    assert sha256(hub.repositories["org/tiny"][WEIGHTS_FILE]) in done.stderr
+    assert "quarantined" in done.stderr
     hub.corrupt = False
     done = cloob("zoo", "pull", "hf://org/tiny")
     assert done.returncode == 0, done.stderr
@@ -137,11 +138,11 @@ def test_a_corrupt_file_is_set_aside(hub: Hub, cloob: Cloob) -> None:
 
 def test_files_of_two_commits_never_make_one_model(hub: Hub, cloob: Cloob) -> None:
     """Somebody pushes between the listing and the download: every single file is whole, and right by its own hash."""
-    hub.later = {store.README_FILE: b"# another commit\n"}
+    hub.later = {README_FILE: b"# another commit\n"}
     done = cloob("zoo", "pull", "hf://org/tiny")
     assert done.returncode == 1
     assert "hf://org/tiny changed while it was fetched" in done.stderr
-    assert store.installed_models() == []
+    assert inventory.installed_models() == []
     done = cloob("zoo", "pull", "hf://org/tiny")
     assert done.returncode == 0, done.stderr
 
@@ -204,7 +205,7 @@ def test_push_and_pull_back(hub: Hub, cloob: Cloob, model_folder: Path, monkeypa
     assert hub.repositories["me/mine"] == {path.name: path.read_bytes() for path in model_folder.iterdir()}
     back = cloob("zoo", "pull", "hf://me/mine")
     assert back.returncode == 0, back.stderr
-    assert load("mine", device="cpu").config == store.read_config(model_folder)
+    assert load("mine", device="cpu").config == read_config(model_folder)
 
 
 def test_push_without_a_token_says_what_to_do(hub: Hub, cloob: Cloob, model_folder: Path) -> None:
@@ -288,10 +289,10 @@ def test_the_japanese_model_comes_with_the_tokenizer_of_another_repository(hub: 
     done = cloob("zoo", "pull", target)
     assert done.returncode == 0, done.stderr
     assert not [request for request in hub.requests if "pytorch_model.bin" in request]
-    assert Path(done.stdout.strip()) == store.installed_folder("japanese-cloob-vit-b-16")
+    assert Path(done.stdout.strip()) == paths.installed_folder("japanese-cloob-vit-b-16")
     assert cloob("zoo", "verify", "japanese-cloob-vit-b-16", "--deep").returncode == 0
     model = load("japanese-cloob-vit-b-16", device="cpu")
     assert model.tokenize is not None
     similar = model.encode_text(model.tokenize(["赤い自転車", "夜の海"]))
     assert similar.shape == (2, 16)
-    assert store.read_config(store.installed_folder("japanese-cloob-vit-b-16")).preprocess.interpolation == "bilinear"
+    assert read_config(paths.installed_folder("japanese-cloob-vit-b-16")).preprocess.interpolation == "bilinear"

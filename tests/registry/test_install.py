@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cloob_cli import load
+from cloob_cli.checkpoint.folder import KEPT_FILES, WEIGHTS_FILE, read_config
 from cloob_cli.errors import (
     ChecksumError,
     CloobError,
@@ -37,23 +38,23 @@ from cloob_cli.errors import (
     UnsafeCheckpointError,
     UsageError,
 )
-from cloob_cli.registry import install, store
+from cloob_cli.registry import install, inventory, paths
 from cloob_cli.registry.bundle import MANIFEST
-from cloob_cli.registry.connection import RetryPolicy
 from cloob_cli.registry.events import Event, Notice
-from cloob_cli.registry.fill import convert_to_folder
+from cloob_cli.registry.http import RetryPolicy
+from cloob_cli.registry.install import convert_to_folder
 from cloob_cli.registry.inventory import INSTALL_RECORD, install_record
 from cloob_cli.registry.locks import is_held, lock_name
-from cloob_cli.registry.origin import Origin, resolve
+from cloob_cli.registry.paths import downloads_folder, pinned_hashes_file, quarantine_folder
+from cloob_cli.registry.pinned_hashes import pinned_hash
+from cloob_cli.registry.publish import bundle_model
 from cloob_cli.registry.remove import leftovers
-from cloob_cli.registry.share import bundle_model
-from cloob_cli.registry.storage import downloads_folder, quarantine_folder
-from cloob_cli.registry.trust import trust_file, trusted_hash
+from cloob_cli.registry.resolve import Origin, resolve
 from cloob_cli.registry.verify import verify_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 QUICK = RetryPolicy(attempts=2, first_wait=0.01, longest_wait=0.02, stall_seconds=0.5, progress_bytes=1)
-OPTIONS = install.Options(patience=QUICK)
+OPTIONS = install.Options(retry_policy=QUICK)
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def no_half_models() -> bool:
-    return not [path for path in (store.home() / "models").glob(".*") if path.exists()]
+    return not [path for path in (paths.home() / "models").glob(".*") if path.exists()]
 
 
 # ------------------------------------------------------------------ the good ways
@@ -82,8 +83,8 @@ def no_half_models() -> bool:
 
 def test_a_local_folder(model_folder: Path) -> None:
     folder = install.pull(resolve(str(model_folder)))
-    assert folder == store.installed_folder("tiny")
-    assert load("tiny", device="cpu").config == store.read_config(model_folder)
+    assert folder == paths.installed_folder("tiny")
+    assert load("tiny", device="cpu").config == read_config(model_folder)
     assert not [check for check in verify_model("tiny") if check.state != "right"]
 
 
@@ -91,13 +92,13 @@ def test_only_the_files_of_a_model_are_taken(model_folder: Path) -> None:
     (model_folder / "evil.sh").write_text("echo")
     (model_folder / "sub").mkdir()
     folder = install.pull(resolve(str(model_folder)))
-    assert {path.name for path in folder.iterdir()} <= {*store.KEPT_FILES, INSTALL_RECORD}
+    assert {path.name for path in folder.iterdir()} <= {*KEPT_FILES, INSTALL_RECORD}
 
 
 def test_the_folder_of_a_training_run_gives_its_model(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "my-run").mkdir()
     model_folder.rename(tmp_path / "my-run" / "model")
-    assert install.pull(resolve(str(tmp_path / "my-run"))) == store.installed_folder("my-run")
+    assert install.pull(resolve(str(tmp_path / "my-run"))) == paths.installed_folder("my-run")
 
 
 def test_a_single_weights_file_with_its_tokenizer_beside_it(model_folder: Path) -> None:
@@ -110,7 +111,7 @@ def test_a_single_weights_file_with_its_tokenizer_beside_it(model_folder: Path) 
 def test_a_bundle_made_here_installs_under_its_own_name(bundle: Path, model_folder: Path) -> None:
     folder = install.pull(resolve(str(bundle)))
     assert folder.name == "tiny"
-    original, copy = (load_file(at / store.WEIGHTS_FILE) for at in (model_folder, folder))
+    original, copy = (load_file(at / WEIGHTS_FILE) for at in (model_folder, folder))
     assert original.keys() == copy.keys()
     assert all(torch.equal(original[name], copy[name]) for name in original)
 
@@ -144,7 +145,7 @@ def test_an_address(server: FileServer) -> None:
     digest = hashlib.sha256(data).hexdigest()
     assert load("tiny", device="cpu").config.name == "tiny"
     assert install_record(folder)["sha256"] == digest
-    assert trusted_hash(origin.url or "") == digest
+    assert pinned_hash(origin.url or "") == digest
     assert any(isinstance(e, Notice) and "first use" in e.text and digest in e.text for e in events)
     assert not list(downloads_folder().iterdir())
 
@@ -158,14 +159,14 @@ def test_a_second_pull_fetches_nothing(server: FileServer) -> None:
 def test_force_fetches_again(server: FileServer) -> None:
     origin = resolve(f"{server.url}/tiny.tar")
     install.pull(origin, OPTIONS)
-    install.pull(origin, install.Options(force=True, patience=QUICK))
+    install.pull(origin, install.Options(force=True, retry_policy=QUICK))
     assert len(server.requests) == 2
 
 
-# ------------------------------------------------------------------ trust
+# ------------------------------------------------------------------ pinned hashes
 
 
-def test_a_hash_once_trusted_is_held_even_after_removal(server: FileServer, tmp_path: Path) -> None:
+def test_a_hash_once_pinned_is_held_even_after_removal(server: FileServer, tmp_path: Path) -> None:
     origin = resolve(f"{server.url}/tiny.tar")
     folder = install.pull(origin, OPTIONS)
     shutil.rmtree(folder)
@@ -177,14 +178,14 @@ def test_a_hash_once_trusted_is_held_even_after_removal(server: FileServer, tmp_
     assert not folder.exists()
 
 
-def test_a_file_that_is_no_model_is_not_trusted_and_not_taken_up_again(server: FileServer) -> None:
+def test_a_file_that_is_no_model_is_not_pinned_and_not_taken_up_again(server: FileServer) -> None:
     good = server.files["/tiny.tar"]
     server.files["/tiny.tar"] = b"<html>please log in</html>" * 100
     origin = resolve(f"{server.url}/tiny.tar")
     with pytest.raises(CloobError) as caught:
         install.pull(origin, OPTIONS)
-    assert "set aside" in str(caught.value.hint)
-    assert trusted_hash(origin.url or "") is None
+    assert "quarantined" in str(caught.value.hint)
+    assert pinned_hash(origin.url or "") is None
     server.files["/tiny.tar"] = good
     install.pull(origin, OPTIONS)
 
@@ -207,23 +208,23 @@ def test_a_checkpoint_that_lacks_its_configuration_is_kept(
     spoilt = tmp_path / "wrong.json"
     spoilt.write_text("[]")
     with pytest.raises(ConversionError):  # the wrong configuration is no fault of the file either
-        install.pull(origin, install.Options(config=spoilt, patience=QUICK))
-    install.pull(origin, install.Options(config=folder / "config.json", patience=QUICK))
+        install.pull(origin, install.Options(config=spoilt, retry_policy=QUICK))
+    install.pull(origin, install.Options(config=folder / "config.json", retry_policy=QUICK))
     assert server.served_bytes == len(server.files["/vit.pt"])
     assert not quarantine_folder().exists()
 
 
-def test_an_unreadable_trust_file_stops_everything(server: FileServer) -> None:
-    trust_file().parent.mkdir(parents=True, exist_ok=True)
-    trust_file().write_text("{broken")
-    with pytest.raises(RegistryError, match=r"trusted\.json"):
+def test_an_unreadable_file_of_pinned_hashes_stops_everything(server: FileServer) -> None:
+    pinned_hashes_file().parent.mkdir(parents=True, exist_ok=True)
+    pinned_hashes_file().write_text("{broken")
+    with pytest.raises(RegistryError, match=r"pinned_hashes\.json"):
         install.pull(resolve(f"{server.url}/tiny.tar"), OPTIONS)
 
 
-def test_a_published_hash_needs_no_trust(server: FileServer) -> None:
+def test_a_published_hash_needs_no_pin(server: FileServer) -> None:
     digest = hashlib.sha256(server.files["/tiny.tar"]).hexdigest()
     install.pull(resolve(f"{server.url}/tiny.tar", sha256=digest), OPTIONS)
-    assert not trust_file().exists()
+    assert not pinned_hashes_file().exists()
 
 
 # ------------------------------------------------------------------ nothing is harmed
@@ -245,7 +246,7 @@ def test_a_failed_forced_pull_leaves_the_installed_model(server: FileServer, fau
     before = contents(folder)
     server.faults = list(faults)
     with pytest.raises((DownloadError, ChecksumError)):
-        install.pull(origin, install.Options(force=True, patience=QUICK))
+        install.pull(origin, install.Options(force=True, retry_policy=QUICK))
     assert contents(folder) == before
     assert no_half_models()
     load("tiny", device="cpu")
@@ -256,7 +257,7 @@ def test_a_full_disk_leaves_the_installed_model(server: FileServer) -> None:
     folder = install.pull(origin, OPTIONS)
     before = contents(folder)
     with pytest.raises(DiskSpaceError):
-        install.pull(origin, install.Options(force=True, patience=QUICK, free=lambda at: 1000))
+        install.pull(origin, install.Options(force=True, retry_policy=QUICK, free=lambda at: 1000))
     assert contents(folder) == before
 
 
@@ -275,18 +276,18 @@ def test_a_disk_that_is_full_while_a_model_is_written_is_one_line(
     assert "partial" not in caught.value.message
     with pytest.raises(DiskSpaceError, match="the disk is full"):
         convert_to_folder(GOLDEN / "mljku_vit", tmp_path / "out")
-    assert store.installed_models() == []
+    assert inventory.installed_models() == []
     assert no_half_models()
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_an_unsound_folder_is_not_installed(model_folder: Path, name: str) -> None:
+def test_an_invalid_folder_is_not_installed(model_folder: Path, name: str) -> None:
     (model_folder / name).write_bytes((model_folder / name).read_bytes()[:100])
     with pytest.raises((ModelFolderError, ConversionError)) as caught:
         install.pull(resolve(str(model_folder)))
     assert str(model_folder / name) in caught.value.message
     assert "partial" not in f"{caught.value.message} {caught.value.hint}"
-    assert store.installed_models() == []
+    assert inventory.installed_models() == []
     assert no_half_models()
 
 
@@ -294,10 +295,10 @@ def test_an_interrupted_conversion_leaves_nothing(model_folder: Path, monkeypatc
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store, "open_model", interrupt)
+    monkeypatch.setattr("cloob_cli.checkpoint.folder.open_model", interrupt)
     with pytest.raises(KeyboardInterrupt):
         install.pull(resolve(str(model_folder)))
-    assert store.installed_models() == []
+    assert inventory.installed_models() == []
     assert no_half_models()
 
 
@@ -331,7 +332,7 @@ def test_a_hostile_checkpoint_is_refused_and_runs_nothing(tmp_path: Path) -> Non
     with pytest.raises(UnsafeCheckpointError):
         install.pull(resolve(str(tmp_path / "x.pkl")))
     assert not (tmp_path / "ran").exists()
-    assert store.installed_models() == []
+    assert inventory.installed_models() == []
 
 
 def test_a_missing_extra_does_not_cost_the_download(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,7 +362,7 @@ def test_fifty_random_faults_of_whole_pulls(server: FileServer, seed: int) -> No
             install.pull(origin, OPTIONS)
             break
         except (DownloadError, ChecksumError):
-            assert store.installed_models() == []
+            assert inventory.installed_models() == []
             assert no_half_models()
     assert not [check for check in verify_model("tiny", deep=True) if check.failed]
     if clean:
@@ -423,7 +424,7 @@ def test_a_bundle_cannot_choose_a_name_that_leaves_the_zoo(tmp_path: Path, name:
 @pytest.mark.parametrize(
     "manifest", [[], {}, {"name": "x"}, {"name": "x", "files": []}, {"name": "x", "files": {"a": 1}}]
 )
-def test_a_bundle_with_an_unsound_manifest(tmp_path: Path, manifest: object) -> None:
+def test_a_bundle_with_an_invalid_manifest(tmp_path: Path, manifest: object) -> None:
     path = tar_of(tmp_path / "evil.tar", manifest=manifest)
     with pytest.raises(RegistryError):
         install.pull(resolve(str(path)))
@@ -435,7 +436,7 @@ def test_a_cut_bundle(bundle: Path, share: float) -> None:
     bundle.write_bytes(data[: int(len(data) * share)])
     with pytest.raises((RegistryError, ChecksumError)):
         install.pull(resolve(str(bundle)))
-    assert store.installed_models() == []
+    assert inventory.installed_models() == []
 
 
 def test_errors_name_the_bundle_and_not_where_it_is_unpacked(model_folder: Path, tmp_path: Path) -> None:
@@ -476,7 +477,7 @@ def test_two_processes_at_once_make_one_download_and_two_successes(server: FileS
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     results = [process.communicate(timeout=120) for process in started]
     assert [process.returncode for process in started] == [0, 0], results
-    assert {out.strip() for out, _ in results} == {str(store.installed_folder("tiny"))}
+    assert {out.strip() for out, _ in results} == {str(paths.installed_folder("tiny"))}
     assert server.served_bytes == len(server.files["/tiny.tar"])
     load("tiny", device="cpu")
 
@@ -490,7 +491,7 @@ def test_one_address_under_two_names_at_once_makes_two_models(server: FileServer
     ]
     results = [process.communicate(timeout=120) for process in started]
     assert [process.returncode for process in started] == [0, 0], results
-    assert store.installed_models() == ["one", "two"]
+    assert inventory.installed_models() == ["one", "two"]
     assert not list(downloads_folder().iterdir())
 
 
@@ -535,7 +536,7 @@ def test_a_pull_killed_at_any_moment_leaves_no_half_model(server: FileServer, se
     process.kill()
     process.wait()
     server.pause_seconds = 0.0
-    if "tiny" in store.installed_models():
+    if "tiny" in inventory.installed_models():
         assert not [check for check in verify_model("tiny", deep=True) if check.failed]
     install.pull(resolve(url), OPTIONS)
     assert not [check for check in verify_model("tiny", deep=True) if check.failed]
@@ -574,7 +575,7 @@ def test_a_plan_does_nothing(server: FileServer) -> None:
     assert (plan.name, plan.present, plan.sha256) == ("tiny", False, None)
     assert plan.download_bytes == len(server.files["/tiny.tar"])
     assert server.served_bytes == 0
-    assert not store.home().exists()
+    assert not paths.home().exists()
 
 
 def test_offline_means_offline(server: FileServer) -> None:

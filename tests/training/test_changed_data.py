@@ -37,7 +37,7 @@ def data(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def run(folder: Path, recipe, *, resume: bool = False, until: int | None = None) -> list[Event]:
     """All events of a run, or those up to the checkpoint of step `until`, after which it is cut off."""
-    events, seen = loop.train(recipe, folder, device="cpu", resume=resume), []
+    events, seen = loop.train_recipe(recipe, folder, device="cpu", resume=resume), []
     for event in events:
         seen.append(event)
         if isinstance(event, CheckpointSaved) and event.step == until:

@@ -15,8 +15,8 @@ from cloob_cli.errors import RecipeError
 from cloob_cli.recipe import Recipe
 from cloob_cli.schema import parse
 from cloob_cli.training import loop
-from cloob_cli.training.curriculum import image_size
 from cloob_cli.training.events import CheckpointSaved
+from cloob_cli.training.schedules import image_size
 from cloob_cli.training.step import TrainingStep
 
 STAGES = [[0.0, 16], [0.4, 24], [0.8, 32]]
@@ -38,7 +38,7 @@ def recipe(data: Path, vision: dict = VISION, **changes: object) -> Recipe:
 
 def train(made: Recipe, folder: Path, *, last: int | None = None, resume: bool = False) -> dict[str, torch.Tensor]:
     """Weights of a whole run, or of one that is cut off behind step `last`."""
-    events = loop.train(made, folder, device="cpu", resume=resume)
+    events = loop.train_recipe(made, folder, device="cpu", resume=resume)
     for event in events:
         if isinstance(event, CheckpointSaved) and event.step == last:
             break

@@ -23,7 +23,7 @@ import cloob_cli
 from cloob_cli.core.zero_shot import class_embeddings
 from cloob_cli.errors import DataError, DiskSpaceError, NonFiniteLossError, TrainingError, UsageError
 from cloob_cli.recipe import load_recipe
-from cloob_cli.training import loop, step
+from cloob_cli.training import finish, loop, step
 from cloob_cli.training.events import (
     CheckpointSaved,
     Event,
@@ -34,10 +34,9 @@ from cloob_cli.training.events import (
     StepDone,
     Validated,
 )
-from cloob_cli.training.lock import RunLock
-from cloob_cli.training.start import claim, find_start
-from cloob_cli.training.state import RunFolder
+from cloob_cli.training.run_folder import RunFolder, RunLock, claim, find_start
 from cloob_cli.training.telemetry import read_rows
+from cloob_cli.training.validation import Validator
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +45,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, recipe, *, resume: bool = False) -> list[Event]:
-    return list(loop.train(recipe, folder, device="cpu", resume=resume))
+    return list(loop.train_recipe(recipe, folder, device="cpu", resume=resume))
 
 
 def run_until(folder: Path, recipe, last: int) -> None:
     """A run that is cut off right after the checkpoint of step `last`."""
-    events = loop.train(recipe, folder, device="cpu")
+    events = loop.train_recipe(recipe, folder, device="cpu")
     for event in events:
         if isinstance(event, CheckpointSaved) and event.step == last:
             break
@@ -155,7 +154,7 @@ def test_average_and_learnt_temperature_resume_to_the_same_bits(data, tmp_path):
     assert_same(tmp_path / "whole", tmp_path / "cut")
     # What is saved is the average, not the last weights.
     last = load_file(tmp_path / "whole" / "checkpoints" / "step-00000030" / "model.safetensors")
-    average = load_file(tmp_path / "whole" / "checkpoints" / "step-00000030" / "average.safetensors")
+    average = load_file(tmp_path / "whole" / "checkpoints" / "step-00000030" / "ema.safetensors")
     saved = weights(tmp_path / "whole")
     assert torch.equal(saved["visual.conv1.weight"], average["visual.conv1.weight"])
     assert not torch.equal(saved["visual.conv1.weight"], last["visual.conv1.weight"])
@@ -339,7 +338,7 @@ def test_what_fails_after_the_last_step_does_not_cost_the_model(straight, data, 
         raise RuntimeError("out of paper\nand more")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Validator if failing == "run" else loop, failing, fails)
+        patch.setattr(Validator if failing == "run" else finish, failing, fails)
         if failing == "draw_loss_curve":
             events = run(tmp_path / "run", recipe)
             assert any("out of paper" in event.text for event in of_kind(events, Notice))
@@ -355,7 +354,7 @@ def test_what_fails_after_the_last_step_does_not_cost_the_model(straight, data, 
 
 def test_a_validation_that_fails_on_the_way_does_not_stop_the_run(straight, data, tmp_path, monkeypatch):
     recipe = tiny_recipe(data, data__validation=str(data), validation__every=10)
-    real, calls = loop.Validator.run, []
+    real, calls = Validator.run, []
 
     def fails_once(*arguments, **options):
         calls.append(1)
@@ -363,7 +362,7 @@ def test_a_validation_that_fails_on_the_way_does_not_stop_the_run(straight, data
             raise MemoryError("no room")
         return real(*arguments, **options)
 
-    monkeypatch.setattr(loop.Validator, "run", fails_once)
+    monkeypatch.setattr(Validator, "run", fails_once)
     events = run(tmp_path / "run", recipe)
     assert [event.step for event in of_kind(events, Validated)] == [20, 30]
     assert ["no room" in event.text for event in of_kind(events, Notice)] == [True]
@@ -398,7 +397,7 @@ def test_a_run_cut_off_between_its_last_step_and_its_end_is_ended_by_resume(stra
 def test_one_run_in_a_folder_at_a_time(straight, data, tmp_path):
     """Another process fails while the first one is at work, whether or not it is to resume, and changes nothing."""
     recipe = write_recipe(tmp_path / "recipe.toml", data)
-    first = loop.train(load_recipe(recipe), tmp_path / "run", device="cpu")
+    first = loop.train_recipe(load_recipe(recipe), tmp_path / "run", device="cpu")
     assert any(isinstance(event, StepDone) for event in first)  # it is at work, and goes on below
     before = contents(tmp_path / "run")
     for resume in ([], ["--resume"]):
@@ -433,7 +432,7 @@ def test_what_a_killed_save_left_is_removed(data, tmp_path):
         (tmp_path / "run" / name).mkdir()
         (tmp_path / "run" / name / "model.safetensors").write_bytes(b"half")
     (tmp_path / "run" / ".metrics.jsonl.cloob-89abcdef.partial").write_bytes(b"half")
-    events = loop.train(tiny_recipe(data), tmp_path / "run", device="cpu", resume=True)
+    events = loop.train_recipe(tiny_recipe(data), tmp_path / "run", device="cpu", resume=True)
     next(events)  # before anything new is written
     assert [path for path in (tmp_path / "run").rglob(".*")] == []
     events.close()
@@ -444,7 +443,7 @@ def test_what_a_killed_save_left_is_removed(data, tmp_path):
 def test_a_killed_data_worker_is_one_message(data, tmp_path, how_many):
     """One that is missed, and all of them with batches still to be fetched from them."""
     recipe = tiny_recipe(data, data__in_memory=False, data__workers=2, train__steps=500, train__log_every=1)
-    events = loop.train(recipe, tmp_path / "run", device="cpu")
+    events = loop.train_recipe(recipe, tmp_path / "run", device="cpu")
     assert any(isinstance(event, StepDone) for event in events)
     for worker in multiprocessing.active_children()[: 1 if how_many == "one" else None]:
         worker.kill()
@@ -460,7 +459,7 @@ def test_a_full_disk_is_one_line_that_names_the_folder(data, tmp_path, largest):
 
     recipe = tiny_recipe(data, train__log_every=1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    events = loop.train(recipe, tmp_path / "run", device="cpu")
+    events = loop.train_recipe(recipe, tmp_path / "run", device="cpu")
     assert any(isinstance(event, StepDone) for event in events)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
     try:

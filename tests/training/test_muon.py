@@ -15,8 +15,7 @@ from cloob_cli.errors import RecipeError
 from cloob_cli.recipe import OptimizerSection
 from cloob_cli.training import loop
 from cloob_cli.training.events import CheckpointSaved
-from cloob_cli.training.muon import hidden_matrices
-from cloob_cli.training.optim import build_optimizer, set_learning_rate
+from cloob_cli.training.optim import build_optimizer, hidden_matrices, set_learning_rate
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has no Muon")
 MUON = OptimizerSection(name="muon", learning_rate=1e-2, weight_decay=0.3, momentum=0.9)
@@ -90,12 +89,12 @@ def test_a_run_resumes_to_the_same_bits_and_differs_from_adamw(tmp_path: Path, p
     data = write_pairs(tmp_path / "pairs")
     changes: dict = {"train__steps": 12, "train__checkpoint_every": 5, "train__precision": precision}
     recipe = tiny_recipe(data, optimizer__name="muon", **changes)
-    list(loop.train(recipe, tmp_path / "whole", device="cpu"))
-    events = loop.train(recipe, tmp_path / "cut", device="cpu")
+    list(loop.train_recipe(recipe, tmp_path / "whole", device="cpu"))
+    events = loop.train_recipe(recipe, tmp_path / "cut", device="cpu")
     next(event for event in events if isinstance(event, CheckpointSaved))
     events.close()  # type: ignore[attr-defined]
-    list(loop.train(recipe, tmp_path / "cut", device="cpu", resume=True))
-    list(loop.train(tiny_recipe(data, **changes), tmp_path / "adamw", device="cpu"))
+    list(loop.train_recipe(recipe, tmp_path / "cut", device="cpu", resume=True))
+    list(loop.train_recipe(tiny_recipe(data, **changes), tmp_path / "adamw", device="cpu"))
     one, two, plain = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "cut", "adamw"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not torch.equal(

@@ -20,12 +20,16 @@ from tiny_run import tiny_recipe, write_pairs
 from cloob_cli.checkpoint.card import trained_model_card
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.errors import DeviceError, Interrupted, MissingExtraError
-from cloob_cli.training import data_record, precision, setup, telemetry
+from cloob_cli.training import precision, processes, telemetry
+from cloob_cli.training.build import choose_device, facts
+from cloob_cli.training.checkpoints import checkpoints
+from cloob_cli.training.data_split import open_data
 from cloob_cli.training.ema import EMA
 from cloob_cli.training.events import Started, StepDone, Validated
+from cloob_cli.training.finish import recipe_record
 from cloob_cli.training.interrupt import StopRequest, stop_on_signals
-from cloob_cli.training.setup import choose_device, model_config, recipe_record
-from cloob_cli.training.state import checkpoints, differences
+from cloob_cli.training.new_model import model_config
+from cloob_cli.training.run_folder import differences
 from cloob_cli.training.telemetry import MetricsFile, Window, draw_loss_curve, read_rows
 
 
@@ -106,9 +110,9 @@ def test_a_precision_that_the_device_lacks_is_a_plain_error(monkeypatch):
     def refuses(**options):
         raise ValueError("not here")
 
-    monkeypatch.setattr(setup, "Accelerator", refuses)
+    monkeypatch.setattr(processes, "Accelerator", refuses)
     with pytest.raises(DeviceError, match="cpu does not train in fp16"):
-        setup.start_accelerator(torch.device("cpu"), "fp16")
+        processes.start_accelerator(torch.device("cpu"), "fp16")
 
 
 def test_bf16_speedup_is_a_ratio_of_times():
@@ -156,16 +160,16 @@ def test_differences_of_recipes():
 def test_processes_compare_their_data_by_its_fingerprint(tmp_path):
     recipe = tiny_recipe(write_pairs(tmp_path / "pairs"), data__validation_fraction=0.25)
 
-    def facts():
-        data = setup.open_data(recipe.data, 10)
-        return setup.facts(recipe, data, data_record.record(data))
+    def found():
+        data = open_data(recipe.data, 10)
+        return facts(recipe, data, data.parts())
 
-    here = facts()
+    here = found()
     assert (here["the number of training pairs"], here["the number of held-out pairs"]) == (48, 10)
-    assert here == facts()
+    assert here == found()
     for suffix in (".png", ".txt"):
         (tmp_path / "pairs" / f"07{suffix}").rename(tmp_path / "pairs" / f"99{suffix}")
-    there = facts()
+    there = found()
     assert [name for name in here if here[name] != there[name]] == ["the data's fingerprint"]
 
 
@@ -185,7 +189,17 @@ def test_the_card_tells_what_was_done(tmp_path: Path):
     })  # fmt: skip
     started = Started(30, 0, "cpu", "bf16", 1, 25_985, 1234, 56, 16, None)
     text = trained_model_card(config, "A test.", started, skipped=3, seconds=3725)
-    parts = ["# tiny", "A test.", "25,985", "1,234 pairs", "3 could not be read", "1 h 2 min", "0.4321", '"seed": 7']
+    parts = [
+        "3 could not be read",
+        "# tiny",
+        "A test.",
+        "25,985",
+        "1,234 pairs",
+        "3 could not be read",
+        "in 1:02:05 on",
+        "0.4321",
+        '"seed": 7',
+    ]
     assert [part for part in parts if part not in text] == []
     assert text.startswith("---\n")
 
@@ -228,4 +242,4 @@ def test_signals_are_answered_while_the_program_is_deep_in_compiled_code():
 
 def test_the_launcher_says_how_many_processes_share_the_machine(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert setup.local_processes() == 8
+    assert processes.local_processes() == 8

@@ -36,7 +36,7 @@ def recipe(data: Path, **changes: object) -> Recipe:
 
 
 def train(made: Recipe, folder: Path, *, last: int | None = None, resume: bool = False) -> dict[str, torch.Tensor]:
-    events = loop.train(made, folder, device="cpu", resume=resume)
+    events = loop.train_recipe(made, folder, device="cpu", resume=resume)
     for event in events:
         if isinstance(event, CheckpointSaved) and event.step == last:
             break

@@ -20,7 +20,7 @@ from cloob_cli.data.batch import PairBatch
 from cloob_cli.data.images import normalize
 from cloob_cli.training import loop
 from cloob_cli.training.events import CheckpointSaved
-from cloob_cli.training.setup import model_config
+from cloob_cli.training.new_model import model_config
 from cloob_cli.training.step import TrainingStep
 from cloob_cli.training.telemetry import read_rows
 
@@ -68,7 +68,7 @@ def test_the_loss_and_its_gradient_are_means_over_the_draws(micro_batch_size: in
     model.logit_scale.requires_grad_(False)
     step = TrainingStep(
         Accelerator(cpu=True), model, recipe.objective, recipe.optimizer, recipe.train,
-        precision="fp32", steps=10, share=8, seed=0,
+        precision="fp32", steps=10, local_batch_size=8, seed=0,
     )  # fmt: skip
     kept = {}
     step.optimizer.register_step_pre_hook(
@@ -87,14 +87,14 @@ def test_the_loss_and_its_gradient_are_means_over_the_draws(micro_batch_size: in
 def test_a_resumed_run_with_several_captions_ends_with_the_same_bits(tmp_path: Path, changes: dict) -> None:
     data = several_captions(tmp_path / "pairs")
     recipe = tiny_recipe(data, train__captions_per_image=2, train__steps=12, train__checkpoint_every=5, **changes)
-    list(loop.train(recipe, tmp_path / "whole", device="cpu"))
-    events = loop.train(recipe, tmp_path / "cut", device="cpu")
+    list(loop.train_recipe(recipe, tmp_path / "whole", device="cpu"))
+    events = loop.train_recipe(recipe, tmp_path / "cut", device="cpu")
     next(event for event in events if isinstance(event, CheckpointSaved))
     events.close()  # type: ignore[attr-defined]
-    list(loop.train(recipe, tmp_path / "cut", device="cpu", resume=True))
+    list(loop.train_recipe(recipe, tmp_path / "cut", device="cpu", resume=True))
     one, two = parameters_after(tmp_path / "whole"), parameters_after(tmp_path / "cut")
     assert all(torch.equal(one[name], two[name]) for name in one)
-    list(loop.train(tiny_recipe(data, train__steps=12, **changes), tmp_path / "single", device="cpu"))
+    list(loop.train_recipe(tiny_recipe(data, train__steps=12, **changes), tmp_path / "single", device="cpu"))
     assert not torch.equal(parameters_after(tmp_path / "single")["text_projection"], one["text_projection"])
 
 

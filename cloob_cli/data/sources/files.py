@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -42,10 +43,10 @@ class FileSource:
         return len(self._paths)
 
     def name(self, index: int) -> str:
-        return self._paths[index].as_py()
+        return str(self._paths[index].as_py())
 
     def captions(self, index: int) -> list[str]:
-        return self._captions[index].as_py()
+        return list(self._captions[index].as_py())
 
     def parts(self) -> list[Part]:
         paths = self._paths.to_pylist()
@@ -123,7 +124,7 @@ def _text_lines(path: Path) -> list[str]:
         return []
 
 
-def _csv(path: Path, separator: str | None) -> dict[str, list]:
+def _csv(path: Path, separator: str | None) -> dict[str, list[Any]]:
     separator = separator or _sniff(path)
     try:
         table = pa.csv.read_csv(
@@ -164,7 +165,7 @@ def _header(path: Path, separator: str) -> list[str]:
     return header
 
 
-def _json_lines(path: Path) -> dict[str, list]:
+def _json_lines(path: Path) -> dict[str, list[Any]]:
     rows = []
     try:
         with path.open(encoding="utf-8-sig") as stream:

@@ -1,0 +1,160 @@
+"""HTTP clients, addresses and answers: retry policy, proxies, certificates, Retry-After, validators."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from cloob_cli.errors import DownloadError, UsageError
+
+if TYPE_CHECKING:
+    import httpx2
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How long to go on. An attempt counts as failed where it brought less than `progress_bytes`.
+
+    Attributes:
+        longest_asked: seconds; the longest wait that a server may ask for (Retry-After).
+        most_unsaid: bytes that a server may send which does not say how many there are.
+    """
+
+    attempts: int = 6
+    first_wait: float = 1.0
+    longest_wait: float = 30.0
+    connect_seconds: float = 15.0
+    stall_seconds: float = 20.0
+    progress_bytes: int = 1 << 16
+    longest_asked: float = 120.0
+    most_unsaid: int = 16 << 30
+    sleep: Callable[[float], None] = time.sleep
+
+
+_PROXY_VARIABLES = ("all_proxy", "https_proxy", "http_proxy")
+
+
+def check_address(url: str) -> None:
+    """Raise UsageError unless `url` is https (plain http only to this machine)."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # looked at only when it is asked for
+    except ValueError:
+        raise UsageError(f"{url!r} is not an address") from None
+    if not parts.hostname or parts.scheme not in {"https", "http"}:
+        raise UsageError(f"{url!r} is not an https address")
+    if parts.scheme == "http" and parts.hostname not in {"127.0.0.1", "localhost", "::1"}:
+        raise UsageError(
+            f"refusing plain http ({parts.hostname}): anybody on the way could change the file", "use https"
+        )
+
+
+def http_client(**options: Any) -> httpx2.Client:
+    """A client that follows redirects and takes files as they are.
+
+    Raises:
+        DownloadError: the environment names a proxy that cannot be used.
+    """
+    import httpx2
+
+    headers = {"Accept-Encoding": "identity"}
+    try:
+        return httpx2.Client(follow_redirects=True, headers=headers, **options)
+    except ImportError:
+        raise DownloadError(f"{_proxies()} names a SOCKS proxy, which needs a package", "pip install socksio") from None
+    except (ValueError, httpx2.InvalidURL) as problem:
+        raise DownloadError(f"{_proxies()} names no proxy: {problem}", "it is like http://HOST:PORT") from None
+
+
+def check_proxies() -> None:
+    """Raise DownloadError where the environment names a proxy that cannot be used."""
+    if getproxies():
+        http_client().close()
+
+
+def distrusted_certificate(problem: BaseException | None) -> str | None:
+    """Why a server's certificate was refused, where this is the cause of an error: trying again would not help."""
+    while problem is not None:
+        if isinstance(problem, ssl.SSLCertVerificationError):
+            return problem.verify_message or str(problem)
+        problem = problem.__cause__ or problem.__context__
+    return None
+
+
+def certificate_error(url: str, reason: str) -> DownloadError:
+    """What a person is told who met such a certificate."""
+    return DownloadError(
+        f"{shown_address(url)}: its certificate is not trusted here ({reason})",
+        "the authority of a company or of its proxy is named with SSL_CERT_FILE",
+    )
+
+
+def retry_after(response: httpx2.Response) -> float:
+    """The seconds after which a server wants to be asked again (RFC 9110, section 10.2.3); 0 where it does not say."""
+    text = response.headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return 0.0
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+def answer_of(response: httpx2.Response) -> str:
+    """A server's answer in words."""
+    return f"the server answered {response.status_code} {response.reason_phrase}"
+
+
+def shown_address(url: str) -> str:
+    """An address without the credentials that it may hold."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def validator_of(response: httpx2.Response) -> str | None:
+    """What identifies this version of a file (If-Range), where the server promises that equal ones mean equal bytes."""
+    etag = response.headers.get("ETag")
+    if etag and etag.isascii() and not etag.startswith("W/"):  # a weak one does not promise equal bytes
+        return str(etag)
+    modified = response.headers.get("Last-Modified")
+    return str(modified) if modified else None
+
+
+def remote_size(url: str) -> int | None:
+    """The size of a file in bytes, where the server says so.
+
+    Raises:
+        UsageError: not an https address.
+        DownloadError: no answer, or no such file.
+    """
+    import httpx2
+
+    check_address(url)
+    try:
+        with http_client(timeout=15) as client:
+            response = client.head(url)
+    except (httpx2.HTTPError, httpx2.InvalidURL) as problem:
+        if distrust := distrusted_certificate(problem):
+            raise certificate_error(url, distrust) from None
+        raise DownloadError(f"{shown_address(url)}: {problem}", "try again later") from None
+    if response.is_error:
+        raise DownloadError(f"{shown_address(url)}: {answer_of(response)}")
+    length = response.headers.get("Content-Length", "")
+    return int(length) if length.isdigit() else None
+
+
+def _proxies() -> str:
+    """The variables of the environment that name one; their values may hold a password."""
+    names = [name for name in os.environ if name.lower() in _PROXY_VARIABLES and os.environ[name]]
+    return " or ".join(names) or "this machine"

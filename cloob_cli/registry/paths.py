@@ -1,0 +1,50 @@
+"""Where the zoo keeps its files on this machine: installed models, downloads, quarantine, locks and settings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """The folder of everything below: `$CLOOB_HOME`, or `cloob` under Hugging Face's own home."""
+    chosen = os.environ.get("CLOOB_HOME")
+    if chosen:
+        return Path(chosen).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("HF_HOME") or f"{cache}/huggingface").expanduser() / "cloob"
+
+
+def models_folder() -> Path:
+    """The folder of the installed models, one folder each."""
+    return home() / "models"
+
+
+def installed_folder(name: str) -> Path:
+    """Where a model of that name is installed, whether it is or not."""
+    return models_folder() / name
+
+
+def downloads_folder() -> Path:
+    """Where unfinished downloads, and finished ones that are not installed yet, are kept."""
+    return home() / "downloads"
+
+
+def quarantine_folder() -> Path:
+    """Where files that proved to be others than expected are kept for a person to look at."""
+    return home() / "quarantine"
+
+
+def locks_folder() -> Path:
+    """Where the files stand that locks are held on."""
+    return home() / "locks"
+
+
+def default_file() -> Path:
+    """The file that holds the name chosen with `cloob zoo default NAME`."""
+    return home() / "default"
+
+
+def pinned_hashes_file() -> Path:
+    """The file that holds addresses with the hash of what was first received from each."""
+    return home() / "pinned_hashes.json"
