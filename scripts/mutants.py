@@ -48,7 +48,7 @@ class Mutation:
     """One change: `old`, which stands once in the package, becomes `new`.
 
     Attributes:
-        tests: arguments of pytest that choose the tests which must fail.
+        tests: names of test functions, wherever they stand; one of them must fail.
         equivalent: why no test can notice, where none can.
     """
 
@@ -65,6 +65,28 @@ class Mutation:
         files = sorted((root / PACKAGE).rglob("*.py"))
         return [(path, match) for path in files for match in pattern.finditer(path.read_text(encoding="utf-8"))]
 
+    def obstacle(self, root: Path) -> str | None:
+        """Why it no longer applies; None where it does."""
+        count = len(self.places(root))
+        if count != 1:
+            return f"its text stands {count} times in {PACKAGE}/"
+        try:
+            self.chosen_tests(root)
+        except LookupError as problem:
+            return str(problem)
+        return None
+
+    def chosen_tests(self, root: Path) -> tuple[str, ...]:
+        """The tests as pytest takes them: "FILE::NAME"; LookupError where there is none of a name."""
+        texts = {path: path.read_text(encoding="utf-8") for path in sorted((root / "tests").rglob("test_*.py"))}
+        found = []
+        for name in self.tests:
+            files = [path for path, text in texts.items() if re.search(rf"^def {name}\(", text, re.MULTILINE)]
+            if not files:
+                raise LookupError(f"there is no test {name}")
+            found += [f"{path.relative_to(root)}::{name}" for path in files]
+        return tuple(found)
+
 
 def read_mutations(path: Path) -> list[Mutation]:
     """The list; a key that is unknown or missing is an error."""
@@ -80,11 +102,10 @@ def read_mutations(path: Path) -> list[Mutation]:
 
 @contextmanager
 def changed(mutation: Mutation, root: Path) -> Iterator[str]:
-    """The tree with the change, and the place of it as text; LookupError where the old text does not stand once."""
-    places = mutation.places(root)
-    if len(places) != 1:
-        raise LookupError(f"its text stands {len(places)} times in {PACKAGE}/")
-    path, match = places[0]
+    """The tree with the change, and the place of it as text; LookupError where it no longer applies."""
+    if problem := mutation.obstacle(root):
+        raise LookupError(problem)
+    ((path, match),) = mutation.places(root)
     before = path.read_text(encoding="utf-8")
     path.write_text(before[: match.start()] + mutation.new + before[match.end() :], encoding="utf-8")
     try:
@@ -134,7 +155,7 @@ def verdict(mutation: Mutation, root: Path) -> tuple[str, str]:
         with changed(mutation, root) as place:
             if mutation.equivalent:
                 return "equivalent", f"{place}: {mutation.equivalent}"
-            done = run_tests(root, mutation.tests, seconds=600)
+            done = run_tests(root, mutation.chosen_tests(root), seconds=600)
     except LookupError as problem:
         return "no longer applies", str(problem)
     if done is None:
@@ -172,15 +193,16 @@ def main() -> int:
     if chosen.words:
         mutations = [one for one in mutations if any(word in one.name for word in chosen.words)]
     if chosen.list:
-        stale = [one.name for one in mutations if len(one.places(ROOT)) != 1]
-        print(*(f"no longer applies: {name}" for name in stale), f"{len(mutations)} changes", sep="\n")
+        stale = [f"no longer applies: {one.name} ({problem})" for one in mutations if (problem := one.obstacle(ROOT))]
+        print(*stale, f"{len(mutations)} changes", sep="\n")
         return bool(stale)
     for name in _SLOW_IMPORTS:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     counts: dict[str, int] = {}
     with copied() as root:
-        together = tuple(sorted({test for one in mutations for test in one.tests}))
+        sound = [one for one in mutations if not one.obstacle(root)]
+        together = tuple(sorted({test for one in sound for test in one.chosen_tests(root)}))
         if together and not chosen.directly:
             unchanged = run_tests(root, together, seconds=3600)
             if unchanged is None or unchanged[0]:
