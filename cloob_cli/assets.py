@@ -1,7 +1,7 @@
-"""Finds the files that are shipped with the program: zoo entries, bundled weights and recipes.
+"""Find the files that are shipped with the program: zoo entries, bundled weights, recipes, CLIP's tokenizer.
 
-In a checkout they are the top-level folders `zoo/` and `recipes/`; a wheel carries copies under `_data/`. The
-checkout's own come first, so that an edited entry takes effect.
+In a checkout the first three are in the top-level folders `zoo/` and `recipes/`; a wheel carries copies under `_data/`.
+The checkout's own come first, so that an edited entry takes effect.
 """
 
 from __future__ import annotations
@@ -31,8 +31,13 @@ def bundled_weights_folder() -> Path:
 
 
 def bundled_folder(name: str) -> Path:
-    """Where a model of that name is shipped in the package, whether it is or not."""
+    """The folder that a model of that name is shipped in, whether it exists or not."""
     return bundled_weights_folder() / name
+
+
+def clip_tokenizer_file() -> Path:
+    """The `tokenizer.json` of CLIP's vocabulary."""
+    return _PACKAGE / "_tokenizers" / "clip.json"
 
 
 def recipes_folder() -> Path:

@@ -110,6 +110,12 @@ def test_a_circle_through_an_import_inside_a_function_is_found(tmp_path: Path) -
     assert sorted(found[1:]) == ["package.high.b", "package.low.a", "package.low.c"]
 
 
+def test_only_assets_looks_for_shipped_files() -> None:
+    finders = re.compile(r"(?<!\.)\b__file__|importlib.resources|from importlib import resources|pkgutil")
+    found = {path.name for path in PACKAGE.rglob("*.py") if finders.search(path.read_text("utf-8"))}
+    assert found == {"assets.py"}
+
+
 def test_only_the_console_draws() -> None:
     users = {p.parent.name for p in PACKAGE.rglob("*.py") if any(n.split(".")[0] == "rich" for n in imports(p))}
     assert users == {"console"}

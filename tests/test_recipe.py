@@ -69,6 +69,7 @@ def test_the_quickstart_finds_the_example_images():
         ("objective.name=clap", "'objective.name'"),
         ("model.architecture=RN51", "did you mean 'RN50'?"),
         ("model.vision.patch_size=7", "multiple of patch_size"),
+        ("model.text.vocab_size=49408", "the tokenizer has"),
         ("tokenizer.kind=clip", "vocab_size goes with kind = 'bpe'"),
         ("augment.crop_scale=[0.9, 0.2]", "crop_scale is [low, high]"),
         ("train.gradient_accumulation=4", "unknown key 'train.gradient_accumulation'"),

@@ -1,4 +1,4 @@
-"""The model folder, the form in which models are kept: writing one, opening one, and saying what is wrong with one.
+"""The model folder, the form in which models are kept: write one, open one, and say what is wrong with one.
 
 It holds `config.json`, `model.safetensors` (with the same configuration in its metadata, so that the file alone says
 what it is), `tokenizer.json`, `README.md` and `fingerprint.safetensors`. Opening one never runs anything it contains.
@@ -44,7 +44,7 @@ _DEEPEST = 50  # levels of a configuration; our own, with the recipe in it, has 
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether a folder holds weights in our form (it may still prove invalid when it is opened)."""
+    """True where a folder holds weights in our form (it may still prove invalid when it is opened)."""
     return (folder / WEIGHTS_FILE).is_file()
 
 

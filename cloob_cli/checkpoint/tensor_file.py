@@ -1,4 +1,4 @@
-"""Writing safetensors files."""
+"""Write safetensors files."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def _introduce_bundled() -> None:
 
 def find_images(sources: Sequence[Path]) -> list[Path | Failure]:
     """Find the images that the arguments name; one warning counts files in image formats that cannot be read here."""
-    from cloob_cli.data.folder import describe_passed_over
+    from cloob_cli.data.image_folder import describe_passed_over
     from cloob_cli.inference.reading import collect_images
 
     with console.track("looking for images", unit="files", delay=_BAR_DELAY) as bar:

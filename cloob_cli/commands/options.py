@@ -10,7 +10,7 @@ from cloob_cli.commands import completion
 
 
 def _bytes(text: str) -> int:
-    from cloob_cli.data.budget import parse_bytes
+    from cloob_cli.data.decoding_memory import parse_bytes
 
     return parse_bytes(text)
 

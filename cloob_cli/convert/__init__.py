@@ -1,4 +1,8 @@
-"""Other programs' checkpoints in our form: one module a layout, and readers that never run what they read."""
+"""Other programs' checkpoints in our form: one module a layout, and readers that never run what they read.
+
+Start reading at `convert_checkpoint`. `mljku`, `crowsonkb` and `rinna` are the layouts; `torch_file` and
+`haiku_pickle` read files that may be hostile.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ _WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin", "checkpoint.pt", "ch
 
 @dataclass(frozen=True)
 class Converted:
-    """A converted checkpoint: what a model folder is written from.
+    """A converted checkpoint, from which a model folder is written.
 
     Attributes:
         format: the layout that the source had.

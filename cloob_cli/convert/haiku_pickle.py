@@ -1,4 +1,4 @@
-"""Reads a pickle of Haiku parameters without running any of it.
+"""Read a pickle of Haiku parameters without running any of it.
 
 A pickle is a program: it names functions and calls them. This reader gives the handful of names that rebuild numpy
 and jax arrays a meaning of its own (nothing of numpy, jax or haiku is ever looked up), refuses every other name
@@ -130,7 +130,7 @@ class _Array:
 
 
 class _Name:
-    """What a pickle gets for a global that it mentions. `function` None: it may be mentioned, but not called."""
+    """The stand-in for a global that a pickle mentions. `function` None: it may be mentioned, but not called."""
 
     __slots__ = ("function",)
 

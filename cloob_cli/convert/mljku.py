@@ -41,7 +41,7 @@ class UpstreamConfig(StrictModel):
 
 
 def recognizes(checkpoint: Any) -> bool:
-    """Whether the contents of a torch file look like this program's."""
+    """True where the contents of a torch file look like this program's."""
     tensors = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else {}
     return isinstance(tensors, Mapping) and any(str(name).endswith("logit_inv_tau") for name in tensors)
 

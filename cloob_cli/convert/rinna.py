@@ -70,7 +70,7 @@ class UpstreamConfig(StrictModel):
 
 
 def recognizes(checkpoint: Any) -> bool:
-    """Whether a file's contents look like this model's."""
+    """True where a file's contents look like this model's."""
     return isinstance(checkpoint, Mapping) and any(str(name).startswith("vision_model.") for name in checkpoint)
 
 

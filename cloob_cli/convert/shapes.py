@@ -1,4 +1,4 @@
-"""What the shapes of a checkpoint say about its architecture."""
+"""Derive an architecture from the shapes of a checkpoint's tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEAD_WIDTH = 64  # CLIP's rule: a head for every 64 channels
 
 
 def count_layers(names: Iterable[str], pattern: str) -> int:
-    """How many different numbers the group of `pattern` takes in `names`; they must be 0, 1, 2, ..."""
+    """Count the different numbers that the group of `pattern` takes in `names`; they must be 0, 1, 2, ..."""
     found = {int(match.group(1)) for name in names if (match := re.match(pattern, name))}
     if not found or found != set(range(len(found))):
         raise ConversionError("the checkpoint lacks layers: their numbers have gaps")

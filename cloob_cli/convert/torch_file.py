@@ -1,4 +1,4 @@
-"""Reads a file that `torch.save` wrote, or a safetensors file, without running any of it."""
+"""Read a file that `torch.save` wrote, or a safetensors file, without running any of it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ZIP, _OLD_FORM = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether a file begins as `torch.save` writes it, now or before torch 1.6.
+    """True where a file begins as `torch.save` writes it, now or before torch 1.6.
 
     Raises:
         ConversionError: it cannot be read.
@@ -39,7 +39,7 @@ def is_torch_file(path: Path) -> bool:
 
 
 def read_torch_file(path: Path) -> Any:
-    """What `torch.save` wrote: tensors (on the CPU; mapped from the file where its form allows) in plain containers.
+    """Read what `torch.save` wrote: tensors (on the CPU; mapped from the file where its form allows) in containers.
 
     Only torch's restricted reader is used (`weights_only`), which knows tensors and containers and no other names.
 

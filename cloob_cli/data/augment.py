@@ -33,12 +33,12 @@ def draw(uniforms: np.ndarray, name: str) -> np.ndarray:
 
 
 def crops(augment: AugmentSection) -> bool:
-    """Whether random crops are asked for."""
+    """True where random crops are asked for."""
     return augment.crop_scale != (1.0, 1.0)
 
 
 def crop_boxes(sizes: np.ndarray, uniforms: np.ndarray, augment: AugmentSection) -> np.ndarray:
-    """Where to cut: a share of the area in `crop_scale`, a ratio of the sides in `crop_ratio` (its logarithm even).
+    """Draw boxes: a fraction of the area in `crop_scale`, a ratio of the sides in `crop_ratio` (its logarithm even).
 
     By torchvision's rule: of ten such crops the first that fits into its image is taken, at an even place; where none
     fits, the largest crop at the center whose ratio is within `crop_ratio`, which may be all of it. Unlike there,

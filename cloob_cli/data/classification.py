@@ -9,16 +9,16 @@ Two layouts are known:
 
 from __future__ import annotations
 
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from cloob_cli.core.zero_shot import DEFAULT_TEMPLATES
-from cloob_cli.data.folder import list_images
+from cloob_cli.data.image_folder import list_images
 from cloob_cli.data.images import open_image
-from cloob_cli.errors import DataError
+from cloob_cli.data.sources.tar_index import Member, index_tar, read_member
+from cloob_cli.errors import DataError, ImageError
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,7 @@ class ClassificationSet:
         source = self.sources[index]
         if source.size is None:
             return open_image(source.path)
-        with source.path.open("rb") as stream:
-            stream.seek(source.offset)
-            return open_image(stream.read(source.size))
+        return open_image(read_member(source.path, source.offset, source.size))
 
 
 def open_classification_set(folder: Path) -> ClassificationSet:
@@ -82,17 +80,15 @@ def _webdataset(folder: Path) -> ClassificationSet:
     for shard in _shards(folder / "test"):
         images: dict[str, Source] = {}
         numbers: dict[str, int] = {}
-        try:
-            with tarfile.open(shard, "r:") as archive:  # compressed ones could not be read in place
-                for member in archive:
-                    key, _, suffix = member.name.rpartition(".")
-                    if suffix == "cls":
-                        stream = archive.extractfile(member)
-                        numbers[key] = int(stream.read()) if stream else -1
-                    elif suffix not in {"txt", "json"} and member.isfile():
-                        images[key] = Source(shard, member.offset_data, member.size)
-        except (tarfile.TarError, ValueError, OSError) as problem:
-            raise DataError(f"{shard} cannot be read: {problem}") from None
+        index = index_tar(shard)
+        if index.damage:
+            raise DataError(f"{shard} is damaged, so its scores would be of other images: {index.damage}")
+        for member in index.members:
+            key, _, suffix = member.name.rpartition(".")
+            if suffix == "cls":
+                numbers[key] = _class_number(shard, member)
+            elif suffix not in {"txt", "json"}:
+                images[key] = Source(shard, member.offset, member.size)
         for key in sorted(images.keys() & numbers.keys()):
             if not 0 <= numbers[key] < len(classes):
                 raise DataError(f"{shard}: {key} has class {numbers[key]}, but there are {len(classes)} class names")
@@ -100,6 +96,15 @@ def _webdataset(folder: Path) -> ClassificationSet:
             labels.append(numbers[key])
     found = _lines(templates) if templates.is_file() else list(DEFAULT_TEMPLATES)
     return ClassificationSet(folder.name, classes, found, sources, labels)
+
+
+def _class_number(shard: Path, member: Member) -> int:
+    try:
+        return int(read_member(shard, member.offset, member.size))
+    except ImageError as problem:
+        raise DataError(f"{shard}: {member.name}: {problem.message}") from None
+    except ValueError:
+        raise DataError(f"{shard}: {member.name} does not hold a class number") from None
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Decoded training images: what is kept of each before its random changes, and a store that keeps all of them."""
+"""Decoded training images: the decoder, and a cache that keeps every image as it is before its random changes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from cloob_cli.errors import ImageError
 from cloob_cli.parallel import map_in_order
 from cloob_cli.recipe import AugmentSection
 
-_SHARE_OF_MEMORY = 0.4  # of what is free, at most so much is taken without being asked
-_SHARE_OF_DEVICE = 0.25
+_MEMORY_FRACTION = 0.4  # of what is free, at most so much is taken without being asked
+_DEVICE_FRACTION = 0.25
 _AT_ONCE = 64  # images that a thread decodes in one go
 _TRIED = 32  # images that stand for all when their size is estimated
 
 
 class ImageDecoder:
-    """What random changes start from: without random crops the image as inference would crop it; with them the
-    whole image, made smaller only where it has many more pixels than the smallest crop needs.
+    """Decodes the image that random changes start from.
+
+    Without random crops that is the image as inference would crop it; with them the whole image, made smaller only
+    where it has many more pixels than the smallest crop needs.
     """
 
     def __init__(self, preprocess: Preprocess, augment: AugmentSection) -> None:
@@ -35,7 +37,7 @@ class ImageDecoder:
         # A crop of `crop_scale[0]` of the area should still have `size` pixels a side.
         self._enough = math.ceil(self.size / math.sqrt(augment.crop_scale[0])) if crops(augment) else None
 
-    def of(self, source: PairSource, index: int) -> np.ndarray:
+    def decode(self, source: PairSource, index: int) -> np.ndarray:
         """The image of one pair -> uint8 [H, W, 3]. Raises ImageError."""
         if self._enough is None:
             return self._preprocess.crop(source.image(index, self.size))
@@ -48,14 +50,14 @@ class ImageDecoder:
 
 
 class ImageCache:
-    """The bases of `pairs`, each decoded when it is first asked for and kept from then on.
+    """The decoded images of `pairs`, each decoded when it is first asked for and kept from then on.
 
     Rows are numbered as in `pairs`. Threads may load different rows at the same time.
     """
 
-    def __init__(self, source: PairSource, bases: ImageDecoder, pairs: np.ndarray) -> None:
+    def __init__(self, source: PairSource, decoder: ImageDecoder, pairs: np.ndarray) -> None:
         self.unreadable: dict[int, str] = {}  # row, reason
-        self._source, self._bases, self._pairs = source, bases, pairs
+        self._source, self._decoder, self._pairs = source, decoder, pairs
         self._known = np.zeros(len(pairs), dtype=bool)
         self._tensor: torch.Tensor | None = None  # uint8 [n, H, W, 3], H and W those of the first image
         self._odd: dict[int, np.ndarray] = {}  # images of another size
@@ -65,7 +67,7 @@ class ImageCache:
         """Decode those of `rows`, int64 [B], that are not known yet."""
         for row in rows[~self._known[rows]].tolist():
             try:
-                self._put(row, self._bases.of(self._source, int(self._pairs[row])))
+                self._put(row, self._decoder.decode(self._source, int(self._pairs[row])))
             except ImageError as problem:
                 self.unreadable[row] = problem.message
             self._known[row] = True
@@ -76,7 +78,7 @@ class ImageCache:
             return
         self.load(np.arange(min(_AT_ONCE, len(self._pairs))))
         free, _ = torch.cuda.mem_get_info(device)
-        if self._tensor is None or self._tensor.nbytes > free * _SHARE_OF_DEVICE:
+        if self._tensor is None or self._tensor.nbytes > free * _DEVICE_FRACTION:
             return
         parts = np.array_split(np.arange(len(self._pairs)), -(-len(self._pairs) // _AT_ONCE))
         for _ in map_in_order(self.load, parts, threads, ahead=2 * threads):
@@ -88,7 +90,7 @@ class ImageCache:
         """Readable rows, int64 [B], at random crops, shifted and mirrored -> uint8 [B, S, S, 3] where they are kept."""
         if self._tensor is None:
             return torch.empty(0, size, size, 3, dtype=torch.uint8)  # nothing readable yet
-        if not crops(augment) and size == self._bases.size:
+        if not crops(augment) and size == self._decoder.size:
             return move(self._tensor, torch.from_numpy(rows).to(self._tensor.device), random, augment)
         if self._tensor.device.type == "cpu":
             kept = self._tensor.numpy()
@@ -128,17 +130,17 @@ def _boxes(sizes: np.ndarray, random: np.ndarray, augment: AugmentSection) -> np
     return np.concatenate([np.zeros(sizes.shape), sizes], axis=1)
 
 
-def fits_in_memory(source: PairSource, bases: ImageDecoder, pairs: np.ndarray, processes: int) -> bool:
+def fits_in_memory(source: PairSource, decoder: ImageDecoder, pairs: np.ndarray, processes: int) -> bool:
     """Whether all decoded images, once a process, take at most 0.4 of the memory that is free."""
     sizes = []
     for index in pairs[np.linspace(0, len(pairs) - 1, _TRIED).astype(np.int64)].tolist():
         try:
-            sizes.append(bases.of(source, index).nbytes)
+            sizes.append(decoder.decode(source, index).nbytes)
         except ImageError:
             continue
     if not sizes:
         return False
-    return float(np.mean(sizes)) * len(pairs) * processes <= _free_memory() * _SHARE_OF_MEMORY
+    return float(np.mean(sizes)) * len(pairs) * processes <= _free_memory() * _MEMORY_FRACTION
 
 
 def _free_memory() -> int:

@@ -1,11 +1,12 @@
 """From an image's file to a model's pixels.
 
 `open_image` turns whatever a file holds into 8-bit RGB; `Preprocess` resizes and crops that as the reference programs
-do an RGB image, to the bit; `normalize` scales and shifts the values on any device.
+do an RGB image, bit-exact; `normalize` scales and shifts the values on any device.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import io
 import os
@@ -17,12 +18,10 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, _imaging
 
 from cloob_cli.core.config import PreprocessConfig
-from cloob_cli.data import libtiff
-from cloob_cli.data.budget import MemoryBudget, OverBudgetError
-from cloob_cli.data.decoding_cost import AVIF_LEAST, check_icon, decoding_bytes
+from cloob_cli.data.decoding_memory import AVIF_LEAST, MemoryBudget, OverBudgetError, check_icon, decoding_bytes
 from cloob_cli.data.upright import BAND_PIXELS, EXTREME_RATIO, Upright
 from cloob_cli.errors import ImageError
 
@@ -47,7 +46,7 @@ def open_image(source: Path | str | bytes, size_hint: int | None = None) -> Imag
     Args:
         source: a file's path, or its bytes.
         size_hint: the smallest side that will be needed, in pixels. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its
-            size where both sides stay at least that long: several times faster, but not equal to the bit.
+            size where both sides stay at least that long: several times faster, but not bit-exact.
 
     Raises:
         ImageError: no image, empty, truncated, unreadable or too large; the message is one line without the name.
@@ -89,7 +88,7 @@ def read_crop(
 @contextmanager
 def _opened(source: Path | str | bytes, size_hint: int | None) -> Iterator[tuple[Image.Image, Callable[[int], int]]]:
     """An image that is not decoded yet, and a function: a model's input size -> bytes that decoding may take."""
-    libtiff.silence()
+    _silence_libtiff()
     with warnings.catch_warnings():
         # Pillow warns of odd metadata and large images; a folder of images is not the place to repeat that.
         warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
@@ -147,6 +146,22 @@ def _reason(source: Path | str | bytes, problem: Exception) -> str:
     if "truncated" in detail.lower() or isinstance(problem, EOFError):
         return "the file is truncated"
     return f"damaged: {detail[:200]}"
+
+
+@functools.cache
+def _silence_libtiff() -> None:
+    """Keep libtiff off stderr, where it repeats about damaged files what their skip already says.
+
+    Where Pillow's libtiff is a library that can be reached (not on Windows).
+    """
+    try:
+        library = ctypes.CDLL(_imaging.__file__)  # finds also what this one is linked with
+        setters = [getattr(library, name) for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler")]
+    except (AttributeError, OSError):
+        return
+    for setter in setters:
+        setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
+        setter(None)
 
 
 class Preprocess:

@@ -15,20 +15,20 @@ import torch
 
 from cloob_cli.core.config import TextConfig
 from cloob_cli.core.token_rows import cut_to_longest
-from cloob_cli.data.batch import PairBatch
-from cloob_cli.data.image_cache import ImageDecoder, fits_in_memory
+from cloob_cli.data.augment import DRAWS, color_jitter
+from cloob_cli.data.batch import PairBatch, PairReader
+from cloob_cli.data.captions import CaptionStore, caption_numbers
+from cloob_cli.data.image_cache import ImageCache, ImageDecoder, fits_in_memory
 from cloob_cli.data.images import Preprocess
-from cloob_cli.data.memory import PairMemory
-from cloob_cli.data.order import block_windows, epoch_order
+from cloob_cli.data.order import block_windows, epoch_order, uniforms
 from cloob_cli.data.pairs import PairSource
-from cloob_cli.data.streaming import PairReader, PairStream
+from cloob_cli.data.streaming import PairStream
 from cloob_cli.data.text import Tokenizer
-from cloob_cli.errors import DataError
-from cloob_cli.parallel import core_count
+from cloob_cli.errors import DataError, Failure, ImageError
+from cloob_cli.parallel import core_count, map_in_order
 from cloob_cli.recipe import AugmentSection
 
-__all__ = ["PairBatch", "PairLoader", "check_enough"]
-
+_AHEAD = 2  # batches that are assembled while one is trained on
 _BY_CHANCE = 8  # unreadable pairs that may be all of a process's small part of a batch
 
 
@@ -76,11 +76,11 @@ class PairLoader:
         self._workers = _worker_count(local) if workers == "auto" else workers
         reader = PairReader(source, tokenizer, ImageDecoder(preprocess, augment), augment, seed, captions_per_image)
         if in_memory == "auto":
-            in_memory = fits_in_memory(source, reader.bases, self._pairs, local)
+            in_memory = fits_in_memory(source, reader.decoder, self._pairs, local)
         self._full_size = preprocess.image_size
         self._read: Callable[[int, list[tuple[np.ndarray, int]]], Iterator[PairBatch]]
         if in_memory:
-            self._read = PairMemory(reader, self._pairs, self._workers, device or torch.device("cpu")).batches
+            self._read = CachedPairs(reader, self._pairs, self._workers, device or torch.device("cpu")).batches
         else:
             self._read = PairStream(reader, self._workers).batches
         self.in_memory: bool = in_memory
@@ -131,6 +131,53 @@ class PairLoader:
         return order
 
 
+class CachedPairs:
+    """Batches of images that are kept decoded, assembled ahead by threads in array operations."""
+
+    def __init__(self, reader: PairReader, pairs: np.ndarray, workers: int, device: torch.device) -> None:
+        self._reader = reader
+        self._threads = max(1, workers)
+        self._rows = np.full(len(reader.source), -1, dtype=np.int64)
+        self._rows[pairs] = np.arange(len(pairs))
+        self._captions = CaptionStore(
+            (_captions_or_none(reader.source, index) for index in pairs.tolist()), reader.tokenizer
+        )
+        self._images = ImageCache(reader.source, reader.decoder, pairs)
+        self._images.move_to(device, self._threads)
+
+    def batches(self, epoch: int, wanted: list[tuple[np.ndarray, int]]) -> Iterator[PairBatch]:
+        """For each of (int64 [b] pairs, size of their images) the batch."""
+        return map_in_order(lambda one: self._batch(epoch, *one), wanted, self._threads, self._threads + _AHEAD)
+
+    def _batch(self, epoch: int, pairs: np.ndarray, size: int) -> PairBatch:
+        reader = self._reader
+        rows = self._rows[pairs]
+        self._images.load(rows)
+        reasons = [self._reason(row) for row in rows.tolist()]
+        skipped = [
+            Failure(reader.source.name(pair), why) for pair, why in zip(pairs.tolist(), reasons, strict=True) if why
+        ]
+        if skipped:
+            usable = np.array([why is None for why in reasons])
+            pairs, rows = pairs[usable], rows[usable]
+        random = uniforms(reader.seed, epoch, pairs, len(DRAWS))
+        choosing = caption_numbers(reader.seed, epoch, pairs, random, reader.captions_per_image)
+        tokens, caption_ids = self._captions.batch(rows, choosing)
+        augment = reader.augment_at(size)
+        images = color_jitter(self._images.take(rows, random, augment, size), random, augment)
+        return PairBatch(
+            images.permute(0, 3, 1, 2),
+            torch.from_numpy(tokens),
+            torch.from_numpy(pairs),
+            torch.from_numpy(caption_ids),
+            skipped,
+        )
+
+    def _reason(self, row: int) -> str | None:
+        """Why a pair cannot be used, if so."""
+        return self._images.unreadable.get(row) if self._captions.has(row) else "no caption"
+
+
 def check_enough(pairs: int, batch_size: int) -> None:
     """Raise DataError where there are fewer pairs than a batch."""
     if pairs < batch_size:
@@ -139,3 +186,10 @@ def check_enough(pairs: int, batch_size: int) -> None:
 
 def _worker_count(local_processes: int) -> int:
     return min(16, max(1, core_count() // local_processes - 1))
+
+
+def _captions_or_none(source: PairSource, index: int) -> list[str]:
+    try:
+        return source.captions(index)
+    except ImageError:
+        return []

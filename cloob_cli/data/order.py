@@ -45,10 +45,10 @@ def block_windows(blocks: np.ndarray, blocks_in_window: int, seed: int, epoch: i
     return (rank // blocks_in_window)[block_of]
 
 
-def hold_out(n: int, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Split samples 0..n-1 at random -> (the rest, round(n * share) held-out ones), both int64 and ascending."""
+def hold_out(n: int, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Split samples 0..n-1 at random -> (the rest, round(n * fraction) held-out ones), both int64 and ascending."""
     order = epoch_order(n, seed, _HOLD_OUT_EPOCH)
-    held = round(n * share)
+    held = round(n * fraction)
     return np.sort(order[held:]), np.sort(order[:held])
 
 

@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from cloob_cli.data.fingerprint import Part
-from cloob_cli.data.formats import suffixes
+from cloob_cli.data.image_folder import suffixes
+from cloob_cli.data.sources.fingerprint import Part
 from cloob_cli.errors import DataError, Failure, ImageError
 from cloob_cli.recipe import DataSection
 

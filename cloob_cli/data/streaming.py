@@ -17,71 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from cloob_cli.data.augment import DRAWS, color_jitter, move
-from cloob_cli.data.batch import PairBatch
-from cloob_cli.data.captions import caption_id, caption_numbers, pick
-from cloob_cli.data.image_cache import ImageDecoder, cropped
-from cloob_cli.data.order import uniforms
-from cloob_cli.data.pairs import PairSource
-from cloob_cli.data.text import Tokenizer
-from cloob_cli.errors import DataError, Failure, ImageError
-from cloob_cli.recipe import AugmentSection
+from cloob_cli.data.batch import PairBatch, PairReader
+from cloob_cli.errors import DataError
 
 _CHUNK = 256  # pairs that a worker hands over at once: large enough to be cheap, small enough to spread a batch
-
-
-class PairReader:
-    """Reads and changes pairs one by one; what a worker process is sent."""
-
-    def __init__(
-        self,
-        source: PairSource,
-        tokenizer: Tokenizer,
-        bases: ImageDecoder,
-        augment: AugmentSection,
-        seed: int,
-        captions_per_image: int,
-    ) -> None:
-        self.source, self.tokenizer, self.bases, self.augment, self.seed = source, tokenizer, bases, augment, seed
-        self.captions_per_image = captions_per_image
-
-    def augment_at(self, size: int) -> AugmentSection:
-        """The random changes of images of `size` pixels: a shift is counted in pixels of the full size."""
-        if size == self.bases.size or not self.augment.shift:
-            return self.augment
-        return self.augment.model_copy(update={"shift": round(self.augment.shift * size / self.bases.size)})
-
-    def __getitem__(self, key: tuple[int, np.ndarray, int]) -> PairBatch:
-        """Pairs of one epoch, (epoch, int64 [b], image size) -> their part of a batch. (The name is DataLoader's.)"""
-        epoch, pairs, size = key
-        augment = self.augment_at(size)
-        kept, images, texts, skipped = [], [], [], []
-        for index in pairs.tolist():
-            try:
-                captions = self.source.captions(index)
-                if not captions:
-                    raise ImageError("no caption")
-                images.append(self.bases.of(self.source, index))
-                texts.append(captions)
-                kept.append(index)
-            except ImageError as problem:
-                skipped.append(Failure(self.source.name(index), problem.message))
-        numbers = np.array(kept, dtype=np.int64)
-        random = uniforms(self.seed, epoch, numbers, len(DRAWS))
-        choosing = caption_numbers(self.seed, epoch, numbers, random, self.captions_per_image)
-        choices = pick(choosing, np.array([len(captions) for captions in texts], dtype=np.int64))
-        rows = self.tokenizer.rows(
-            [captions[choice] for captions, chosen in zip(texts, choices, strict=True) for choice in chosen]
-        )
-        bases = cropped(images, random, augment, size)
-        moved = move(bases, torch.arange(len(bases)), random, augment)
-        return PairBatch(
-            color_jitter(moved, random, augment).permute(0, 3, 1, 2),
-            self.tokenizer.padded(rows).unflatten(0, choices.shape),
-            torch.from_numpy(numbers),
-            torch.tensor([caption_id(row) for row in rows], dtype=torch.int64).unflatten(0, choices.shape),
-            skipped,
-        )
 
 
 class PairStream:
@@ -208,7 +147,7 @@ def _unchanged(batch: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    os.environ["TOKENIZERS_PARALLELIZM"] = "false"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_end_with_parent, name="parent's end", daemon=True).start()
 
 

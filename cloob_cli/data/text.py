@@ -11,13 +11,13 @@ import html
 import json
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Vocabulary
 
+from cloob_cli import assets
 from cloob_cli.core.config import TokenizerConfig
 from cloob_cli.data.tokenizer_file import WORDS, check_parts, highest_id, tokenizer_errors
 from cloob_cli.errors import InputError, ModelFolderError
@@ -144,7 +144,7 @@ class Tokenizer:
 
 def clip_tokenizer(context_length: int = 77) -> Tokenizer:
     """CLIP's own vocabulary of 49,408 entries."""
-    data = resources.files("cloob_cli").joinpath("_tokenizers/clip.json").read_bytes()
+    data = assets.clip_tokenizer_file().read_bytes()
     return Tokenizer(data, TokenizerConfig(kind="clip"), context_length)
 
 

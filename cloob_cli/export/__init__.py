@@ -1,4 +1,4 @@
-"""Models in the form of other programs. Each form has a module of its own; this one knows which there are."""
+"""Models in the form of other programs, one module a program. Start reading at `export_model`."""
 
 from __future__ import annotations
 

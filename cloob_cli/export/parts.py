@@ -1,4 +1,4 @@
-"""What the exports have in common: what CLIP's classes cannot compute, the tokenizer's files, and the README."""
+"""Parts that the exports share: reasons to refuse a model, the tokenizer's files, and the README."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloob_cli.data.budget import MemoryBudget, default_budget
-from cloob_cli.data.folder import Watch, scan
+from cloob_cli.data.decoding_memory import MemoryBudget, default_budget
+from cloob_cli.data.image_folder import Watch, scan
 from cloob_cli.data.images import Preprocess, read_crop
 from cloob_cli.errors import Failure, ImageError, InputError, one_line
 from cloob_cli.parallel import core_count, map_in_order

@@ -34,7 +34,7 @@ def write_bundle(folder: Path, name: str, names: list[str], target: Path) -> Non
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a file begins like a bundle."""
+    """True where a file begins like a bundle."""
     try:
         with tarfile.open(path, "r:") as tar:
             first = tar.next()

@@ -1,6 +1,8 @@
 """Downloads from https addresses that go on where they stopped, one process at a time for each.
 
 HTTP semantics: RFC 9110, sections 10.2.3 (Retry-After), 13.1.5 (If-Range), 14.2 (Range), 15.3.7 (206 Partial Content).
+huggingface_hub's `http_get` resumes too, but asks without If-Range (a file that changed in between is mixed with the
+old one), follows redirects to plain http, and knows no bound for a file of unknown size.
 """
 
 from __future__ import annotations
@@ -93,7 +95,7 @@ def download(url: str, **options: Any) -> Downloaded:
 
 @contextmanager
 def finished(url: str) -> Iterator[Downloaded | None]:
-    """What an earlier call fetched whole and nobody took away, without asking anybody."""
+    """Yield the complete file of an earlier call that nobody took away yet, or None, without using the network."""
     with lock(url):
         complete = paths_of(url)[2]
         yield Downloaded(complete, sha256_of(complete), 0) if complete.is_file() else None
@@ -338,6 +340,6 @@ class Transfer:
 
 
 def paths_of(url: str) -> tuple[Path, Path, Path]:
-    """Where the unfinished file, the note beside it and the finished file of an address are."""
+    """The paths of the unfinished file of an address, the note beside it and the finished file."""
     key = lock_name(url)
     return tuple(downloads_folder() / f"{key}.{end}" for end in ("partial", "json", "complete"))  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Zoo entries: what is known of every released model, one `zoo/NAME.toml` each. What nobody published is left out."""
+"""Zoo entries: the published facts of every released model, one `zoo/NAME.toml` each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Format = Literal["cloob", "mljku", "crowsonkb", "rinna"]
 
 
 class Source(StrictModel):
-    """Where the original is: `bundled` in the package, a `url`, or a `repository` on the Hugging Face Hub.
+    """The place of the original: `bundled` in the package, a `url`, or a `repository` on the Hugging Face Hub.
 
     `format` is the layout of the original; anything but "cloob" is converted when it is pulled.
     """
@@ -58,7 +58,7 @@ class Score(StrictModel):
 
 
 class ZooEntry(StrictModel):
-    """What a model is, where it comes from and how well it does."""
+    """A zoo entry: the facts of a model, its source and its scores; what nobody published is left out."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     summary: str

@@ -1,4 +1,4 @@
-"""What a pull reports while it runs; whoever asked for it decides how to show it."""
+"""Events of a running pull; the caller decides how to show them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that a person who waits wants to know."""
+    """A line for the person who waits."""
 
     text: str
 

@@ -1,4 +1,4 @@
-"""The files that a model is made from: brought here from an address, the Hub or this disk, and held to their hash."""
+"""Bring the files that a model is made from here, from an address, the Hub or this disk, and check their hash."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TOKENIZER_FILES = ("spiece.model", "tokenizer_config.json", "special_tokens_map
 
 @dataclass(frozen=True)
 class Options:
-    """How to pull."""
+    """Options of a pull."""
 
     force: bool = False
     offline: bool = False
@@ -60,7 +60,7 @@ class Fetched:
 
 
 def known_hash(origin: Origin) -> str | None:
-    """What the file must hash to, as far as anybody said: the caller, the entry, or the first use of the address."""
+    """The hash that the file must have, from the caller, the entry or the pinned hashes; None where none is known."""
     return origin.sha256 or (pinned_hash(origin.url) if origin.url else None)
 
 
@@ -86,12 +86,12 @@ def fetch_files(origin: Origin, options: Options, report: Report, held: ExitStac
 
 
 def offline(options: Options) -> bool:
-    """Whether nobody may be asked."""
+    """True where the network must not be used."""
     return options.offline or hub.offline_by_environment()
 
 
 def wanted(found: hub.Listing) -> list[str]:
-    """Which files of a repository are needed."""
+    """The names of the files of a repository that are needed."""
     names = {file.name for file in found.files}
     chosen = {*KEPT_FILES, *_UPSTREAM_FILES, *_TOKENIZER_FILES}
     if WEIGHTS_FILE in names:
@@ -136,7 +136,7 @@ def _from_address(origin: Origin, url: str, options: Options, report: Report, he
 
 
 def _remedy(origin: Origin) -> str:
-    """What to do about a file with another hash, `{found}`; where it was damaged on the way, pulling again helps."""
+    """The hint for a file with another hash, `{found}`; where it was damaged on the way, pulling again helps."""
     again = "if it may be damaged, pull again; "
     if origin.sha256_given:
         return f"{again}if it is right, give its hash: --sha256 {{found}}"
@@ -170,7 +170,7 @@ _OTHER_REVISION = "name the revision that has it, as hf://ORG/REPO@COMMIT, or lo
 
 
 def _check_listed(origin: Origin, found: hub.Listing) -> None:
-    """Before anything is fetched: is the file that the Hub lists the known one?"""
+    """Raise ChecksumError, before anything is fetched, where the Hub lists another file than the known one."""
     listed = {file.name: file.sha256 for file in found.files}
     weights = next((name for name in (WEIGHTS_FILE, "pytorch_model.bin") if listed.get(name)), None)
     if weights:

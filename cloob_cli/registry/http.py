@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long to go on. An attempt counts as failed where it brought less than `progress_bytes`.
+    """Limits of a download. An attempt counts as failed where it brought less than `progress_bytes`.
 
     Attributes:
         longest_asked: seconds; the longest wait that a server may ask for (Retry-After).
@@ -81,7 +81,7 @@ def check_proxies() -> None:
 
 
 def distrusted_certificate(problem: BaseException | None) -> str | None:
-    """Why a server's certificate was refused, where this is the cause of an error: trying again would not help."""
+    """The reason why a server's certificate was refused, or None where that is not the cause of an error."""
     while problem is not None:
         if isinstance(problem, ssl.SSLCertVerificationError):
             return problem.verify_message or str(problem)
@@ -90,7 +90,7 @@ def distrusted_certificate(problem: BaseException | None) -> str | None:
 
 
 def certificate_error(url: str, reason: str) -> DownloadError:
-    """What a person is told who met such a certificate."""
+    """The error for a refused certificate, which trying again would not help."""
     return DownloadError(
         f"{shown_address(url)}: its certificate is not trusted here ({reason})",
         "the authority of a company or of its proxy is named with SSL_CERT_FILE",
@@ -123,7 +123,7 @@ def shown_address(url: str) -> str:
 
 
 def validator_of(response: httpx2.Response) -> str | None:
-    """What identifies this version of a file (If-Range), where the server promises that equal ones mean equal bytes."""
+    """The validator for If-Range, where the server gives one of which equal values mean equal bytes."""
     etag = response.headers.get("ETag")
     if etag and etag.isascii() and not etag.startswith("W/"):  # a weak one does not promise equal bytes
         return str(etag)

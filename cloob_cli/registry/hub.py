@@ -41,7 +41,7 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a repository holds at one commit."""
+    """The files of a repository at one commit."""
 
     reference: Reference
     commit: str
@@ -57,7 +57,7 @@ def parse_reference(text: str) -> Reference:
 
 
 def offline_by_environment() -> bool:
-    """Whether `HF_HUB_OFFLINE` is set."""
+    """True where `HF_HUB_OFFLINE` is set."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 

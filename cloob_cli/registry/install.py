@@ -1,4 +1,4 @@
-"""Installing a model: fetched, verified, converted and opened under a temporary name, then renamed. Never half a model.
+"""Install a model: fetch, verify, convert and open it under a temporary name, then rename it. Never half a model.
 
 Start reading at `pull`: the whole way from an origin (`resolve` makes one of what a person typed) to an installed
 folder. `fetch` brings the files onto this disk, `_fill` makes a model folder of them: copied, unpacked or converted,
@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,9 +34,7 @@ from cloob_cli.checkpoint.folder import (
 from cloob_cli.convert import locate
 from cloob_cli.errors import (
     ChecksumError,
-    CloobError,
     ConversionError,
-    DiskSpaceError,
     MissingConfigurationError,
     ModelFolderError,
     RegistryError,
@@ -55,7 +51,7 @@ from cloob_cli.registry.inventory import INSTALL_RECORD, install_record, read_js
 from cloob_cli.registry.locks import lock
 from cloob_cli.registry.pinned_hashes import pin_hash, pinned_hash
 from cloob_cli.registry.resolve import Origin
-from cloob_cli.registry.storage import FULL_DISK, quarantine
+from cloob_cli.registry.storage import in_plain_names, quarantine
 from cloob_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -66,7 +62,7 @@ __all__ = ["Options", "Plan", "convert_to_folder", "plan", "pull"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a pull would do. `sha256` is what the file will be held to; `held_to` says what else it is held to."""
+    """The outcome of a pull before it is carried out: `sha256` is the known hash, `held_to` the check without one."""
 
     name: str
     origin: str
@@ -79,7 +75,7 @@ class Plan:
 
 
 def plan(origin: Origin, options: Options) -> Plan:
-    """What `pull` would do, without doing it; the other side is only asked for the size.
+    """Describe what `pull` would do, without doing it; the other side is only asked for the size.
 
     Raises:
         RegistryError, ChecksumError: what `pull` would refuse because of what is here already.
@@ -126,7 +122,7 @@ def pull(origin: Origin, options: Options | None = None, report: Report = unrepo
             return folder
         source = fetch_files(origin, options, report, held)
         try:
-            with _in_plain_names(folder, origin.shown, source.path), replacing_folder(folder) as temporary:
+            with in_plain_names(folder, origin.shown, source.path), replacing_folder(folder) as temporary:
                 report(Notice(f"checking and converting {origin.name}"))
                 _fill(temporary, source, origin, options, report)
                 _record(temporary, source, origin)
@@ -158,7 +154,7 @@ def convert_to_folder(
 
     refuse_taken_name(folder.name, remedy="name another folder")
     converted = convert_checkpoint(checkpoint, format, config, name=folder.name)
-    with _in_plain_names(folder, str(folder)):
+    with in_plain_names(folder, str(folder)):
         _save(folder, converted, checkpoint.name, None, None)
     return converted.ignored
 
@@ -225,7 +221,7 @@ def _fill(folder: Path, source: Fetched, origin: Origin, options: Options, repor
 
 
 def _is_to_blame(source: Fetched, options: Options, problem: Exception) -> bool:
-    """Whether a file that gave no model is itself wrong: not where its hash is right, or its configuration missing."""
+    """True where a file that gave no model is itself wrong: its hash is not known, nothing else it needs is missing."""
     return not (source.known or options.config or isinstance(problem, MissingConfigurationError))
 
 
@@ -290,7 +286,7 @@ def _prove(folder: Path) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a folder is in our form; a config.json of transformers has a model_type, ours has a format_version."""
+    """True where a folder is in our form; a config.json of transformers has a model_type, ours has a format_version."""
     try:
         read_config(folder)
     except ModelFolderError:
@@ -354,25 +350,3 @@ def _facts(source: dict[str, Any], entry: ZooEntry | None) -> dict[str, str]:
     if entry:
         known |= {"license": entry.license, "note": entry.license_note, "home": entry.homepage, "paper": entry.paper}
     return {label: str(value) for label, value in known.items() if value}
-
-
-@contextmanager
-def _in_plain_names(folder: Path, shown: str, other: Path | None = None) -> Iterator[None]:
-    """Errors of the body name `shown` where they named `folder` as it is called until it is whole, or `other`."""
-    # "NAME" is ".NAME.SOMETHING.partial" until then, and what replaces that with the same care "..NAME.SOMETHING..."
-    temporary = re.escape(str(folder.parent) + os.sep) + r"\.+" + re.escape(folder.name) + r"(\.[\w-]+\.partial)+"
-
-    def plain(text: str) -> str:
-        text = re.sub(temporary, lambda found: shown, text)
-        return text.replace(str(other), shown) if other else text
-
-    try:
-        yield
-    except CloobError as problem:
-        raise type(problem)(plain(problem.message), problem.hint and plain(problem.hint)) from None
-    except OSError as problem:
-        if problem.errno in FULL_DISK:
-            raise DiskSpaceError(f"the disk is full: {folder.parent}", "free some room and try again") from None
-        if isinstance(problem.filename, str):
-            problem.filename = plain(problem.filename)
-        raise

@@ -1,4 +1,4 @@
-"""What there is: every entry and every installed model, without opening a single one."""
+"""The list of models: every zoo entry and every installed model, without opening a single one."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def folder_size(folder: Path) -> int:
 
 
 def install_record(folder: Path) -> dict[str, Any]:
-    """What was noted when a model was installed: source, hashes, time; empty where nothing was."""
+    """The record of a model's installation: source, hashes, time; empty where nothing was."""
     return read_json_object(folder / INSTALL_RECORD)
 
 

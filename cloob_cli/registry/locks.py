@@ -37,7 +37,7 @@ def lock(name: str, waiting: Callable[[], None] | None = None) -> Iterator[None]
 
 
 def is_held(stem: str) -> bool:
-    """Whether a process holds the lock whose `lock_name` is `stem`."""
+    """True where a process holds the lock whose `lock_name` is `stem`."""
     from filelock import Timeout
 
     if not (locks_folder() / f"{stem}.lock").exists():

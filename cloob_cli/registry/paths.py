@@ -1,4 +1,4 @@
-"""Where the zoo keeps its files on this machine: installed models, downloads, quarantine, locks and settings."""
+"""Paths of the zoo on this machine: installed models, downloads, quarantine, locks and settings."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def models_folder() -> Path:
 
 
 def installed_folder(name: str) -> Path:
-    """Where a model of that name is installed, whether it is or not."""
+    """The folder that a model of that name is installed in, whether it exists or not."""
     return models_folder() / name
 
 
 def downloads_folder() -> Path:
-    """Where unfinished downloads, and finished ones that are not installed yet, are kept."""
+    """The folder of unfinished downloads, and of finished ones that are not installed yet."""
     return home() / "downloads"
 
 
 def quarantine_folder() -> Path:
-    """Where files that proved to be others than expected are kept for a person to look at."""
+    """The folder of files that proved to be others than expected, kept for a person to look at."""
     return home() / "quarantine"
 
 
 def locks_folder() -> Path:
-    """Where the files stand that locks are held on."""
+    """The folder of the files that locks are held on."""
     return home() / "locks"
 
 

@@ -1,4 +1,4 @@
-"""Giving a model away: as one file, or as a repository on the Hugging Face Hub."""
+"""Publish a model: as one file, or as a repository on the Hugging Face Hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may go: installed models by name, and whatever interrupted or failed pulls left behind."""
+"""Remove installed models, and whatever interrupted or failed pulls left behind."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def load(
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model comes from (exactly one of the first four places is set) and how it will be called.
+    """The place that a model comes from (exactly one of the first four places is set) and how it will be called.
 
     Attributes:
         sha256: what the file, or the weights in a folder or repository, must hash to.

@@ -1,14 +1,16 @@
-"""Free space on the disk, and the quarantine of invalid files."""
+"""Free space on the disk, the quarantine of invalid files, and errors about files in plain names."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from cloob_cli.errors import DiskSpaceError
+from cloob_cli.errors import CloobError, DiskSpaceError
 from cloob_cli.files import sha256_of
 from cloob_cli.registry.paths import quarantine_folder
 
@@ -42,3 +44,25 @@ def quarantine(path: Path, name: str) -> Path:
     target = folder / f"{sha256_of(path)[:8]}-{name}"
     os.replace(path, target)
     return target
+
+
+@contextmanager
+def in_plain_names(folder: Path, shown: str, other: Path | None = None) -> Iterator[None]:
+    """Errors of the body name `shown` where they named `folder` as it is called until it is whole, or `other`."""
+    # "NAME" is ".NAME.SOMETHING.partial" until then, and what replaces that with the same care "..NAME.SOMETHING..."
+    temporary = re.escape(str(folder.parent) + os.sep) + r"\.+" + re.escape(folder.name) + r"(\.[\w-]+\.partial)+"
+
+    def plain(text: str) -> str:
+        text = re.sub(temporary, lambda found: shown, text)
+        return text.replace(str(other), shown) if other else text
+
+    try:
+        yield
+    except CloobError as problem:
+        raise type(problem)(plain(problem.message), problem.hint and plain(problem.hint)) from None
+    except OSError as problem:
+        if problem.errno in FULL_DISK:
+            raise DiskSpaceError(f"the disk is full: {folder.parent}", "free some room and try again") from None
+        if isinstance(problem.filename, str):
+            problem.filename = plain(problem.filename)
+        raise

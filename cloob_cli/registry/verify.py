@@ -1,4 +1,4 @@
-"""Is a model still what was stored? Its files' hashes, and on request what it computes."""
+"""Verify an installed model: the hashes of its files, and on request the embeddings that it computes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cloob_cli.registry.resolve import find_model
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was held against what is recorded of it."""
+    """The result of one comparison with what is recorded of a model."""
 
     what: str
     state: Literal["right", "wrong", "missing", "not recorded"]

@@ -149,12 +149,12 @@ def build_run(
 
 def built(building: Generator[Event, None, Run | None]) -> Run | None:
     """The result of `build_run`, without its events."""
-    while True:
-        try:
+    try:
+        while True:
             next(building)
-        except StopIteration as end:
-            run: Run | None = end.value
-            return run
+    except StopIteration as end:
+        run: Run | None = end.value
+    return run
 
 
 def _build(

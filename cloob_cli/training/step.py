@@ -14,8 +14,8 @@ from torch import Tensor
 from cloob_cli.core.loss import contrastive_loss
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.transformer import VisionTransformer
+from cloob_cli.data.batch import PairBatch
 from cloob_cli.data.images import normalize
-from cloob_cli.data.loader import PairBatch
 from cloob_cli.recipe import ObjectiveSection, OptimizerSection, TrainSection
 from cloob_cli.training.cached import cached_gradient_step, find_micro_batch_size
 from cloob_cli.training.ema import EMA

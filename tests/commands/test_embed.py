@@ -20,7 +20,7 @@ from PIL import Image
 from tiny_model import RESNET, save_hostile_images, save_images, save_tiny_model
 
 import cloob_cli
-from cloob_cli.data import formats
+from cloob_cli.data import image_folder
 
 UNIT_ROWS = "elements below 1 through a dozen layers in float32: 16 EPS"
 
@@ -235,17 +235,17 @@ def test_linked_outputs_stay_links(place: Path) -> None:
 
 
 def test_a_phone_s_folder_says_what_was_passed_over(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "_has_heif", lambda: False)
-    formats.suffixes.cache_clear()
-    formats.passed_over.cache_clear()
+    monkeypatch.setattr(image_folder, "_has_heif", lambda: False)
+    image_folder.suffixes.cache_clear()
+    image_folder.passed_over.cache_clear()
     save_images(place / "phone", 1, suffix=".jpg")
     for name in ("IMG_1.HEIC", "IMG_2.HEIC", "IMG_3.DNG"):
         (place / "phone" / name).touch()
     try:
         result = cloob_here("embed", "phone", "-o", "phone.npy", "-m", "model", "--quiet", cwd=place)
     finally:
-        formats.suffixes.cache_clear()
-        formats.passed_over.cache_clear()
+        image_folder.suffixes.cache_clear()
+        image_folder.passed_over.cache_clear()
     assert result.returncode == 0
     assert result.stderr == (
         "warning: passed over: 2 HEIC or HEIF (pip install 'cloob[heif]'), "

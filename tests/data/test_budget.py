@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cloob_cli.data import budget
-from cloob_cli.data.budget import MemoryBudget, OverBudgetError, default_budget, parse_bytes
+from cloob_cli.data import decoding_memory
+from cloob_cli.data.decoding_memory import MemoryBudget, OverBudgetError, default_budget, parse_bytes
 from cloob_cli.errors import UsageError
 
 
@@ -97,7 +97,7 @@ def test_the_default_is_a_quarter_of_what_the_machine_or_the_container_has(
 
     total = psutil.virtual_memory().total
     assert 0 < default_budget() <= total / 4
-    monkeypatch.setattr(budget, "_control_group_limits", lambda: [total * 2])
+    monkeypatch.setattr(decoding_memory, "_control_group_limits", lambda: [total * 2])
     assert default_budget() == int(total / 4)
-    monkeypatch.setattr(budget, "_control_group_limits", lambda: [total * 2, 4_000_000])
+    monkeypatch.setattr(decoding_memory, "_control_group_limits", lambda: [total * 2, 4_000_000])
     assert default_budget() == 1_000_000

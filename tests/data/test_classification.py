@@ -60,12 +60,21 @@ def test_one_broken_image_is_an_error_of_its_own(tmp_path):
         opened.image(broken[0])
 
 
-@pytest.mark.parametrize("spoil", ["class", "label", "tar", "nshards", "names", "gone", "missing"])
+@pytest.mark.parametrize("spoil", ["class", "label", "tar", "middle", "nshards", "names", "gone", "missing"])
 def test_a_broken_set_says_what_is_wrong(tmp_path, spoil):
     labels = {"class": ["0", "7"], "label": ["0", "zero"]}.get(spoil, ["0", "1"])
     folder = write_webdataset(tmp_path / "signs", labels, ["a", "b"])
     if spoil == "tar":
         (folder / "test" / "1.tar").write_bytes(b"no tar" * 200)
+    elif spoil == "middle":  # tarfile by itself stops there without a word, and the set is a smaller one
+        labels = ["0", "1"] * 3
+        folder = write_webdataset(tmp_path / "more signs", labels, ["a", "b"], shards=1)
+        path = folder / "test" / "0.tar"
+        with tarfile.open(path) as tar:
+            place = tar.getmembers()[6].offset
+        content = bytearray(path.read_bytes())
+        content[place : place + 512] = b"\xff" * 512
+        path.write_bytes(content)
     elif spoil == "nshards":
         (folder / "test" / "nshards.txt").write_text("two")
     elif spoil == "names":

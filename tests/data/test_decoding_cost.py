@@ -13,7 +13,7 @@ import pytest
 from hostile_images import Kind, encoded, png, tiff_of_one_tile, with_orientation
 from PIL import Image, ImageFile, features
 
-from cloob_cli.data.budget import MemoryBudget
+from cloob_cli.data.decoding_memory import MemoryBudget
 from cloob_cli.data.images import Preprocess, _opened, read_crop
 from cloob_cli.errors import ImageError
 

@@ -19,8 +19,9 @@ import torch
 from pair_files import FatalSource, captions_of, image, write_folder, write_parquet, write_tar
 
 from cloob_cli.data import loader as loader_module
+from cloob_cli.data.batch import PairBatch
 from cloob_cli.data.images import Preprocess
-from cloob_cli.data.loader import PairBatch, PairLoader
+from cloob_cli.data.loader import PairLoader
 from cloob_cli.data.order import epoch_order
 from cloob_cli.data.pairs import PairSource, open_pairs
 from cloob_cli.data.sources.parquet import ParquetSource

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from cloob_cli.data import images
-from cloob_cli.data.budget import MemoryBudget
+from cloob_cli.data.decoding_memory import MemoryBudget
 from cloob_cli.data.images import Preprocess, read_crop
 from cloob_cli.errors import ImageError
 

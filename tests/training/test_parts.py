@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 from margins import EPS, close
-from tiny_run import tiny_recipe, write_pairs
+from tiny_run import settings, tiny_recipe, write_pairs
 
 from cloob_cli.checkpoint.card import trained_model_card
 from cloob_cli.core.config import ModelConfig
-from cloob_cli.errors import DeviceError, Interrupted, MissingExtraError
+from cloob_cli.errors import DeviceError, Interrupted, MissingExtraError, RecipeError
 from cloob_cli.training import precision, processes, telemetry
 from cloob_cli.training.build import choose_device, facts
 from cloob_cli.training.checkpoints import checkpoints
@@ -31,6 +31,8 @@ from cloob_cli.training.interrupt import StopRequest, stop_on_signals
 from cloob_cli.training.new_model import model_config
 from cloob_cli.training.run_folder import differences
 from cloob_cli.training.telemetry import MetricsFile, Window, draw_loss_curve, read_rows
+
+TEXT = {"context_length": 8, "width": 16, "layers": 2, "heads": 2}
 
 
 def step_done(step: int, **changes: float) -> StepDone:
@@ -149,6 +151,14 @@ def test_scale_hopfield_is_stored_for_cloob_only():
     assert model_config(tiny_recipe("x"), 600).scale_hopfield == 14.3
     assert model_config(tiny_recipe("x", objective__name="clip"), 600).scale_hopfield is None
     assert model_config(tiny_recipe("x"), 600).text.vocab_size == 600
+
+
+def test_a_vocabulary_is_the_tokenizers_and_another_size_is_an_error():
+    assert model_config(tiny_recipe("x"), 555).text.vocab_size == 555  # few captions: fewer entries than asked for
+    recipe = tiny_recipe("x", model={**settings("x")["model"], "text": {**TEXT, "vocab_size": 560}})
+    assert model_config(recipe, 560).text.vocab_size == 560
+    with pytest.raises(RecipeError, match="is 560, the tokenizer has 555"):
+        model_config(recipe, 555)
 
 
 def test_differences_of_recipes():

@@ -8,7 +8,7 @@ from cloob_cli.errors import DataError
 from cloob_cli.schema import nearest
 
 IMAGE_NAMES = (
-    "image", "images", "img", "image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes",
+    "image", "images", "img", "picture", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes",
     "filepath", "file_path", "file_name", "filename", "image_path", "image_file", "path", "file",
 )  # fmt: skip
 CAPTION_NAMES = (

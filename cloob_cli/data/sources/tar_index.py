@@ -1,4 +1,4 @@
-"""Where the members of a tar file lie, also of one that is damaged.
+"""An index of a tar file: the places of its members, also where it is damaged.
 
 The reading is tarfile's. By itself it stops without a word at the first header that it cannot read, wherever that is;
 here it goes on behind it, and what was passed over is told.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from cloob_cli.errors import DataError
+from cloob_cli.errors import DataError, ImageError
 
 _BLOCK = tarfile.BLOCKSIZE
 _END_MARK = 2 * _BLOCK  # of zeros
@@ -49,6 +49,23 @@ def index_tar(path: Path) -> TarIndex:
             return _Scan(stream).index()
     except OSError as problem:
         raise DataError(f"{path} cannot be read: {problem.strerror or problem}") from None
+
+
+def read_member(path: Path, offset: int, size: int) -> bytes:
+    """Read `size` bytes of a tar file from `offset` on.
+
+    Raises:
+        ImageError: the file cannot be read or ends before.
+    """
+    try:
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            data = stream.read(size)
+    except OSError as problem:
+        raise ImageError(f"cannot be read: {problem.strerror}") from None
+    if len(data) < size:
+        raise ImageError("the tar file is truncated")
+    return data
 
 
 class _Scan:

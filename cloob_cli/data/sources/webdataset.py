@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from cloob_cli.data.fingerprint import Part, digest, short_names
-from cloob_cli.data.formats import suffixes
+from cloob_cli.data.image_folder import suffixes
 from cloob_cli.data.images import open_image
 from cloob_cli.data.sources.columns import caption_list
-from cloob_cli.data.sources.tar_index import index_tar
+from cloob_cli.data.sources.fingerprint import Part, digest, short_names
+from cloob_cli.data.sources.tar_index import index_tar, read_member
 from cloob_cli.errors import DataError, Failure, ImageError
 from cloob_cli.schema import nearest
 
@@ -112,15 +112,7 @@ class WebdatasetSource:
         return open_image(self._read(file, offset, size), size_hint)
 
     def _read(self, file: int, offset: int, size: int) -> bytes:
-        try:
-            with self._files[file].open("rb") as stream:
-                stream.seek(offset)
-                data = stream.read(size)
-        except OSError as problem:
-            raise ImageError(f"cannot be read: {problem.strerror}") from None
-        if len(data) < size:
-            raise ImageError("the tar file is truncated")
-        return data
+        return read_member(self._files[file], offset, size)
 
     def parts(self) -> list[Part]:
         found = []

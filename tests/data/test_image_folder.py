@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cloob_cli.data import folder as folder_module
-from cloob_cli.data import formats
-from cloob_cli.data.folder import describe_passed_over, list_images, scan
-from cloob_cli.data.formats import suffixes
+from cloob_cli.data import image_folder
+from cloob_cli.data.image_folder import describe_passed_over, list_images, scan, suffixes
 from cloob_cli.errors import InputError, NothingFoundError
 
 
@@ -84,16 +82,16 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Take the extra `heif`, or a feature of Pillow, away."""
 
     def take(heif: bool = True, *features: str) -> None:
-        monkeypatch.setattr(formats, "_has_heif", lambda: heif)
-        original = formats._has
-        monkeypatch.setattr(formats, "_has", lambda feature: feature not in features and original(feature))
-        formats.suffixes.cache_clear()
-        formats.passed_over.cache_clear()
+        monkeypatch.setattr(image_folder, "_has_heif", lambda: heif)
+        original = image_folder._has
+        monkeypatch.setattr(image_folder, "_has", lambda feature: feature not in features and original(feature))
+        image_folder.suffixes.cache_clear()
+        image_folder.passed_over.cache_clear()
 
     yield take
     monkeypatch.undo()
-    formats.suffixes.cache_clear()
-    formats.passed_over.cache_clear()
+    image_folder.suffixes.cache_clear()
+    image_folder.passed_over.cache_clear()
 
 
 def test_heif_counts_as_readable_with_the_extra_only(tmp_path: Path, without: Callable[..., None]) -> None:
@@ -175,7 +173,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: py
 
 
 def test_a_long_search_can_be_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_module, "_WATCHED", 10)
+    monkeypatch.setattr(image_folder, "_WATCHED", 10)
     for number in range(25):
         (tmp_path / f"{number}.png").touch()
     counts: list[int] = []

@@ -1,8 +1,10 @@
-"""The images below a folder, and what was passed over on the way."""
+"""The images below a folder, found by the suffixes of their names, and the files that were passed over."""
 
 from __future__ import annotations
 
 import errno
+import functools
+import importlib.util
 import os
 import stat
 from collections import Counter
@@ -10,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cloob_cli.data.formats import passed_over, suffixes
 from cloob_cli.errors import InputError, NothingFoundError
 
 Watch = Callable[[int], None]
@@ -19,9 +20,40 @@ _WATCHED = 500  # files between two calls of a `watch`
 _DANGLING, _SPECIAL = "links that lead nowhere", "pipes, sockets or devices"
 
 
+_ALWAYS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".bmp", ".dib", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".icns", ".pcx", ".sgi", ".qoi"}
+)
+# Formats that a build of Pillow may lack: its name of the feature, and the suffixes.
+_BY_BUILD = {
+    "webp": ("WebP", {".webp"}),
+    "avif": ("AVIF", {".avif"}),
+    "jpg_2000": ("JPEG 2000", {".jp2", ".j2k", ".jpx"}),
+}
+_HEIF = frozenset({".heic", ".heif", ".hif"})
+_RAW = frozenset(
+    {".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc", ".mos", ".mrw", ".nef"}
+    | {".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"}
+)
+_OTHERS = {
+    ".jxl": "JPEG XL",
+    ".psd": "Photoshop",
+    ".psb": "Photoshop",
+    ".xcf": "GIMP",
+    ".svg": "SVG",
+    ".svgz": "SVG",
+    ".eps": "PostScript",
+    ".exr": "OpenEXR",
+    ".hdr": "Radiance HDR",
+    ".dds": "DDS",
+}
+
+_CONVERT = "convert them to PNG or JPEG"
+
+
 @dataclass
 class Scan:
-    """What stands below a folder.
+    """The files below a folder.
 
     `images` are sorted by path; `unreadable` are folders that could not be listed, each with a reason; `passed_over`
     counts by kind what looks like an image and cannot be read; `others` is the number of further files.
@@ -47,7 +79,7 @@ def list_images(folder: Path | str) -> list[Path]:
 
 
 def scan(folder: Path | str, watch: Watch | None = None) -> Scan:
-    """The same with everything that was passed over; `watch` is called with numbers of files that were looked at.
+    """List the images and everything that was passed over; `watch` is called with numbers of files that were looked at.
 
     Raises:
         InputError: no such folder, or it cannot be read.
@@ -65,10 +97,30 @@ def scan(folder: Path | str, watch: Watch | None = None) -> Scan:
 
 
 def describe_passed_over(counts: Counter[str]) -> str:
-    """One line: how many of which kind, and what makes them readable."""
+    """Describe files that were passed over in one line: their number, kind and remedy."""
     remedies = dict(passed_over().values())
     parts = [f"{count} {kind}" + _in_brackets(remedies.get(kind)) for kind, count in counts.most_common()]
     return "passed over: " + ", ".join(parts)
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """The lower-case suffixes, with their dots, of files that are taken for images."""
+    built = (found for feature, (_, found) in _BY_BUILD.items() if _has(feature))
+    return _ALWAYS.union(*built, _HEIF if _has_heif() else ())
+
+
+@functools.cache
+def passed_over() -> dict[str, tuple[str, str]]:
+    """Of image files that cannot be read here: suffix -> (their kind, a remedy)."""
+    found = {suffix: (kind, _CONVERT) for suffix, kind in _OTHERS.items()}
+    found |= dict.fromkeys(_RAW, ("camera raw", "develop them to TIFF or JPEG"))
+    for feature, (kind, endings) in _BY_BUILD.items():
+        if not _has(feature):
+            found |= dict.fromkeys(endings, (kind, "pip install --upgrade pillow"))
+    if not _has_heif():
+        found |= dict.fromkeys(_HEIF, ("HEIC or HEIF", "pip install 'cloob[heif]'"))
+    return found
 
 
 def _in_brackets(text: str | None) -> str:
@@ -143,3 +195,14 @@ def _sort_in(path: Path, found: Scan) -> None:
         found.passed_over[passed_over()[suffix][0]] += 1
     else:
         found.others += regular
+
+
+def _has(feature: str) -> bool:
+    from PIL import features
+
+    known = feature in features.modules or feature in features.codecs  # of others Pillow warns
+    return known and bool(features.check(feature))
+
+
+def _has_heif() -> bool:
+    return importlib.util.find_spec("pillow_heif") is not None
