@@ -1,4 +1,4 @@
-"""What a training recipe may say: one closed section a concern, every key with its default and its reason.
+"""The training recipe: one closed section for each concern, every key with its default and its reason.
 
 `load_recipe(path, overrides)` reads TOML (or the JSON that a run keeps of its own recipe), applies `section.key=value`
 overrides and checks the whole. Paths in a recipe are relative to the recipe's own folder; paths in an override are
@@ -104,7 +104,7 @@ def _local(value: str | list[str] | None) -> str | list[str] | None:
 
 
 class DataSection(StrictModel):
-    """Where the pairs are. `train` is a folder, a file or a pattern like `data/{00000..00099}.tar`, or a list."""
+    """The training pairs. `train` is a folder, a file or a pattern like `data/{00000..00099}.tar`, or a list."""
 
     train: Annotated[str | list[str], AfterValidator(_local)] = Field(description="the training pairs")
     format: Literal["auto", "parquet", "folder", "csv", "webdataset"] = Field(
@@ -161,7 +161,8 @@ class ObjectiveSection(StrictModel):
     )
     mask_equal_captions: bool = Field(default=False, description="pairs with an equal caption are not negatives")
     implementation: Literal["auto", "definition", "tiled", "triton"] = Field(
-        default="auto", description="which form computes the loss; all give the same numbers"
+        default="auto",
+        description="what computes the loss, all with the same numbers; auto measures at the start of a run on a GPU",
     )
 
 
@@ -204,7 +205,7 @@ class OptimizerSection(StrictModel):
 
 
 class TrainSection(StrictModel):
-    """How long and how large.
+    """Length of the training and size of its batches.
 
     `batch_size` is the contrastive batch over all processes: every pair sees that many minus one negatives.
     Gradient accumulation does not enlarge a contrastive batch (negatives of one slice never meet those of the

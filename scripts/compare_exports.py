@@ -1,4 +1,4 @@
-"""How far an exported model is from its source in the program that it was exported for.
+"""Measure how far an exported model is from its source in the program that it was exported for.
 
     python scripts/compare_exports.py MODEL transformers
     python scripts/compare_exports.py MODEL open_clip

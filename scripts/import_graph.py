@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 
 
 def import_graph(package: Path) -> dict[str, set[str]]:
-    """Which module of a package imports which others of it, imports inside functions included.
+    """Map each module of a package to those of it that it imports, imports inside functions included.
 
     Args:
         package: the package's folder.

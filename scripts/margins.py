@@ -1,4 +1,4 @@
-"""How much of every tolerance in the tests is used on this machine: `python scripts/margins.py`.
+"""Measure how much of every tolerance in the tests is used on this machine: `python scripts/margins.py`.
 
 Runs the tests with the marker `numeric` with each set of instructions that torch can be held to (plain, AVX2, the
 machine's best; matrix products of MKL and oneDNN likewise), with one thread and with two, and prints a line a test: the

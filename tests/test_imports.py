@@ -1,4 +1,4 @@
-"""Who may import whom, and what a quick command must not import."""
+"""Imports that are allowed between packages, and those that a quick command must not make."""
 
 from __future__ import annotations
 

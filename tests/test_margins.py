@@ -17,7 +17,7 @@ pytestmark = pytest.mark.numeric
 
 @pytest.fixture(autouse=True)
 def _unrecorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What fails on purpose is no threshold of the suite's."""
+    """Keep thresholds that fail on purpose out of the suite's record."""
     monkeypatch.delenv(margins.RECORD, raising=False)
 
 

@@ -1,4 +1,4 @@
-"""`cloob zoo`: the models there are, and which of them is used."""
+"""`cloob zoo list | show | path | default`: list models, describe one, choose the default."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def _zoo(context: typer.Context) -> None:
 @app.command("list")
 def list_models(
     installed: Annotated[
-        bool, typer.Option("--installed", help="Only those on this machine, bundled or installed.")
+        bool, typer.Option("--installed", help="List only models on this machine, bundled or installed.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """All models: installed or not, size, resolution, training data, score, license."""
+    """List all models: state, size, resolution, training data, score, license."""
     from cloob_cli.registry.inventory import all_models
 
     models = [model for model in all_models() if model.path or not installed]
@@ -64,7 +64,7 @@ def list_models(
 
 
 def _score(model: InventoryItem, short: bool) -> str | None:
-    """The score that models are compared by, ImageNet's; where there is none and room, the entry's first."""
+    """The ImageNet score, by which models are compared; where there is none, and room, the first of the entry."""
     imagenet = [score for score in model.scores if (score.dataset, score.metric) == ("ImageNet", "zero-shot top-1")]
     if short:
         return f"ImageNet {imagenet[0].value:.1f} %" if imagenet else None
@@ -74,7 +74,7 @@ def _score(model: InventoryItem, short: bool) -> str | None:
 
 @app.command("show")
 def show(name: NameArgument, json: JsonOption = False) -> None:
-    """All that is known of one model."""
+    """Show all that is known of one model."""
     facts = _facts(name)
     if json:
         console.json_document(facts)
@@ -95,11 +95,12 @@ def default(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="The model to use from now on; left out: print it.", autocompletion=completion.usable_models
+            help="The model to use from now on; left out: print it.",
+            autocompletion=completion.usable_models,
         ),
     ] = None,
 ) -> None:
-    """Print or choose the model that is used where none is named."""
+    """Print or set the model that is used where none is named."""
     from cloob_cli import assets
     from cloob_cli.files import replacing
     from cloob_cli.registry import inventory, paths
@@ -141,7 +142,7 @@ def _facts(name: str) -> dict[str, Any]:
 
 
 def _essentials(facts: dict[str, Any]) -> dict[str, Any]:
-    """What a person asks first of a model that has no entry; `--json` tells all."""
+    """Select the facts that matter most of a model without a zoo entry; `--json` prints all."""
     vision, text = facts["vision"], facts["text"]
     shown = {
         "name": facts["name"] or None,
@@ -165,7 +166,7 @@ def _essentials(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines(facts: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested values as lines of `a.b.c` and a text."""
+    """Flatten nested values to pairs of a key `a.b.c` and a text."""
     if isinstance(facts, dict):
         return [line for key, value in facts.items() for line in _lines(value, f"{prefix}.{key}" if prefix else key)]
     if isinstance(facts, list) and any(isinstance(item, dict | list) for item in facts):

@@ -1,4 +1,4 @@
-"""`cloob zoo convert | export | bundle | push`: a model into another form or to another place."""
+"""`cloob zoo convert | export | bundle | push`: write models in other formats and places."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A released checkpoint, or the folder that holds it.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to write.")],
     format: Annotated[
-        str | None, typer.Option("--format", help="mljku, crowsonkb or rinna; left out: the file shows it.")
+        str | None, typer.Option("--format", help="mljku, crowsonkb or rinna; left out: detected from the file.")
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="The checkpoint's own configuration (JSON).")] = None,
     quiet: QuietOption = False,
@@ -51,7 +51,7 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     quiet: QuietOption = False,
 ) -> None:
-    """Write a model in the form of another program."""
+    """Write a model in the format of another program."""
     from cloob_cli.export import export_model
     from cloob_cli.registry.resolve import find_model_to_share
 
@@ -66,7 +66,7 @@ def bundle(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
     quiet: QuietOption = False,
 ) -> None:
-    """Write a model into one file, which `cloob zoo pull FILE` installs on a machine without network."""
+    """Write a model into one file, for `cloob zoo pull FILE` on a machine without network."""
     from cloob_cli.registry.publish import bundle_model
 
     console.configure(quiet=quiet)

@@ -1,4 +1,4 @@
-"""`cloob zoo pull | add | verify | rm | prune`: what is installed on this machine."""
+"""`cloob zoo pull | add | verify | rm | prune`: the models that are installed on this machine."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from cloob_cli.registry.resolve import Origin
 
 FormatOption = Annotated[
-    str | None, typer.Option("--format", help="mljku, crowsonkb, rinna or cloob; left out: the file shows it.")
+    str | None, typer.Option("--format", help="mljku, crowsonkb, rinna or cloob; left out: detected from the file.")
 ]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="The checkpoint's own configuration (JSON).")]
 Sha256Option = Annotated[
-    str | None, typer.Option(help="What the file must hash to; of a folder or repository, its weights.")
+    str | None, typer.Option(help="Expected sha256 of the file; of a folder or repository, of its weights.")
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -48,21 +48,23 @@ def pull(
             autocompletion=completion.known_models,
         ),
     ],
-    name: Annotated[str | None, typer.Option(help="What to call it.", show_default="as the target")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The name to install it under.", show_default="as the target")
+    ] = None,
     format: FormatOption = None,
     config: ConfigOption = None,
     sha256: Sha256Option = None,
     at_hand: Annotated[
         Path | None,
-        typer.Option("--from", metavar="FILE", help="Take this file, fetched by other means, as what is there."),
+        typer.Option("--from", metavar="FILE", help="Use this file instead of a download."),
     ] = None,
     dry_run: DryRunOption = False,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine already.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a model that is installed.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an installed model of that name.")] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Fetch a model, convert it to safetensors where it is something else, verify and install it."""
+    """Fetch a model, convert it to safetensors where necessary, verify and install it."""
     from cloob_cli.registry import install
     from cloob_cli.registry.resolve import resolve
 
@@ -102,14 +104,14 @@ def pull(
 
 def add(
     source: Annotated[Path, typer.Argument(help="A model folder, a checkpoint or a bundle on this disk.")],
-    name: Annotated[str, typer.Option(help="What to call it.")],
+    name: Annotated[str, typer.Option(help="The name to install it under.")],
     format: FormatOption = None,
     config: ConfigOption = None,
     sha256: Sha256Option = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a model that is installed.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an installed model of that name.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Install a model that is on this disk under a name of your own."""
+    """Install a model from this disk under a name of your own."""
     from cloob_cli.registry import install
     from cloob_cli.registry.resolve import local
 
@@ -125,7 +127,7 @@ def verify(
     deep: Annotated[bool, typer.Option("--deep", help="Also compute an embedding and compare it.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Hold a model's files against their recorded hashes; exit 1 where one differs."""
+    """Compare a model's files with their recorded hashes; exit 1 where one differs."""
     from cloob_cli.registry.verify import verify_model
 
     checks = verify_model(name, deep)

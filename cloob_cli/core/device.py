@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from cloob_cli.errors import DeviceError
@@ -43,6 +46,26 @@ def pick_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
     if name not in PRECISIONS:
         raise DeviceError(f"unknown precision '{name}'", f"use auto, {', '.join(PRECISIONS)}")
     return PRECISIONS[str(name)]
+
+
+@contextmanager
+def matmul_precision(tf32: bool) -> Iterator[None]:
+    """Round the operands of CUDA's float32 products to tf32, or not, whatever the program around has set."""
+    cuda, cpu = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
+    if cpu is None or not hasattr(cuda, "fp32_precision"):  # torch before 2.9
+        former = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(former)
+        return
+    before = cuda.fp32_precision, cpu.fp32_precision
+    cuda.fp32_precision, cpu.fp32_precision = "tf32" if tf32 else "ieee", "ieee"
+    try:
+        yield
+    finally:
+        cuda.fp32_precision, cpu.fp32_precision = before
 
 
 def _check_cuda(device: torch.device) -> None:

@@ -47,7 +47,7 @@ class CaptionStore:
         self._context, self._pad = tokenizer.context_length, tokenizer.config.pad_id
 
     def has(self, pair: int) -> bool:
-        """Whether the pair has a caption."""
+        """True where the pair has a caption."""
         return bool(self._first[pair + 1] > self._first[pair])
 
     def batch(self, pairs: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

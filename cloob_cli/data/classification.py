@@ -23,7 +23,7 @@ from cloob_cli.errors import DataError, ImageError
 
 @dataclass(frozen=True)
 class Source:
-    """Where one image is: a file, or `size` bytes of it from `offset`."""
+    """The place of one image: a file, or `size` bytes of it from `offset`."""
 
     path: Path
     offset: int = 0

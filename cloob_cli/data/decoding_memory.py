@@ -76,7 +76,7 @@ def decoding_bytes(image: Image.Image, stored: tuple[int, int], stream: BinaryIO
 
 
 def _is_converted_whole(image: Image.Image) -> bool:
-    """Whether `Preprocess` makes an RGB image of the whole before it resizes: of tall ones that are not RGB already."""
+    """True where `Preprocess` converts the whole image to RGB before it resizes: tall ones that are not RGB already."""
     width, height = image.size
     if image.format == "PNG" and "exif" not in image.info:
         # Its EXIF may stand behind the pixels, and Pillow decodes them to see: it may be turned.
@@ -91,7 +91,7 @@ def _is_converted_whole(image: Image.Image) -> bool:
 
 
 def _storage(width: int, height: int, pixel_bytes: int) -> int:
-    """What Pillow allocates for an image."""
+    """The bytes that Pillow allocates for an image."""
     row = -(-width * pixel_bytes // _ROW_UNIT) * _ROW_UNIT
     return height * (row + _ROW_BYTES)
 
@@ -108,7 +108,7 @@ def _jpeg_coefficients(image: Image.Image, pixels: int, stream: BinaryIO) -> int
 
 
 def _one_scan(stream: BinaryIO, planes: int) -> bool:
-    """Whether the first scan holds all planes. Pillow stops reading behind its header, which says how many."""
+    """True where the first scan holds all planes. Pillow stops reading behind its header, which gives their number."""
     place = stream.tell()
     stream.seek(max(0, place - 8 - 2 * planes))
     marker, _, count = struct.unpack(">HHB", stream.read(5).ljust(5, b"\0"))

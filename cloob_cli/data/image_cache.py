@@ -131,7 +131,7 @@ def _boxes(sizes: np.ndarray, random: np.ndarray, augment: AugmentSection) -> np
 
 
 def fits_in_memory(source: PairSource, decoder: ImageDecoder, pairs: np.ndarray, processes: int) -> bool:
-    """Whether all decoded images, once a process, take at most 0.4 of the memory that is free."""
+    """True where all decoded images, once a process, take at most 0.4 of the memory that is free."""
     sizes = []
     for index in pairs[np.linspace(0, len(pairs) - 1, _TRIED).astype(np.int64)].tolist():
         try:

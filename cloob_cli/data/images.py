@@ -58,7 +58,7 @@ def open_image(source: Path | str | bytes, size_hint: int | None = None) -> Imag
 def read_crop(
     source: Path | str | bytes, preprocess: Preprocess, budget: MemoryBudget, size_hint: int | None = None
 ) -> np.ndarray:
-    """What `preprocess.crop` makes of one image: uint8 [H, W, 3], in less memory than `open_image` and `crop` take.
+    """Read one image as `preprocess.crop` gives it, uint8 [H, W, 3], in less memory than `open_image` and `crop` take.
 
     Args:
         source: a file's path, or its bytes.

@@ -174,7 +174,7 @@ class CachedPairs:
         )
 
     def _reason(self, row: int) -> str | None:
-        """Why a pair cannot be used, if so."""
+        """The reason why a pair cannot be used; None where it can."""
         return self._images.unreadable.get(row) if self._captions.has(row) else "no caption"
 
 

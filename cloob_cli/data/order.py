@@ -1,4 +1,4 @@
-"""Which sample comes when, and every random number of its augmentation: pure functions of (seed, epoch, sample).
+"""The order of samples, and the random numbers of their augmentation: pure functions of (seed, epoch, sample).
 
 Nothing here has a state. A random number is a hash of what it is for (SplitMix64, Steele, Lea & Flood, "Fast
 splittable pseudorandom number generators", 2014), so any sample of any epoch can be had at once, in any process, in

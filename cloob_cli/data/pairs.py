@@ -39,7 +39,7 @@ class PairSource(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """Where the pair is, for messages."""
+        """The place of the pair, for messages."""
         ...
 
     def captions(self, index: int) -> list[str]:
@@ -51,7 +51,7 @@ class PairSource(Protocol):
         ...
 
     def parts(self) -> list[Part]:
-        """What the pairs are, for `fingerprint.changes`; reads no image."""
+        """The parts of the source, for `fingerprint.changes`; reads no image."""
         ...
 
 
@@ -149,7 +149,7 @@ def _format_of(path: Path) -> str:
 
 
 def _describes_a_shard(path: Path) -> bool:
-    """Whether this is img2dataset's table of what it fetched into the tar or folder of that name, not the pairs."""
+    """True for img2dataset's table of what it fetched into the tar or folder of that name, which holds no pairs."""
     return path.suffix == ".parquet" and (path.with_suffix(".tar").is_file() or path.with_suffix("").is_dir())
 
 

@@ -104,7 +104,7 @@ def _fork_server() -> BaseContext:
 
 @contextmanager
 def _quiet_tracker() -> Iterator[None]:
-    """Where this process is killed, multiprocessing's tracker gives its semaphores back, and warns that it has to."""
+    """Silence multiprocessing's tracker, which frees the semaphores of a killed process and warns that it has to."""
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker"]))
     try:

@@ -78,7 +78,7 @@ class Tokenizer:
         return tokens
 
     def padded(self, rows: list[list[int]]) -> torch.Tensor:
-        """What `rows` gives -> int64 [B, context_length]."""
+        """Pad the result of `rows` -> int64 [B, context_length]."""
         tokens = torch.full((len(rows), self.context_length), self.config.pad_id, dtype=torch.int64)
         for row, ids in zip(tokens, rows, strict=True):
             row[: len(ids)] = torch.as_tensor(ids)
@@ -89,7 +89,7 @@ class Tokenizer:
         return [self._frame(ids) for ids in self._encode(texts)]
 
     def lengths(self, texts: list[str]) -> list[int]:
-        """How many ids each text would have, start and end included, if none were cut."""
+        """The number of ids of each text, start and end included, before any is cut."""
         frame = 0 if self.config.kind == "roberta" else 2
         return [len(ids) + frame for ids in self._encode(texts)]
 

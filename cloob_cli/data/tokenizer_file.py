@@ -1,4 +1,4 @@
-"""What a `tokenizer.json` may hold.
+"""Check that a `tokenizer.json` holds only parts that are allowed.
 
 The tokenizers library runs whatever a file asks for: patterns that never end, replacements that fill the memory, and
 numbers that no vocabulary has. Files of foreign origin therefore hold the parts that models of this kind are made of,

@@ -46,7 +46,7 @@ class Upright:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the decoded image is upright RGB already."""
+        """True where the decoded image is upright RGB already."""
         return self._image.mode == "RGB" and self._undo is None and not self._image.has_transparency_data
 
     def whole(self) -> Image.Image:

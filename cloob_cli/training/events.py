@@ -1,4 +1,4 @@
-"""What a training run reports, in the order in which it happens. Whoever draws or logs reads these."""
+"""Events of a training run, in the order in which they happen. Displays and logs read these."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cloob_cli.errors import Failure
 
 @dataclass(frozen=True)
 class Preparing:
-    """What is being done before the run can start; it may take a while."""
+    """A step of the preparation has begun; it may take a while."""
 
     text: str
 

@@ -45,7 +45,7 @@ class StopRequest:
         self.check()
 
     def answer(self) -> str:
-        """What to tell whoever sent the first signal."""
+        """The answer to whoever sent the first signal."""
         return _AT_ONCE if self.nothing_to_save else _AFTER_STEP
 
 

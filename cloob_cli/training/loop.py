@@ -139,7 +139,7 @@ def _steps(run: Run) -> Iterator[Event]:
 
 
 def _any_process(run: Run, flag: bool) -> bool:
-    """Whether `flag` is true in any process of the run."""
+    """True where `flag` is true in any process of the run."""
     if run.accelerator.num_processes == 1:
         return flag
     raised = torch.tensor(float(flag), device=run.device)

@@ -1,4 +1,4 @@
-"""Which number format the towers are trained in."""
+"""The precision in which the towers are trained."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pick_precision(wanted: Literal["auto", "fp32", "bf16", "fp16"], device: torc
 
 
 def bf16_speedup(size: int = 768) -> float:
-    """How many times faster than float32 this CPU multiplies bf16 matrices (best of a few, some milliseconds)."""
+    """Measure how much faster than float32 this CPU multiplies bf16 matrices, a ratio (best of a few, milliseconds)."""
     matrix = torch.ones(size, size)
     return _seconds(matrix) / _seconds(matrix.bfloat16())
 

@@ -48,7 +48,7 @@ def start_accelerator(device: torch.device, precision: Precision) -> Accelerator
 
 
 def local_processes() -> int:
-    """How many processes of this run are on this machine, as the launcher says."""
+    """The number of processes of this run on this machine, as the launcher gives it."""
     names = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
     told = next((os.environ[name] for name in names if os.environ.get(name, "").isdecimal()), None)
     return int(told) if told else PartialState().num_processes
@@ -59,7 +59,7 @@ def is_main() -> bool:
 
 
 def on_main(work: Callable[[], Result]) -> Result:
-    """What `work` returns, which the main process alone does, in every process. Its errors are raised everywhere."""
+    """Run `work` in the main process alone and return its result in every process. Its errors are raised everywhere."""
     if not _several():
         return work()
     box: list[Any] = [None, None]

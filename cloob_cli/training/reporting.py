@@ -7,10 +7,8 @@ import math
 from collections.abc import Iterator
 from statistics import fmean
 
-import torch
 from accelerate.utils import gather_object
 
-from cloob_cli.core.loss_forms.choice import choose_implementation
 from cloob_cli.errors import Failure, NonFiniteLossError, one_line
 from cloob_cli.training.build import Run
 from cloob_cli.training.events import Event, Notice, PairSkipped, Started, StepDone, Validated
@@ -20,8 +18,6 @@ from cloob_cli.training.telemetry import Window, memory_gib
 def started(run: Run) -> Started:
     """The event of a run's start."""
     batch_size, processes = run.recipe.train.batch_size, run.accelerator.num_processes
-    wanted = run.recipe.objective.implementation
-    chosen = choose_implementation(run.device, torch.float32, batch_size, processes, wanted)
     return Started(
         steps=run.steps,
         first_step=run.step,
@@ -33,7 +29,7 @@ def started(run: Run) -> Started:
         validation_pairs=len(run.data.held_out) if run.data.held_out else 0,
         batch_size=batch_size,
         micro_batch_size=run.train_step.micro_batch_size,
-        loss_implementation=f"{chosen.name}, {chosen.reason}",
+        loss_implementation=", ".join(run.train_step.loss_implementation),
     )
 
 

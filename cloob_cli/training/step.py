@@ -19,6 +19,7 @@ from cloob_cli.data.images import normalize
 from cloob_cli.recipe import ObjectiveSection, OptimizerSection, TrainSection
 from cloob_cli.training.cached import cached_gradient_step, find_micro_batch_size
 from cloob_cli.training.ema import EMA
+from cloob_cli.training.implementation import choose_implementation
 from cloob_cli.training.optim import build_optimizer, set_learning_rate
 from cloob_cli.training.precision import Precision
 from cloob_cli.training.schedules import learning_rate
@@ -39,6 +40,7 @@ class TrainingStep:
     Attributes:
         ema: the averaged weights, or None.
         micro_batch_size: pairs that this process embeds at once; None: all at once.
+        loss_implementation: the implementation of the loss, and the reason for it.
     """
 
     def __init__(
@@ -59,11 +61,21 @@ class TrainingStep:
         self._accelerator, self._device = accelerator, accelerator.device
         self._wrapped, self._accelerated_optimizer = accelerator.prepare(model, self.optimizer)
         self._processes = torch.distributed.group.WORLD if accelerator.num_processes > 1 else None
-        self._objective, self._schedule, self._precision = objective, optimizer, precision
+        self._objective, self._schedule = objective, optimizer
         self._steps, self._local_batch_size, self._seed = steps, local_batch_size, seed
         self._retrieval_from = round(objective.hopfield_warmup * steps) if objective.name == "cloob" else 0
         self._patch_dropout, self._all_patches_from = train.patch_dropout, round(train.patch_dropout_until * steps)
         self.micro_batch_size = self._find_micro_batch_size(train)
+        self._loss_precision = _LOSS_PRECISION[precision] if self._device.type == "cuda" else "fp32"
+        self.loss_implementation = choose_implementation(
+            objective.implementation,
+            local_batch_size,
+            model.config.embed_dim,
+            self._device,
+            objective.name,
+            self._loss_precision,
+            self._processes,
+        )
 
     def __call__(self, batch: PairBatch, step: int) -> tuple[Tensor, Tensor]:
         """Update the weights with the batch of step `step` (from 0).
@@ -139,8 +151,8 @@ class TrainingStep:
                 inv_tau=section.inv_tau if logit_scale is None else logit_scale.exp(),
                 scale_hopfield=section.scale_hopfield,
                 caption_ids=None if caption_ids is None else caption_ids[:, number],
-                implementation=section.implementation,
-                precision=_LOSS_PRECISION[self._precision] if self._device.type == "cuda" else "fp32",
+                implementation=self.loss_implementation.name,
+                precision=self._loss_precision,
                 process_group=self._processes,
             )
             for number in range(draws)

@@ -1,14 +1,14 @@
-"""Time, memory and error of the losses, side by side: the definition, InfoNCE and the tiled forms.
+"""Time, memory and error of the losses, side by side: the definition, InfoNCE and the tiled implementations.
 
     python tests/benchmarks/bench_loss.py --sizes 2048 8192
-    python tests/benchmarks/bench_loss.py --sizes 8192 --forms "tiled fp32" --processes 1 2 4
+    python tests/benchmarks/bench_loss.py --sizes 8192 --implementations "tiled fp32" --processes 1 2 4
 
 Every row is a process of its own, or several that share the batch of N pairs (gloo on CPUs, NCCL on a GPU each); of
 several the largest figures count. A forward and backward pass, then `--repeats` more, of which the fastest counts. On
 a CPU the time is processor time, of all threads together, so that other programs do not count. Memory is what a pass
 needs above a process's embeddings and their gradients: the allocator's peak on CUDA, the resident set's on Linux, where
 the C library is told to give freed memory back, so that it counts no more. The error is the gradient's distance from
-that of the tiled form in float64 (which the tests hold to 1e-9 of the definition), relative to that gradient's length.
+that of "tiled" in float64 (which the tests hold to 1e-9 of the definition), relative to that gradient's length.
 The bound is the time that the unavoidable products take at the rate of one N x D by D x N product, measured in the same
 process: 52 N^2 D operations for CLOOB, 6 N^2 D for InfoNCE (docs/loss.md counts them), divided by the number of
 processes.
@@ -33,7 +33,7 @@ from torch.nn.functional import normalize
 
 from cloob_cli.core.loss import contrastive_loss
 
-FORMS = {
+IMPLEMENTATIONS = {
     "definition": ("cloob", "definition", "fp32"),
     "InfoNCE": ("clip", "definition", "fp32"),
     "tiled fp32": ("cloob", "tiled", "fp32"),
@@ -55,9 +55,9 @@ def embeddings(n: int, d: int, device: str, rank: int, processes: int) -> tuple[
 
 
 def measure(
-    n: int, d: int, form: str, device: str, repeats: int, error_up_to: int, rank: int, processes: int, meeting: str
+    n: int, d: int, name: str, device: str, repeats: int, error_up_to: int, rank: int, processes: int, meeting: str
 ) -> dict[str, float]:
-    objective, implementation, precision = FORMS[form]
+    objective, implementation, precision = IMPLEMENTATIONS[name]
     if processes > 1:
         if device == "cuda":
             torch.cuda.set_device(rank)
@@ -79,7 +79,7 @@ def measure(
     seconds = min(times + [timed(lambda: step(x, y), device) for _ in range(repeats)])
     result = {"seconds": seconds, "memory": memory}
     operations = OPERATIONS[objective] * n * n * d / processes
-    result["share"] = operations / product_rate(x, y, precision, device) / seconds
+    result["fraction"] = operations / product_rate(x, y, precision, device) / seconds
     if n <= error_up_to:
         exact = [rows.detach().double().requires_grad_() for rows in (x, y)]
         step(*exact, implementation="tiled")
@@ -139,7 +139,7 @@ def main() -> None:
     cuda = torch.cuda.is_available()
     parser.add_argument("--sizes", type=int, nargs="+", default=[2048, 8192, 32768, 131072] if cuda else [2048])
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--forms", nargs="+", choices=FORMS, default=None)
+    parser.add_argument("--implementations", nargs="+", choices=IMPLEMENTATIONS, default=None)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if cuda else "cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--error-up-to", type=int, default=8192, help="largest N for which the error is measured")
@@ -147,26 +147,26 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        n, form, *place = json.loads(options.one)
-        print(json.dumps(measure(n, options.width, form, options.device, options.repeats, options.error_up_to, *place)))
+        n, name, *place = json.loads(options.one)
+        print(json.dumps(measure(n, options.width, name, options.device, options.repeats, options.error_up_to, *place)))
         return
-    forms = options.forms or [
-        form for form in FORMS if (options.device == "cuda") == ("triton" in form) or " " not in form
+    names = options.implementations or [
+        name for name in IMPLEMENTATIONS if (options.device == "cuda") == ("triton" in name) or " " not in name
     ]
     threads = "" if options.device == "cuda" else f", {torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, {options.device}{threads}, D = {options.width}")
-    print(f"{'N':>8}{'processes':>11}  {'form':<12}{'ms':>10}{'MiB':>10}{'error':>10}{'of bound':>10}")
+    print(f"{'N':>8}{'processes':>11}  {'implementation':<14}{'ms':>10}{'MiB':>10}{'error':>10}{'of bound':>10}")
     for n in options.sizes:
-        for form in forms:
+        for name in names:
             for processes in options.processes:
-                print(f"{n:>8}{processes:>11}  {form:<12}{row(n, form, processes)}", flush=True)
+                print(f"{n:>8}{processes:>11}  {name:<14}{row(n, name, processes)}", flush=True)
 
 
-def row(n: int, form: str, processes: int) -> str:
+def row(n: int, name: str, processes: int) -> str:
     with TemporaryDirectory() as folder:
         started = []
         for rank in range(processes):
-            one = json.dumps([n, form, rank, processes, f"{folder}/meeting"])
+            one = json.dumps([n, name, rank, processes, f"{folder}/meeting"])
             child = [sys.executable, __file__, *sys.argv[1:], "--one", one]
             started.append(
                 subprocess.Popen(
@@ -191,8 +191,8 @@ def row(n: int, form: str, processes: int) -> str:
     found = [json.loads(output) for output, _ in said]
     error = f"{max(each['error'] for each in found):.1e}" if "error" in found[0] else "-"
     seconds, memory = (max(each[name] for each in found) for name in ("seconds", "memory"))
-    share = min(each["share"] for each in found)
-    return f"{1000 * seconds:>10.1f}{memory / 2**20:>10.1f}{error:>10}{share:>10.0%}"
+    fraction = min(each["fraction"] for each in found)
+    return f"{1000 * seconds:>10.1f}{memory / 2**20:>10.1f}{error:>10}{fraction:>10.0%}"
 
 
 if __name__ == "__main__":

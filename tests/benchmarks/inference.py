@@ -1,4 +1,4 @@
-"""What reading and encoding images cost on a CPU: `python tests/benchmarks/inference.py [--model NAME] [PICTURE...]`.
+"""Measure reading and encoding images on a CPU: `python tests/benchmarks/inference.py [--model NAME] [IMAGE...]`.
 
 Prints CPU time an image, which a busy machine distorts less than the clock, with ratios: JPEGs decoded in full and at
 reduced size (`--fast-jpeg`), and an RN50 as it is stored, made ready for inference, and in bfloat16. Then the cosines

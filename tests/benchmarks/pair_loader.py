@@ -1,4 +1,4 @@
-"""How many training pairs a second one core prepares from memory.
+"""Measure how many training pairs a second one core prepares from memory.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/pair_loader.py FOLDER [--pairs 30000] [--image-size 64]
 

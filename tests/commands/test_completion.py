@@ -1,4 +1,4 @@
-"""What the shell is offered, asked as bash asks: names only, and quickly."""
+"""Shell completion, asked for as bash asks: names only, and quickly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command's failure becomes: an exit code, a line and a hint; a fault of the program stays a traceback."""
+"""A command's failure becomes an exit code, a line and a hint; a fault of the program stays a traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees on a terminal: rows as they come, a form for narrow ones, progress, failures, Ctrl-C."""
+"""The display on a terminal: rows as they come, a form for narrow ones, progress, failures, Ctrl-C."""
 
 from __future__ import annotations
 

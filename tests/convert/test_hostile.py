@@ -140,7 +140,7 @@ def test_bombs(name: str, tmp_path: Path) -> None:
 
 
 def test_arrays_of_every_number_type_and_order_are_read(tmp_path: Path) -> None:
-    """What is refused above is not refused because everything is."""
+    """The refusals above are not refusals of everything."""
     import numpy as np
 
     arrays = {

@@ -1,4 +1,4 @@
-"""The tiled form in float32 and with bfloat16 products against the definition in float64, hard inputs included."""
+"""The tiled implementation in float32 and with bfloat16 products against the definition in float64; hard inputs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from margins import close, within
 from narrow_steps import narrow
 from torch.nn.functional import normalize
 
-from cloob_cli.core.loss_forms import choice
-from cloob_cli.core.loss_forms.steps import Steps
+from cloob_cli.core import loss
+from cloob_cli.core.loss.steps import Steps
 
 pytestmark = [pytest.mark.usefixtures("small_tiles"), pytest.mark.numeric]
 
@@ -84,7 +84,7 @@ def test_a_row_far_from_all_others(scale_hopfield, spread, opposite):
 
 
 def test_two_groups_far_apart():
-    """So far that tiles lose precision at large scales: then the maximum of each row is taken out."""
+    """So far that tiles lose precision at large scales: then the maximum of each row is subtracted."""
     x = normalize(
         unit_rows(1, 3, 0) * torch.tensor([1.0] * 19 + [-1.0] * 3)[:, None] + 0.05 * unit_rows(22, 3, 1), dim=1
     )
@@ -154,7 +154,7 @@ def test_bfloat16_gradients_at_any_hopfield_scale(scale_hopfield):
 @pytest.mark.parametrize(("objective", "scale_hopfield"), SCALES)
 def test_operands_that_are_bfloat16_tensors(objective, scale_hopfield, monkeypatch):
     """As on CUDA, where operands are no float32 tensors with rounded numbers."""
-    monkeypatch.setattr(choice, "Steps", narrow(Steps))
+    monkeypatch.setattr(loss, "Steps", narrow(Steps))
     x, y = alike(50, 192)[0], unit_rows(50, 192, 5).float().double()
     ids = torch.arange(50) // 2
     options = {"objective": objective, "scale_hopfield": scale_hopfield, "caption_ids": ids}

@@ -1,4 +1,4 @@
-"""The tiled form against the definition: values, gradients, memory layouts, memory, the choice of the form."""
+"""The tiled implementation against the definition: values, gradients, memory layouts, memory; the choice of one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from loss_checks import OBJECTIVES, alike, loss_and_gradient, unit_rows
 from margins import EPS, close
 
+from cloob_cli.core import loss as losses
 from cloob_cli.core.loss import contrastive_loss
-from cloob_cli.core.loss_forms.choice import choose_implementation
-from cloob_cli.core.loss_forms.inputs import check_inputs
-from cloob_cli.core.loss_forms.retrieval import Retrieval
-from cloob_cli.core.loss_forms.steps import Steps
+from cloob_cli.core.loss.inputs import check_inputs
+from cloob_cli.core.loss.retrieval import Retrieval
+from cloob_cli.core.loss.steps import Steps, TileSizes
 from cloob_cli.errors import UsageError
 
 pytestmark = [pytest.mark.usefixtures("small_tiles"), pytest.mark.numeric]
@@ -96,7 +96,7 @@ def test_shapes_scales_and_strides(n, d, objective, inv_tau, scale_hopfield, nor
     scale_hopfield=st.floats(0.5, 100.0),
     seed=st.integers(0, 1000),
 )
-def test_number_formats(n, d, objective, dtypes, precision, scale_hopfield, seed):
+def test_dtypes(n, d, objective, dtypes, precision, scale_hopfield, seed):
     x, y = unit_rows(n, d, seed).to(dtypes[0]), unit_rows(n, d, seed + 1).to(dtypes[1])
     options = {"objective": objective, "inv_tau": 10.0, "scale_hopfield": scale_hopfield}
     expected_loss, expected = loss_and_gradient(x.double(), y.double(), **options)
@@ -108,7 +108,7 @@ def test_number_formats(n, d, objective, dtypes, precision, scale_hopfield, seed
     for rows, gradient in zip((x, y), expected.chunk(2), strict=True):
         assert rows.grad.dtype == rows.dtype
         largest = max(gradient.abs().max().item(), 1e-2)
-        # A gradient comes back in its embeddings' own format: rounded once more.
+        # A gradient comes back in its embeddings' own dtype: rounded once more.
         allowed = largest * (2e-5 + torch.finfo(rows.dtype).eps)
         close(rows.grad.double(), gradient, "1e-5 in float32, twice for beta to 100; rounded once more", atol=allowed)
 
@@ -124,7 +124,7 @@ def test_half_precision_embeddings_are_computed_in_float32(dtype):
     assert x.grad.dtype == dtype
     close(loss.item(), expected_loss, FLOAT32, rtol=1e-5)
     limit = 1.5 * torch.finfo(dtype).eps  # rounding to nearest takes half a unit
-    close(torch.cat([x.grad, y.grad]).double(), expected, "rounded to the embeddings' format", rtol=limit, atol=1e-6)
+    close(torch.cat([x.grad, y.grad]).double(), expected, "rounded to the embeddings' dtype", rtol=limit, atol=1e-6)
 
 
 # --- the autograd function --------------------------------------------------------------------------------------------
@@ -210,13 +210,14 @@ def test_no_matrix_of_all_pairs_is_ever_made():
 
 @pytest.mark.slow
 def test_memory_is_a_tenth_of_the_definitions_at_8192():
-    """Peak resident memory above the inputs, each form in a process of its own."""
+    """Peak resident memory above the inputs, each implementation in a process of its own."""
     script = Path(__file__).parents[1] / "benchmarks" / "bench_loss.py"
     options = ["--sizes", "8192", "--repeats", "0", "--error-up-to", "0", "--device", "cpu"]
     memory = {}
-    for form in ("definition", "tiled fp32"):
-        done = subprocess.run([sys.executable, str(script), *options, "--forms", form], capture_output=True, text=True)
-        memory[form] = float(done.stdout.splitlines()[-1].split()[-3])
+    for name in ("definition", "tiled fp32"):
+        one = [*options, "--implementations", name]
+        done = subprocess.run([sys.executable, str(script), *one], capture_output=True, text=True)
+        memory[name] = float(done.stdout.splitlines()[-1].split()[-3])
     assert memory["tiled fp32"] < memory["definition"] / 10
 
 
@@ -230,23 +231,20 @@ def test_scores_are_shared_between_directions():
             products.append(len(left) * right.shape[1])
             return super().product(name, left, right, scale)
 
-    steps = Counting(x.device, x.dtype, "fp32", tile=(8, 8), chunk_elements=1000)
+    steps = Counting(x.device, x.dtype, "fp32", TileSizes(tile=(8, 8), chunk_elements=1000))
     retrieval = Retrieval(check_inputs(x, y, 30.0), 8.0, steps)
-    retrieval.all_but_last()
-    retrieval.last()
+    retrieval.patterns("u_x", "u_y", "v_x")
+    retrieval.patterns("v_y")
     assert sum(products) == 64 * 64 + 2 * (64 * 64 + 8 * 64) // 2
 
 
-def test_the_choice_and_its_reason():
-    cpu = torch.device("cpu")
-    assert choose_implementation(cpu, torch.float32, 8).name == "tiled"
-    assert choose_implementation(cpu, torch.float32, 1).name == "definition"
-    assert choose_implementation(cpu, torch.float32, 1, processes=2).name == "tiled"
-    assert choose_implementation(cpu, torch.float32, 8, requested="definition").name == "definition"
-    wish = choose_implementation(cpu, torch.float64, 8, requested="triton")
-    assert (wish.name, wish.reason) == (
-        "tiled",
-        "the Triton kernels cannot serve: they compute in float32, not float64",
-    )
+def test_without_a_wish_the_number_of_pairs_decides(monkeypatch):
+    taken = []
+    monkeypatch.setattr(losses, "_loss", lambda *arguments: taken.append(arguments[3]))
+    x, y = alike(losses.TILED_FROM, 4)
+    contrastive_loss(x[1:], y[1:])
+    contrastive_loss(x, y)
+    contrastive_loss(x, y, implementation="definition")
+    assert taken == ["definition", "tiled", "definition"]
     with pytest.raises(UsageError, match="unknown implementation 'fast'"):
-        choose_implementation(cpu, torch.float32, 8, requested="fast")
+        contrastive_loss(x, y, implementation="fast")  # type: ignore[arg-type]

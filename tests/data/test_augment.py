@@ -15,7 +15,7 @@ from cloob_cli.data.order import further_uniforms, uniforms
 from cloob_cli.recipe import AugmentSection
 
 SIZE = 16
-PICTURES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, SIZE, SIZE, 3), dtype=np.uint8))
+IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, SIZE, SIZE, 3), dtype=np.uint8))
 ROWS = torch.arange(40)
 
 
@@ -30,15 +30,15 @@ def numbers(**fixed: float) -> np.ndarray:
 def test_nothing_asked_changes_nothing() -> None:
     section = AugmentSection()
     assert not crops(section)
-    assert torch.equal(color_jitter(move(PICTURES, ROWS, numbers(), section), numbers(), section), PICTURES)
+    assert torch.equal(color_jitter(move(IMAGES, ROWS, numbers(), section), numbers(), section), IMAGES)
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_shift_repeats_edges(flip: bool) -> None:
     draws = numbers()
-    moved = move(PICTURES, ROWS.flip(0), draws, AugmentSection(shift=3, flip=flip))
+    moved = move(IMAGES, ROWS.flip(0), draws, AugmentSection(shift=3, flip=flip))
     seen = set()
-    for row, source in enumerate(PICTURES.flip(0).numpy()):
+    for row, source in enumerate(IMAGES.flip(0).numpy()):
         x, y = (int(draws[row, DRAWS.index(name)] * 7) - 3 for name in ("shift_x", "shift_y"))
         seen |= {x, y}
         expected = np.pad(source, ((3, 3), (3, 3), (0, 0)), mode="edge")[3 + y : 3 + y + SIZE, 3 + x : 3 + x + SIZE]
@@ -49,9 +49,9 @@ def test_shift_repeats_edges(flip: bool) -> None:
 
 
 def test_flip_mirrors_half_of_the_images() -> None:
-    moved = move(PICTURES, ROWS, numbers(), AugmentSection(flip=True))
-    mirrored = [torch.equal(moved[row], PICTURES[row].flip(1)) for row in range(40)]
-    same = [torch.equal(moved[row], PICTURES[row]) for row in range(40)]
+    moved = move(IMAGES, ROWS, numbers(), AugmentSection(flip=True))
+    mirrored = [torch.equal(moved[row], IMAGES[row].flip(1)) for row in range(40)]
+    same = [torch.equal(moved[row], IMAGES[row]) for row in range(40)]
     assert sum(mirrored) + sum(same) == 40
     assert 10 < sum(mirrored) < 30
 
@@ -62,42 +62,42 @@ def test_flip_mirrors_half_of_the_images() -> None:
 @pytest.mark.parametrize("uniform", [0.1, 0.9])
 def test_jitter_equals_pillow(name: str, enhancer: type, uniform: float) -> None:
     neutral = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5}
-    changed = color_jitter(PICTURES, numbers(**neutral | {name: uniform}), AugmentSection(color_jitter=0.5))
+    changed = color_jitter(IMAGES, numbers(**neutral | {name: uniform}), AugmentSection(color_jitter=0.5))
     for row in range(5):
-        expected = enhancer(Image.fromarray(PICTURES[row].numpy())).enhance(1 + 0.5 * (2 * uniform - 1))
+        expected = enhancer(Image.fromarray(IMAGES[row].numpy())).enhance(1 + 0.5 * (2 * uniform - 1))
         assert np.abs(changed[row].numpy().astype(int) - np.asarray(expected, dtype=int)).max() <= 1
 
 
 def test_contrast_moves_values_from_or_to_the_mean() -> None:
     section = AugmentSection(color_jitter=1.0)
     fixed = {"brightness": 0.5, "saturation": 0.5}
-    flat = color_jitter(PICTURES, numbers(contrast=0.0, **fixed), section).float()
-    luma = (PICTURES.float() * torch.tensor([0.299, 0.587, 0.114])).sum(-1).mean(dim=(1, 2))
+    flat = color_jitter(IMAGES, numbers(contrast=0.0, **fixed), section).float()
+    luma = (IMAGES.float() * torch.tensor([0.299, 0.587, 0.114])).sum(-1).mean(dim=(1, 2))
     assert (flat - luma[:, None, None, None]).abs().max() <= 0.51
-    middle = color_jitter(PICTURES, numbers(contrast=0.25, **fixed), section).float()
+    middle = color_jitter(IMAGES, numbers(contrast=0.25, **fixed), section).float()
     # Values are whole numbers: at most half of 1 is rounded off.
-    assert (middle - (PICTURES.float() + luma[:, None, None, None]) / 2).abs().max() <= 0.51
+    assert (middle - (IMAGES.float() + luma[:, None, None, None]) / 2).abs().max() <= 0.51
 
 
 def test_grayscale_and_invert_equal_pillow() -> None:
-    gray = color_jitter(PICTURES, numbers(), AugmentSection(grayscale=1.0))
-    inverted = color_jitter(PICTURES, numbers(), AugmentSection(invert=1.0))
+    gray = color_jitter(IMAGES, numbers(), AugmentSection(grayscale=1.0))
+    inverted = color_jitter(IMAGES, numbers(), AugmentSection(invert=1.0))
     for row in range(5):
-        image = Image.fromarray(PICTURES[row].numpy())
+        image = Image.fromarray(IMAGES[row].numpy())
         expected = np.asarray(image.convert("L").convert("RGB"), dtype=int)
         assert np.abs(gray[row].numpy() - expected).max() <= 1
         np.testing.assert_array_equal(inverted[row].numpy(), np.asarray(ImageOps.invert(image)))
 
 
 def test_shares_are_kept_to() -> None:
-    changed = color_jitter(PICTURES, numbers(), AugmentSection(invert=0.25, grayscale=0.25))
-    same = sum(torch.equal(changed[row], PICTURES[row]) for row in range(40))
+    changed = color_jitter(IMAGES, numbers(), AugmentSection(invert=0.25, grayscale=0.25))
+    same = sum(torch.equal(changed[row], IMAGES[row]) for row in range(40))
     assert 12 < same < 33
 
 
 def test_a_image_s_change_does_not_depend_on_its_batch() -> None:
     section = AugmentSection(shift=2, flip=True, color_jitter=0.4, grayscale=0.2, invert=0.2)
-    many = PICTURES.repeat(5, 1, 1, 1)  # more than are changed at a time
+    many = IMAGES.repeat(5, 1, 1, 1)  # more than are changed at a time
     draws = uniforms(0, 0, np.arange(200), len(DRAWS))
     together = color_jitter(move(many, torch.arange(200), draws, section), draws, section)
     for row in range(0, 200, 23):
@@ -191,7 +191,7 @@ def test_further_numbers_are_even_and_their_own() -> None:
 
 
 def test_resized_crop_is_pillow_s() -> None:
-    image = PICTURES[0].numpy()
+    image = IMAGES[0].numpy()
     whole = resized_crop(image, np.array([0.0, 0, SIZE, SIZE]), SIZE)
     np.testing.assert_array_equal(whole, image)
     part = resized_crop(image, np.array([2.0, 4, 10, 12]), 8)
@@ -200,7 +200,7 @@ def test_resized_crop_is_pillow_s() -> None:
 
 @pytest.mark.parametrize("size", [10, 16, 37])
 def test_crops_of_a_batch_equal_pillow_s(size: int) -> None:
-    smooth = torch.nn.functional.interpolate(PICTURES[:, :4, :4].permute(0, 3, 1, 2).float(), (24, 20), mode="bilinear")
+    smooth = torch.nn.functional.interpolate(IMAGES[:, :4, :4].permute(0, 3, 1, 2).float(), (24, 20), mode="bilinear")
     images = smooth.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous()
     sizes = np.tile([[20.0, 24.0]], (40, 1))
     boxes = crop_boxes(sizes, numbers(), AugmentSection(crop_scale=(0.4, 1.0)))

@@ -1,4 +1,4 @@
-"""Which captions are drawn: several of an image in one step, none twice where there are enough."""
+"""The captions that are drawn: several of an image in one step, none twice where there are enough."""
 
 from __future__ import annotations
 

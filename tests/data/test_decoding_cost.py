@@ -1,4 +1,4 @@
-"""What decoding takes, measured, is never more than what was expected from the header."""
+"""The measured memory of decoding is never more than what was expected from the header."""
 
 from __future__ import annotations
 

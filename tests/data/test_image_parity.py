@@ -1,4 +1,4 @@
-"""What docs/inference.md says of pixels: the commands', `model.preprocess`'s and the reference programs'."""
+"""The claims of docs/inference.md about pixels: the commands', `model.preprocess`'s and the reference programs'."""
 
 from __future__ import annotations
 

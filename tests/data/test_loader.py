@@ -311,7 +311,7 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether it still runs; one that has ended and that nobody has asked about since does not."""
+    """True where a process still runs; one that has ended and that nobody has asked about since does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -363,7 +363,7 @@ def test_images_stay_in_memory_where_those_of_all_processes_fit(
 def test_however_a_lost_worker_shows_it_is_one_message(
     monkeypatch: pytest.MonkeyPatch, problem: Exception, lost: bool
 ) -> None:
-    """What a living worker raises is not taken for a lost one."""
+    """An error of a living worker is not taken for a lost one."""
 
     def parts() -> Iterator[PairBatch]:
         raise problem

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Fault:
-    """How one answer fails; what is not set goes well. Counts are of the body's bytes of this answer."""
+    """The faults of one answer; all that is not set goes well. Counts are of the body's bytes of this answer."""
 
     status: int | None = None
     cut_after: int | None = None

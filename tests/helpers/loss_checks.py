@@ -1,4 +1,4 @@
-"""Embeddings for the tests of the losses, and the distance of a fast form from the definition in float64."""
+"""Embeddings for the tests of the losses, and the distance of an implementation from the definition in float64."""
 
 from __future__ import annotations
 

@@ -12,48 +12,34 @@ import sys
 
 import torch
 import triton
+import triton.language as tl
 from narrow_steps import narrow
 from torch.nn.functional import normalize
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cloob_cli.core.loss import contrastive_loss
-from cloob_cli.core.loss_forms import choice, kernels, triton_steps
-from cloob_cli.core.loss_forms.choice import DeviceSettings, choose_implementation
-
-FLOAT32 = {
-    "scores", "pulled", "row_bias", "column_bias", "pulled_row_bias", "pulled_column_bias", "row_sums", "column_sums",
-    "logits", "row_logsumexp", "column_logsumexp", "maxima", "totals", "inverse", "factors", "sums", "matrix",
-    "row_rests", "column_rests",
-}  # fmt: skip
-BLOCKS = {"ROWS": triton_steps.ROWS, "COLUMNS": triton_steps.COLUMNS, "SLAB": triton_steps.SLAB}
-# What one program does of a row: a piece of many columns, or all of an embedding.
-BLOCK = {"rows_kernel": triton_steps.ELEMENTS, "normalize_kernel": 512, "pull_through_normalization_kernel": 1024}
+from cloob_cli.core import loss
+from cloob_cli.core.loss import contrastive_loss, triton_steps
+from cloob_cli.core.loss.steps import TILE_SIZES, TileSizes
 
 
 def type_of(argument: str, operands: str) -> str:
     if argument in ("weights", "gradient"):
         return operands
-    if argument in ("row_ids", "column_ids"):
-        return "*i64"
-    if argument == "scale":
-        return "fp32"
-    return "*fp32" if argument in FLOAT32 else "i32"
+    return "i32" if argument in ("rows", "columns", "diagonal") else "*fp32"
 
 
 def compile_all() -> dict[str, int]:
-    """How many variants of each kernel compile to machine code for compute capability 9.0: with every set of flags,
-    with operands in both formats, and with sizes that are and that are not multiples of 16.
+    """Count the kernels' variants that compile to machine code for compute capability 9.0: with every set of flags,
+    with operands in both dtypes, and with sizes that are and that are not multiples of 16.
     """
     compiled: dict[str, int] = {}
-    for name, kernel in vars(kernels).items():
+    for name, kernel in vars(triton_steps).items():
         if not name.endswith("_kernel"):
             continue
-        sizes = BLOCKS | ({"BLOCK": BLOCK[name]} if name in BLOCK else {})
-        fixed = {key: sizes[key] for key in kernel.arg_names if key in sizes}
-        flags = [key for key in kernel.arg_names if key.isupper() and key not in fixed]
+        flags = [key for key in kernel.arg_names if key.isupper()]
         for values in itertools.product([False, True], repeat=len(flags)):
-            constants = fixed | dict(zip(flags, values, strict=True))
+            constants = dict(zip(flags, values, strict=True))
             for operands, aligned in (("*bf16", True), ("*fp32", True), ("*bf16", False)):
                 signature = {
                     key: "constexpr" if key in constants else type_of(key, operands) for key in kernel.arg_names
@@ -73,15 +59,14 @@ def compile_all() -> dict[str, int]:
 def interpret_all() -> dict[str, object]:
     """Relative gradient errors of the loss with kernels, by objective, precision and mask."""
     cpu = torch.device("cpu")
-    choice.SETTINGS["cpu"] = DeviceSettings(2, tile=(24, 32), chunk_elements=1000)
-    triton_steps.ELEMENTS = 32  # so that a row takes several pieces
-    triton_steps.ROWS, triton_steps.COLUMNS = 16, 32
+    TILE_SIZES["cpu"] = TileSizes(tile=(36, 40), chunk_elements=1000)
+    triton_steps.ELEMENTS = tl.constexpr(32)  # so that a row takes several pieces
+    triton_steps.ROWS, triton_steps.COLUMNS = tl.constexpr(32), tl.constexpr(32)
     generator = torch.Generator().manual_seed(0)
     x, noise = torch.randn(2, 41, 96, generator=generator, dtype=torch.float64).unbind()
     x, y = normalize(x, dim=1), normalize(x + noise, dim=1)
     report: dict[str, object] = {
-        # "triton" only if all steps equaled the plain ones in both number formats
-        "choice": choose_implementation(cpu, torch.float32, 41, requested="triton").name,
+        "obstacle": loss.kernels_obstacle(cpu, torch.float32),
     }
     triton_steps.TritonSteps = narrow(triton_steps.TritonSteps)
     for objective, precision, masked, scale_hopfield in (

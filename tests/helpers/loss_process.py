@@ -1,8 +1,8 @@
 """One of several gloo processes: `python loss_process.py FOLDER RANK PROCESSES`.
 
-For each number of processes from 1 to PROCESSES, each objective and each form, computes the loss of this process's part
-of FOLDER/batch.pt under DDP and saves loss, gradients and counted bytes as FOLDER/result-RANK.pt. Then the same for
-cached gradients.
+For each number of processes from 1 to PROCESSES, each objective and each implementation, computes the loss of this
+process's part of FOLDER/batch.pt under DDP and saves loss, gradients and counted bytes as FOLDER/result-RANK.pt. Then
+the same for cached gradients.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cloob_cli.core import gather
+from cloob_cli.core import distributed as collectives
 from cloob_cli.core.loss import contrastive_loss
-from cloob_cli.core.loss_forms import choice
+from cloob_cli.core.loss.steps import TILE_SIZES, TileSizes
 from cloob_cli.errors import LossInputError, NonFiniteEmbeddingsError
 from cloob_cli.training.cached import cached_gradient_step
 
@@ -56,7 +56,7 @@ class Counted(TorchDispatchMode):
 
     def __enter__(self) -> Counted:
         self.kept = [
-            (gather, "_all_gather", gather._all_gather),
+            (collectives, "_all_gather", collectives._all_gather),
             (distributed, "all_to_all_single", distributed.all_to_all_single),
             (distributed, "batch_isend_irecv", distributed.batch_isend_irecv),
         ]
@@ -114,7 +114,7 @@ def run(batch: dict, rank: int, processes: int, group: distributed.ProcessGroup,
     images, texts = (normalize(rows @ batch[name], dim=1) for rows, name in ((pixels, "image"), (tokens, "text")))
     if len(images):
         images, texts = images.requires_grad_(), texts.requires_grad_()
-    else:  # nothing to learn from here, in whatever format
+    else:  # nothing to learn from here, in whatever dtype
         images, texts = images.float(), texts.float()
     loss = contrastive_loss(images, texts, process_group=group)
     if len(images):
@@ -153,7 +153,7 @@ def main() -> None:
     folder, rank, most = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     # Tiles and chunks smaller than any process's part.
-    choice.SETTINGS["cpu"] = choice.DeviceSettings(2, tile=(5, 7), chunk_elements=100)
+    TILE_SIZES["cpu"] = TileSizes(tile=(5, 7), chunk_elements=100)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=most)
     batch = torch.load(folder / "batch.pt", weights_only=True)
     results = {}

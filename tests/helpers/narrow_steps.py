@@ -1,11 +1,11 @@
-"""Products of bfloat16 operands with float32 results, which only CUDA has, in their formats on any device."""
+"""Products of bfloat16 operands with float32 results, which only CUDA has, in their dtypes on any device."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from cloob_cli.core.loss_forms.steps import Steps
+from cloob_cli.core.loss.steps import Steps
 
 
 def narrow(kind: type[Steps]) -> type[Steps]:

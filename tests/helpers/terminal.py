@@ -67,7 +67,7 @@ class Terminal:
         return code
 
     def lines(self) -> list[str]:
-        """What was written, without colors and cursor movements; a line that was redrawn counts as its last state."""
+        """The lines written, without colors and cursor movements; a line that was redrawn counts as its last state."""
         return [_CONTROL.sub("", line.split("\x1b[2K")[-1]).rstrip() for line in self.shown.split("\r\n")]
 
 

@@ -1,4 +1,4 @@
-"""Which files a command may replace: its own, and nobody else's."""
+"""A command may replace its own files, and nobody else's."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ NAMES = st.lists(st.sampled_from([b"\\", b"x", b"e9", b"c3", b"7f", b"\xe9", b"\
 
 
 def bytes_of(text: str) -> bytes:
-    """What a reader of the docs would do: an odd number of backslashes before xNN marks a byte."""
+    """Decode as a reader of the docs would: an odd number of backslashes before xNN marks a byte."""
 
     def restore(found: re.Match[str]) -> bytes:
         backslashes, digits = len(found[1]), found[2]

@@ -1,4 +1,4 @@
-"""What a model is held to: a hash that was given, published or seen first, wherever the file comes from."""
+"""A model is held to a hash that was given, published or seen first, wherever the file comes from."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def test_a_configuration_nested_without_end(cloob: Cloob, model_folder: Path, te
 
 @pytest.mark.parametrize("levels", [100, 300, 900])
 def test_a_sound_configuration_with_depths_in_it(cloob: Cloob, model_folder: Path, levels: int) -> None:
-    """What can be read may still be too deep for what compares, writes and shows it."""
+    """A configuration that can be read may still be too deep for what compares, writes and shows it."""
     path, weights = model_folder / "config.json", model_folder / WEIGHTS_FILE
     config = json.loads(path.read_text())
     text = json.dumps(config | {"source": {"a": "DEPTH"}}).replace('"DEPTH"', "[" * levels + "]" * levels)

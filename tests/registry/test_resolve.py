@@ -1,4 +1,4 @@
-"""What a name means, and where the zoo keeps its files."""
+"""The meaning of a name, and the folders of the zoo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe says about the update is what the update does: held against closed forms, through whole runs."""
+"""The update does as the recipe says: held against closed forms, through whole runs."""
 
 from __future__ import annotations
 

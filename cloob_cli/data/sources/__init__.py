@@ -1,1 +1,1 @@
-"""Where training pairs come from, one module a form of storage."""
+"""Sources of training pairs: one module for each form of storage."""

@@ -1,4 +1,4 @@
-"""What a set of pairs is, small enough for a checkpoint to keep: so that a run can tell whether its data changed.
+"""Fingerprint of a set of pairs, small enough to keep in checkpoints: a run detects that its data changed.
 
 A source is a list of parts in the order in which it numbers its pairs. A part's digest covers names, places, lengths
 and captions as far as the source has them without opening every image; it does not cover pixels. Where the files lie
@@ -52,7 +52,7 @@ def digest_of(parts: Sequence[Part]) -> str:
 
 
 def changes(before: Sequence[Part], now: Sequence[Part]) -> list[str]:
-    """What differs between two lists of parts, a phrase each; none where pair i of one is pair i of the other."""
+    """Describe how two lists of parts differ, a phrase each; none where pair i of one is pair i of the other."""
     if [part.contents for part in before] == [part.contents for part in now]:
         return []
     kept = Counter(part.contents for part in before) & Counter(part.contents for part in now)

@@ -125,7 +125,7 @@ class _Scan:
         return "; ".join(texts) or None
 
     def _is_padding(self, start: int, stop: int) -> bool:
-        """Whether zeros may be meant: at the end, or few of them. A copy that failed leaves many in the middle."""
+        """True where zeros may be padding: at the end, or few of them. A failed copy leaves many in the middle."""
         return stop == self._length or stop - start <= _PADDING
 
     def _is_zero(self, start: int, stop: int) -> bool:

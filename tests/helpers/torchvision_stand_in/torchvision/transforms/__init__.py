@@ -1,4 +1,4 @@
-"""What open_clip's evaluation transform is made of; its training transforms are only names here."""
+"""The parts of open_clip's evaluation transform; its training transforms are only names here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the losses accept: shapes, number formats, finiteness; checked before any arithmetic."""
+"""Checks of the losses' inputs, before any arithmetic: shapes, dtypes, finiteness."""
 
 from __future__ import annotations
 
@@ -9,23 +9,15 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from cloob_cli.core.gather import RowLayout, gather_rows, largest_over_processes, row_layout
+from cloob_cli.core.distributed import RowLayout, gather_rows, largest_over_processes, row_layout
 from cloob_cli.errors import LossInputError, NonFiniteEmbeddingsError
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which gradients any process asks for: of the embeddings (of both, or none), and of inv_tau besides."""
-
-    embeddings: bool
-    inv_tau: bool
-
-
-@dataclass(frozen=True)
 class LossInputs:
-    """Embeddings of this process, `x` and `y` [n, D], in the format that the loss computes in, and what is known of all
-    processes': `caption_ids` [N], and the largest norm of an embedding. `inv_tau` may ask for a gradient; the two
-    numbers are on the host.
+    """Embeddings of this process, `x` and `y` [n, D], in the dtype that the loss computes in, and facts of all
+    processes: `caption_ids` [N], the largest norm of an embedding, and if any needs a gradient. `inv_tau` may need one
+    too; the numbers are on the host.
     """
 
     x: Tensor
@@ -33,7 +25,7 @@ class LossInputs:
     inv_tau: float | Tensor
     caption_ids: Tensor | None
     layout: RowLayout
-    wanted: Wanted
+    needs_grad: bool
     largest_norm: float
     inv_tau_value: float
 
@@ -45,21 +37,21 @@ def check_inputs(
     caption_ids: Tensor | None = None,
     process_group: ProcessGroup | None = None,
 ) -> LossInputs:
-    """Check and convert. float64 stays; every other format becomes float32.
+    """Check and convert. float64 stays; every other dtype becomes float32.
 
     A loss of embeddings that are not finite would be found out later anyway, but here it can be told what is wrong. The
     price is one read of a few numbers by the host; on a GPU it waits for the towers' forward pass, which the loss needs
     finished in any case, and the loop that reads the loss waits once more. The numbers read also bound every logit,
-    which lets the fast forms leave out the search for row maxima.
+    which lets the tiled implementation leave out the search for row maxima.
 
     Raises:
         NonFiniteEmbeddingsError: values that are not finite, on any process; all processes raise it.
-        LossInputError: shapes that differ or are not [N, D], a format that is not floating point, fewer than two pairs
-            (over all processes), inv_tau not above zero, caption_ids of a wrong shape or format or all equal; on all
+        LossInputError: shapes that differ or are not [N, D], a dtype that is not floating point, fewer than two pairs
+            (over all processes), inv_tau not above zero, caption_ids of a wrong shape or dtype or all equal; on all
             processes where widths differ or only some have caption_ids.
     """
     _check_shapes(image_embeddings, text_embeddings, inv_tau, caption_ids)
-    layout, dtype, wanted = _agree(image_embeddings, text_embeddings, inv_tau, caption_ids, process_group)
+    layout, dtype, needs_grad = _agree(image_embeddings, text_embeddings, inv_tau, caption_ids, process_group)
     x, y = image_embeddings.to(dtype), text_embeddings.to(dtype)
     if isinstance(inv_tau, Tensor):
         inv_tau = inv_tau.reshape(()).to(device=x.device, dtype=dtype)
@@ -82,7 +74,7 @@ def check_inputs(
             "all pairs of the batch have the same caption, so that none has a negative",
             "use a larger batch, or leave equal captions among the negatives",
         )
-    return LossInputs(x, y, inv_tau, caption_ids, layout, wanted, norm, tau_read)
+    return LossInputs(x, y, inv_tau, caption_ids, layout, needs_grad, norm, tau_read)
 
 
 def _check_shapes(x: Tensor, y: Tensor, inv_tau: float | Tensor, caption_ids: Tensor | None) -> None:
@@ -107,26 +99,26 @@ def _check_shapes(x: Tensor, y: Tensor, inv_tau: float | Tensor, caption_ids: Te
 
 def _agree(
     x: Tensor, y: Tensor, inv_tau: float | Tensor, caption_ids: Tensor | None, group: ProcessGroup | None
-) -> tuple[RowLayout, torch.dtype, Wanted]:
-    """Rows, format and wanted gradients of all processes: from here on they do the same, or would wait for ever."""
-    learnt = isinstance(inv_tau, Tensor) and inv_tau.requires_grad and torch.is_grad_enabled()
-    wanted = learnt or (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad))
+) -> tuple[RowLayout, torch.dtype, bool]:
+    """Rows, dtype and needed gradients of all processes: from here on they do the same, or would wait for ever."""
+    tensors = [x, y, *([inv_tau] if isinstance(inv_tau, Tensor) else [])]
+    needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     double = torch.float64 in (x.dtype, y.dtype)
-    layout, told = row_layout(len(x), x.device, group, [x.shape[1], caption_ids is not None, double, wanted, learnt])
-    widths, with_captions, doubles, wanteds, learnts = (set(facts) for facts in zip(*told, strict=True))
+    layout, told = row_layout(len(x), x.device, group, [x.shape[1], caption_ids is not None, double, needs_grad])
+    widths, with_captions, doubles, needs = (set(facts) for facts in zip(*told, strict=True))
     if len(widths) > 1:
         raise LossInputError(f"embeddings of different widths on different processes: {sorted(widths)}")
     if len(with_captions) > 1:
         raise LossInputError("caption_ids on some processes and not on others")
-    dtype = torch.float64 if any(doubles) else torch.float32
-    return layout, dtype, Wanted(any(wanteds), any(learnts))
+    return layout, torch.float64 if any(doubles) else torch.float32, any(needs)
 
 
 def _read_bounds(
     x: Tensor, y: Tensor, inv_tau: float | Tensor, caption_ids: Tensor | None, layout: RowLayout
 ) -> tuple[float, float, bool]:
-    """The largest row norm of all processes (infinite if any value is not finite), inv_tau, and whether two captions
-    differ. All processes get the same answers.
+    """The largest row norm of all processes (infinite if any value is not finite), inv_tau, and if two captions differ.
+
+    All processes get the same answers.
     """
     norms = [torch.linalg.vector_norm(rows, dim=1) for rows in (x, y)]
     largest = torch.cat([*norms, x.new_zeros(1)]).amax()  # a process may have no rows

@@ -1,1 +1,0 @@
-"""The fast forms of the losses in `loss.py`."""
