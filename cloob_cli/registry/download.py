@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
 from cloob_cli.errors import ChecksumError, DiskSpaceError, DownloadError
@@ -85,12 +85,6 @@ def downloading(
     check_address(url)
     with lock(url, lambda: report(Notice("another process is using the same download; waiting for it"))):
         yield Transfer(url, sha256, report, retry_policy or RetryPolicy(), room_factor, free, remedy).run()
-
-
-def download(url: str, **options: Any) -> Downloaded:
-    """The same, for a caller who has no need of the file's lock: the complete file."""
-    with downloading(url, **options) as got:
-        return got
 
 
 @contextmanager

@@ -124,7 +124,9 @@ def pull(origin: Origin, options: Options | None = None, report: Report = unrepo
         try:
             with in_plain_names(folder, origin.shown, source.path), replacing_folder(folder) as temporary:
                 report(Notice(f"checking and converting {origin.name}"))
-                _fill(temporary, source, origin, options, report)
+                _fill(temporary, source, origin, options.config, report)
+                if origin.at_hand and not source.known and origin.entry and origin.name == origin.entry.name:
+                    check_shape(read_config(temporary), origin.entry)
                 _record(temporary, source, origin)
         except (ConversionError, UnsafeCheckpointError, ModelFolderError, ChecksumError) as problem:
             if not source.temporary or not _is_to_blame(source, options, problem):
@@ -214,12 +216,6 @@ def _held_to(origin: Origin) -> str:
     return "not given: taken as it is"
 
 
-def _fill(folder: Path, source: Fetched, origin: Origin, options: Options, report: Report) -> None:
-    _fill_folder(folder, source, origin, options.config, report)
-    if origin.at_hand and not source.known and origin.entry and origin.name == origin.entry.name:
-        check_shape(read_config(folder), origin.entry)
-
-
 def _is_to_blame(source: Fetched, options: Options, problem: Exception) -> bool:
     """True where a file that gave no model is itself wrong: its hash is not known, nothing else it needs is missing."""
     return not (source.known or options.config or isinstance(problem, MissingConfigurationError))
@@ -252,7 +248,7 @@ def _record(folder: Path, source: Fetched, origin: Origin) -> None:
     (folder / INSTALL_RECORD).write_text(text + "\n", encoding="utf-8")
 
 
-def _fill_folder(folder: Path, source: Fetched, origin: Origin, config: Path | None, report: Report) -> None:
+def _fill(folder: Path, source: Fetched, origin: Origin, config: Path | None, report: Report) -> None:
     """Make a valid model folder of what was fetched.
 
     Args:

@@ -15,7 +15,7 @@ import pytest
 from file_server import Fault, FileServer, serving
 
 from cloob_cli.errors import ChecksumError, CloobError, DiskSpaceError, DownloadError, UsageError
-from cloob_cli.registry.download import Downloaded, Transfer, download
+from cloob_cli.registry.download import Downloaded, Transfer, downloading
 from cloob_cli.registry.events import Event, Notice, Received, Started
 from cloob_cli.registry.http import RetryPolicy, remote_size, retry_after
 from cloob_cli.registry.hub import listing, parse_reference
@@ -33,6 +33,12 @@ PATIENT = dataclasses.replace(QUICK, stall_seconds=60.0)  # for servers that nev
 def server() -> object:
     with serving(**{"model.pt": CONTENT}) as running:
         yield running
+
+
+def download(url: str, **options: object) -> Downloaded:
+    """A complete download; the lock of its file is given back at once."""
+    with downloading(url, **options) as got:  # type: ignore[arg-type]
+        return got
 
 
 def get(server: FileServer, sha256: str | None = HASH, **options: object) -> tuple[bytes, Downloaded, list[Event]]:

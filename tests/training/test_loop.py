@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tiny_run import COLORS, tiny_recipe, write_class_folders, write_pairs, write_recipe
 
 import cloob_cli
-from cloob_cli.core.zero_shot import class_embeddings
+from cloob_cli.core.zero_shot import DEFAULT_TEMPLATES, class_embeddings
 from cloob_cli.errors import DataError, DiskSpaceError, NonFiniteLossError, TrainingError, UsageError
 from cloob_cli.recipe import load_recipe
 from cloob_cli.training import finish, loop, step
@@ -101,13 +101,13 @@ def test_a_run_learns_and_leaves_a_model_that_opens(data, tmp_path):
     within(1 - finished.metrics["zero_shot/classes/top1"], 0.6, "between a model that learns and chance")
 
     model = cloob_cli.load(tmp_path / "run" / "model", device="cpu")
-    names = class_embeddings(model.encode_text, model.tokenize, [[c] for c in COLORS], ["{c}", "a picture of {c}"])
+    names = class_embeddings(model.encode_text, model.tokenize, [[c] for c in COLORS], DEFAULT_TEMPLATES)
     pixels = torch.stack(
         [model.preprocess(Image.open(path)) for color in COLORS for path in sorted((classes / color).iterdir())]
     )
     right = (model.encode_image(pixels) @ names.T).argmax(1) == torch.arange(8).repeat_interleave(4)
     top1 = finished.metrics["zero_shot/classes/top1"]
-    close(float(right.double().mean()), top1, "a share of 32 images; no two classes are equally near", atol=1e-6)
+    close(float(right.double().mean()), top1, "a fraction of 32 images; no two classes are equally near", atol=1e-6)
 
 
 def test_what_a_run_folder_holds(straight, data):
@@ -146,7 +146,7 @@ def test_a_resumed_run_ends_with_the_same_bits(straight, data, tmp_path):
     assert [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [5, 10, 15, 20, 25, 30]
 
 
-def test_average_and_learnt_temperature_resume_to_the_same_bits(data, tmp_path):
+def test_average_and_learned_temperature_resume_to_the_same_bits(data, tmp_path):
     recipe = tiny_recipe(data, train__ema=0.9, objective__learn_inv_tau=True, objective__inv_tau=14.0)
     run(tmp_path / "whole", recipe)
     run_until(tmp_path / "cut", recipe, 10)
@@ -240,7 +240,7 @@ def test_retrieval_is_switched_on_after_its_warm_up(data, tmp_path, monkeypatch)
 
 
 @pytest.mark.numeric
-def test_a_learnt_temperature_is_written_into_the_model(data, tmp_path):
+def test_a_learned_temperature_is_written_into_the_model(data, tmp_path):
     recipe = tiny_recipe(data, objective__learn_inv_tau=True, objective__inv_tau=9.0, optimizer__learning_rate=0.02)
     events = run(tmp_path / "run", recipe)
     temperatures = [event.inv_tau for event in of_kind(events, StepDone)]

@@ -12,7 +12,7 @@ import os
 from functools import cache
 from itertools import product
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -112,7 +112,11 @@ def _loss(
         precision = "tf32"  # multiplied by so large a scale, the rounding of bfloat16 would show in the gradient
     kind = _triton_steps().TritonSteps if implementation == "triton" else Steps
     inv_tau = inv_tau if isinstance(inv_tau, Tensor) else x.new_full((), inv_tau)
-    return _TiledLoss.apply(x, y, inv_tau, inputs, objective, scale_hopfield, kind(x.device, x.dtype, precision))
+    steps = kind(x.device, x.dtype, precision)
+    loss: Tensor = _TiledLoss.apply(  # type: ignore[no-untyped-call]
+        x, y, inv_tau, inputs, objective, scale_hopfield, steps
+    )
+    return loss
 
 
 # --- the tiled implementation -----------------------------------------------------------------------------------------
@@ -122,7 +126,16 @@ class _TiledLoss(torch.autograd.Function):
     """The scalar loss; its gradient is found with it: later it can only be multiplied by one number."""
 
     @staticmethod
-    def forward(ctx, x, y, inv_tau, inputs: LossInputs, objective: str, scale_hopfield: float, steps: Steps):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        inv_tau: Tensor,
+        inputs: LossInputs,
+        objective: Objective,
+        scale_hopfield: float,
+        steps: Steps,
+    ) -> Tensor:
         with steps.prepared():
             if objective == "cloob":
                 loss, gradient = _cloob(inputs, scale_hopfield, steps)
@@ -135,7 +148,7 @@ class _TiledLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         for_inv_tau = gradient / (2 * ctx.layout.total)
         for_rows = for_inv_tau * ctx.layout.processes  # DDP averages over processes: see contrastive_loss
         terms = zip((for_rows, for_rows, for_inv_tau), ctx.saved_tensors, ctx.needs_input_grad, strict=False)

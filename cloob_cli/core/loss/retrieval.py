@@ -276,7 +276,8 @@ def normalize_rows(rows: Tensor) -> Tensor:
     rows.div_(largest.masked_fill_(empty, 1))
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True).masked_fill_(empty, 1)
     rows.div_(norm)
-    return (1 / (largest * norm)).masked_fill_(empty, 0)
+    inverse: Tensor = 1 / (largest * norm)
+    return inverse.masked_fill_(empty, 0)
 
 
 def normalize_backward(gradient: Tensor, rows: Tensor, inverse: Tensor) -> None:
