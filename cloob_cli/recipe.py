@@ -116,7 +116,9 @@ class DataSection(StrictModel):
     validation: Annotated[str | list[str] | None, AfterValidator(_local)] = Field(
         default=None, description="a source of its own, like train"
     )
-    validation_fraction: float = Field(default=0.0, ge=0.0, lt=0.5, description="else: this share of train is held out")
+    validation_fraction: float = Field(
+        default=0.0, ge=0.0, lt=0.5, description="else: the fraction of train to hold out"
+    )
     in_memory: bool | Literal["auto"] = Field(default="auto", description="keep decoded images (uint8) in memory")
     workers: int | Literal["auto"] = Field(default="auto", description="processes that read and decode; 0: none")
 
@@ -124,13 +126,13 @@ class DataSection(StrictModel):
 class AugmentSection(StrictModel):
     """Random changes of a training image; all off gives the same crop as inference."""
 
-    crop_scale: tuple[float, float] = Field(default=(1.0, 1.0), description="area share of a random resized crop")
+    crop_scale: tuple[float, float] = Field(default=(1.0, 1.0), description="area fraction of a random resized crop")
     crop_ratio: tuple[float, float] = Field(default=(3 / 4, 4 / 3), description="width by height of a crop")
     shift: int = Field(default=0, ge=0, description="random shift by up to so many pixels, edges repeated")
     flip: bool = Field(default=False, description="mirror half of the images; wrong where left and right matter")
     color_jitter: float = Field(default=0.0, ge=0.0, le=1.0, description="strength: brightness, contrast, saturation")
-    grayscale: float = Field(default=0.0, ge=0.0, le=1.0, description="share of images that lose their color")
-    invert: float = Field(default=0.0, ge=0.0, le=1.0, description="share of images that are inverted")
+    grayscale: float = Field(default=0.0, ge=0.0, le=1.0, description="fraction of images that lose their color")
+    invert: float = Field(default=0.0, ge=0.0, le=1.0, description="fraction of images that are inverted")
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentSection:
@@ -156,8 +158,9 @@ class ObjectiveSection(StrictModel):
         default=0.0,
         ge=0.0,
         le=1.0,
-        description="share of the steps on InfoLOOB before retrieval is switched on: at initialization all embeddings "
-        "are alike, retrieval returns nearly the same average for every query and the gradient all but vanishes",
+        description="fraction of the steps on InfoLOOB before retrieval is switched on: at initialization all "
+        "embeddings are alike, retrieval returns nearly the same average for every query and the gradient all but "
+        "vanishes",
     )
     mask_equal_captions: bool = Field(default=False, description="pairs with an equal caption are not negatives")
     implementation: Literal["auto", "definition", "tiled", "triton"] = Field(

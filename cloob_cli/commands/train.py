@@ -36,7 +36,7 @@ def train(
         list[str] | None,
         typer.Option("--set", help="Change one key of the recipe; may be repeated.", metavar="SECTION.KEY=VALUE"),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest good checkpoint in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest valid checkpoint in --out.")] = False,
     device: DeviceOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the resolved recipe, the model's size and the data found.")

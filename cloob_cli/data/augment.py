@@ -109,7 +109,7 @@ def _resampling(start: torch.Tensor, stop: torch.Tensor, length: int, size: int)
 
 
 def move(images: torch.Tensor, rows: torch.Tensor, uniforms: np.ndarray, augment: AugmentSection) -> torch.Tensor:
-    """Take images out of a store, shifted and mirrored; pixels from beyond an edge repeat the edge.
+    """Select images of a cache, shifted and mirrored; pixels from beyond an edge repeat the edge.
 
     Args:
         images: uint8 [n, S, S, 3].
@@ -160,7 +160,7 @@ def color_jitter(images: torch.Tensor, uniforms: np.ndarray, augment: AugmentSec
 
 
 def _color_jittered(images: torch.Tensor, factors: np.ndarray, inverted: np.ndarray) -> torch.Tensor:
-    """uint8 [B, S, S, 3] with float64 [B, 3] factors of brightness, contrast and saturation -> the same form.
+    """uint8 [B, S, S, 3] with float64 [B, 3] factors of brightness, contrast and saturation -> the same shape.
 
     y = contrast * brightness * x + (1 - contrast) * brightness * mean luma(x); saturation * y + (1 - saturation) *
     luma(y); and 255 minus that where `inverted`.

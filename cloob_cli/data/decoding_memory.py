@@ -58,14 +58,14 @@ def decoding_bytes(image: Image.Image, stored: tuple[int, int], stream: BinaryIO
     width, height = image.size
     held = _storage(width, height, 4 if image.mode not in {"1", "L", "P"} else 1)
     pixels = stored[0] * stored[1]
-    form = image.format or ""
+    kind = image.format or ""
     size = _size_of(stream)
-    total = held + pixels * _HELD.get(form, 0) + (size if form in _READS_WHOLE_FILE else 0)
-    if form in {"JPEG", "MPO"}:
+    total = held + pixels * _HELD.get(kind, 0) + (size if kind in _READS_WHOLE_FILE else 0)
+    if kind in {"JPEG", "MPO"}:
         total += _jpeg_coefficients(image, pixels, stream)
-    elif form == "TIFF":
+    elif kind == "TIFF":
         total += _tiff_buffer(image, stored) + (held if orientation(image) != 1 else 0)
-    elif form == "JPEG2000":
+    elif kind == "JPEG2000":
         total += _jpeg_2000_samples(stream)
     short, long = sorted((width, height))
     # Between the two passes of resizing one side is the model's; of a very long image only the middle is resized.

@@ -108,11 +108,11 @@ class PairLoader:
             DataError: not one pair of this process's part of a batch can be read, and the part is not tiny.
         """
         order = self._order(epoch)
-        wanted = []
+        requests = []
         for number in range(first_batch, self.batches_per_epoch):
             pairs = order[number * self._batch_size : (number + 1) * self._batch_size][self._local]
-            wanted.append((pairs, image_size(number) if image_size else self._full_size))
-        for batch in self._read(epoch, wanted):
+            requests.append((pairs, image_size(number) if image_size else self._full_size))
+        for batch in self._read(epoch, requests):
             if not len(batch.indices) and len(batch.skipped) > _BY_CHANCE:
                 first = batch.skipped[0]
                 raise DataError(
@@ -145,9 +145,9 @@ class CachedPairs:
         self._images = ImageCache(reader.source, reader.decoder, pairs)
         self._images.move_to(device, self._threads)
 
-    def batches(self, epoch: int, wanted: list[tuple[np.ndarray, int]]) -> Iterator[PairBatch]:
-        """For each of (int64 [b] pairs, size of their images) the batch."""
-        return map_in_order(lambda one: self._batch(epoch, *one), wanted, self._threads, self._threads + _AHEAD)
+    def batches(self, epoch: int, requests: list[tuple[np.ndarray, int]]) -> Iterator[PairBatch]:
+        """Yield the batch of each of (int64 [b] pairs, size of their images)."""
+        return map_in_order(lambda one: self._batch(epoch, *one), requests, self._threads, self._threads + _AHEAD)
 
     def _batch(self, epoch: int, pairs: np.ndarray, size: int) -> PairBatch:
         reader = self._reader

@@ -62,7 +62,7 @@ def open_pairs(section: DataSection, where: str | list[str] | None = None) -> Pa
         where: what to open instead of `section.train`, for instance `section.validation`.
 
     Raises:
-        DataError: nothing there, an unknown form, other columns than named, or not one readable pair among the first
+        DataError: nothing there, an unknown format, other columns than named, or not one readable pair among the first
             few that are tried; the message says what was found.
     """
     named = section.train if where is None else where
@@ -72,7 +72,7 @@ def open_pairs(section: DataSection, where: str | list[str] | None = None) -> Pa
     kinds = {path: section.format if section.format != "auto" else _format_of(path) for path in paths}
     if len(set(kinds.values())) > 1:
         listed = ", ".join(f"{path} ({kind})" for path, kind in list(kinds.items())[:4])
-        raise DataError(f"sources of different forms cannot be mixed: {listed}")
+        raise DataError(f"sources of different formats cannot be mixed: {listed}")
     source = _open(kinds[paths[0]], paths, section)
     _try_some(source)
     return source
@@ -153,15 +153,15 @@ def _describes_a_shard(path: Path) -> bool:
     return path.suffix == ".parquet" and (path.with_suffix(".tar").is_file() or path.with_suffix("").is_dir())
 
 
-def _files(paths: list[Path], *wanted: str) -> list[Path]:
+def _files(paths: list[Path], *endings: str) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_file():
             files.append(path)
             continue
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in wanted and not p.name.startswith("."))
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings and not p.name.startswith("."))
         if not inside:
-            raise DataError(f"no {' or '.join(wanted)} file in {path}")
+            raise DataError(f"no {' or '.join(endings)} file in {path}")
         files.extend(inside)
     return files
 

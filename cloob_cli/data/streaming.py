@@ -1,4 +1,4 @@
-"""Batches read anew each time: worker processes read, decode, change and tokenize."""
+"""Batches that are read anew each time, by worker processes that read, decode, change and tokenize."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class PairStream:
                 **options,
             )
 
-    def batches(self, epoch: int, wanted: list[tuple[np.ndarray, int]]) -> Iterator[PairBatch]:
-        """For each of (int64 [b] pairs, size of their images) the batch."""
-        self.keys = [(epoch, part, size) for pairs, size in wanted for part in _parts(pairs)]
+    def batches(self, epoch: int, requests: list[tuple[np.ndarray, int]]) -> Iterator[PairBatch]:
+        """Yield the batch of each of (int64 [b] pairs, size of their images)."""
+        self.keys = [(epoch, part, size) for pairs, size in requests for part in _parts(pairs)]
         with _as_many_workers_as_asked():
             parts = iter(self._loader)
-        for pairs, _ in wanted:
+        for pairs, _ in requests:
             with _telling_of_lost_workers():
                 batch = _joined([next(parts) for _ in _parts(pairs)])
             yield batch
@@ -118,7 +118,7 @@ def _quiet_tracker() -> Iterator[None]:
 
 @contextmanager
 def _as_many_workers_as_asked() -> Iterator[None]:
-    """A recipe may well ask for more workers than cores, where reading waits for a disk: no warning of that."""
+    """Silence the warning of more workers than cores: a recipe may ask for them where reading waits for a disk."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         yield

@@ -1,4 +1,4 @@
-"""From a caption to a model's token ids.
+"""Token ids of captions and labels, as CLIP makes them; vocabularies that are trained.
 
 CLIP's pipeline: repair (ftfy), HTML unescape twice, collapse white space, lower case; then byte-level BPE with an
 end-of-word mark. The first steps are not expressible in a `tokenizer.json` and run here; all the rest is in the file,
@@ -21,6 +21,7 @@ from cloob_cli import assets
 from cloob_cli.core.config import TokenizerConfig
 from cloob_cli.data.tokenizer_file import WORDS, check_parts, highest_id, tokenizer_errors
 from cloob_cli.errors import InputError, ModelFolderError
+from cloob_cli.text_format import os_reason
 
 _DEFAULT = TokenizerConfig()
 _END_OF_WORD = "</w>"
@@ -149,7 +150,7 @@ def clip_tokenizer(context_length: int = 77) -> Tokenizer:
 
 
 def train_bpe(captions: Iterable[str], vocab_size: int, context_length: int = 77) -> Tokenizer:
-    """Train a vocabulary of CLIP's form on `captions`, at most `vocab_size` entries (few captions give fewer).
+    """Train a vocabulary like CLIP's on `captions`, at most `vocab_size` entries (few captions give fewer).
 
     Raises:
         InputError: `vocab_size` is below 514, or there is no text in `captions`.
@@ -185,7 +186,7 @@ def train_bpe(captions: Iterable[str], vocab_size: int, context_length: int = 77
 
 
 def byte_level_bpe(merges: list[tuple[str, str]]) -> Vocabulary:
-    """A vocabulary of CLIP's form: bytes, bytes that end a word, one entry a merge, start token, end token."""
+    """A vocabulary like CLIP's: bytes, bytes that end a word, one entry a merge, start token, end token."""
     alphabet = _byte_order()
     entries = alphabet + [sign + _END_OF_WORD for sign in alphabet] + [left + right for left, right in merges]
     start, end = _DEFAULT.start_token, _DEFAULT.end_token
@@ -234,6 +235,6 @@ def _read(source: Path | str | bytes, name: str) -> Vocabulary:
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
     except OSError as problem:
-        raise ModelFolderError(f"{name}: {(problem.strerror or str(problem)).lower()}") from None
+        raise ModelFolderError(f"{name}: {os_reason(problem)}") from None
     with tokenizer_errors(name, "is not a tokenizer.json"):
         return Vocabulary.from_buffer(data)

@@ -1,7 +1,7 @@
 """A decoded image as every model sees it, upright and 8-bit RGB, in bands of rows.
 
 Converted as a whole, an image of 178 million pixels would exist three times at four bytes a pixel: as it was decoded,
-with alpha, and as RGB. Bands are converted and resized one after the other, with the same result to the bit.
+with alpha, and as RGB. Bands are converted and resized one after the other, with a bit-exact result.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A contrastive loss needs all embeddings at once, but it needs nothing else of the towers. So the slices are embedded
 without a graph; the loss of the whole batch gives the gradient of every embedding; and each slice is embedded again,
-with a graph this time, to take its share of that gradient to the weights. This costs one more forward pass and keeps
+with a graph this time, to take its part of that gradient to the weights. This costs one more forward pass and keeps
 the activations of one slice only.
 
 What it cannot do: a layer that looks across the batch sees slices. BatchNorm in training mode normalizes over a slice,

@@ -9,20 +9,20 @@ import torch
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-# Casts between the formats eat much of what the faster products gain. Measured on one Xeon core, a step of the
+# Casts between dtypes eat much of what the faster products gain. Measured on one Xeon core, a step of the
 # pictogram recipe: with AMX products 20 times as fast and the step 2.1 times; with AVX512-BF16 alone 0.7 and 0.8 times;
 # without either 0.2 and 0.35 times.
 _WORTHWHILE = 3.0
 
 
-def pick_precision(wanted: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> Precision:
-    """`wanted`, or for "auto" the fastest format that trains stably on `device`.
+def pick_precision(name: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> Precision:
+    """`name`, or for "auto" the fastest precision that trains stably on `device`.
 
     CUDA: bf16 where the card computes it, else fp16. CPU: bf16 where its matrix products are measured to be far
     faster than float32's (Intel AMX), else fp32. MPS: fp32.
     """
-    if wanted != "auto":
-        return wanted
+    if name != "auto":
+        return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device.type == "cpu" and bf16_speedup() >= _WORTHWHILE:

@@ -10,8 +10,8 @@ from cloob_cli.recipe import OptimizerSection
 
 def warmup_length(section: OptimizerSection, steps: int) -> int:
     """The warm-up in steps; of a run shorter than its warm-up, all of it."""
-    wanted = section.warmup_steps if section.warmup_steps is not None else round(section.warmup_fraction * steps)
-    return min(wanted, steps)
+    length = section.warmup_steps if section.warmup_steps is not None else round(section.warmup_fraction * steps)
+    return min(length, steps)
 
 
 def learning_rate(step: int, steps: int, section: OptimizerSection) -> float:

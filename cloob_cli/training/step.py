@@ -160,11 +160,11 @@ class TrainingStep:
         return torch.stack(losses).mean()
 
     def _find_micro_batch_size(self, train: TrainSection) -> int | None:
-        wanted = train.micro_batch_size
-        if wanted == "auto" and self._device.type != "cpu":
+        size = train.micro_batch_size
+        if size == "auto" and self._device.type != "cpu":
             attempt = partial(self._try_micro_batch, train.captions_per_image)
-            wanted = find_micro_batch_size(attempt, self._local_batch_size, self._processes)
-        return wanted if isinstance(wanted, int) and wanted < self._local_batch_size else None
+            size = find_micro_batch_size(attempt, self._local_batch_size, self._processes)
+        return size if isinstance(size, int) and size < self._local_batch_size else None
 
     def _try_micro_batch(self, captions: int, size: int) -> None:
         """Embed `size` pairs and go back; raises torch's error where memory does not suffice."""

@@ -116,10 +116,10 @@ def test_crop_boxes_lie_inside_and_have_the_asked_shape() -> None:
     assert (right <= sizes[:, 0] + 1e-9).all()
     assert (bottom <= sizes[:, 1] + 1e-9).all()
     square = sizes[:, 0] == 60
-    share = ((right - left) * (bottom - top) / sizes.prod(axis=1))[square]
+    fraction = ((right - left) * (bottom - top) / sizes.prod(axis=1))[square]
     ratio = ((right - left) / (bottom - top))[square]
-    assert 0.3 <= share.min() < 0.32
-    assert 0.78 < share.max() <= 0.8
+    assert 0.3 <= fraction.min() < 0.32
+    assert 0.78 < fraction.max() <= 0.8
     assert 0.8 <= ratio.min() < 0.82
     assert 1.22 < ratio.max() <= 1.25
 
@@ -166,14 +166,14 @@ def test_crops_keep_to_their_range_of_areas_or_are_centered() -> None:
     for size, whole in (((240, 240), 1.0), ((320, 180), 0.75)):
         draws = uniforms(0, 0, np.arange(n), len(DRAWS))
         left, top, right, bottom = crop_boxes(np.tile([size], (n, 1)), draws, augment).T
-        share = (right - left) * (bottom - top) / (size[0] * size[1])
-        fallen_back = np.isclose(share, whole)
+        fraction = (right - left) * (bottom - top) / (size[0] * size[1])
+        fallen_back = np.isclose(fraction, whole)
         middle = np.stack([left + right, top + bottom])[:, fallen_back]
         close(middle - np.array(size)[:, None], np.zeros_like(middle), "float64: numbers of up to 320", atol=1e-9)
-        assert (share[~fallen_back] >= 0.9).all()
+        assert (fraction[~fallen_back] >= 0.9).all()
         # A single try fits a square with probability 0.178 (the mean of -log(area)/log(4/3)), none of ten with 0.14.
         expected = 0.14 if whole == 1.0 else 1.0
-        close(fallen_back.mean(), expected, "five deviations of a share of 3000", atol=5 * math.sqrt(0.14 * 0.86 / n))
+        close(fallen_back.mean(), expected, "five deviations of a part of 3000", atol=5 * math.sqrt(0.14 * 0.86 / n))
 
 
 @pytest.mark.numeric

@@ -127,12 +127,12 @@ def test_worker_processes_change_nothing(source: PairSource, tokenizer: Tokenize
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_processes_share_a_batch(source: PairSource, tokenizer: Tokenizer, processes: int, in_memory: bool) -> None:
     whole = list(loader(source, tokenizer, MUCH).batches(2))
-    shares = [
+    by_rank = [
         list(loader(source, tokenizer, MUCH, in_memory=in_memory, rank=rank, processes=processes).batches(2))
         for rank in range(processes)
     ]
     for number, batch in enumerate(whole):
-        parts = [share[number] for share in shares]
+        parts = [batches[number] for batches in by_rank]
         for name in FIELDS:
             assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
 

@@ -88,8 +88,8 @@ def test_numbers_are_even_and_independent() -> None:
 @pytest.mark.numeric
 def test_bits_use_all_64() -> None:
     bits = random_bits(0, 0, np.arange(1000), 2)
-    shares = [((bits >> np.uint64(k)) & np.uint64(1)).astype(float).mean() for k in range(64)]
-    within(np.abs(np.array(shares) - 0.5).max(), 0.08, "seven deviations of 0.011: of 64 the largest is three")
+    fractions = [((bits >> np.uint64(k)) & np.uint64(1)).astype(float).mean() for k in range(64)]
+    within(np.abs(np.array(fractions) - 0.5).max(), 0.08, "seven deviations of 0.011: of 64 the largest is three")
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.integers(1, 8), SEEDS)
@@ -112,9 +112,17 @@ def test_blocks_are_dealt_anew_in_every_epoch() -> None:
 
 
 @given(st.integers(0, 500), st.floats(0, 0.5), SEEDS)
-def test_hold_out_splits(n: int, share: float, seed: int) -> None:
-    rest, held = hold_out(n, share, seed)
-    assert len(held) == round(n * share)
+def test_hold_out_splits(n: int, fraction: float, seed: int) -> None:
+    rest, held = hold_out(n, fraction, seed)
+    assert len(held) == round(n * fraction)
     assert sorted([*rest.tolist(), *held.tolist()]) == list(range(n))
     assert (np.diff(rest) > 0).all()
     assert (np.diff(held) > 0).all()
+
+
+def test_what_is_held_out_does_not_follow_the_order_of_an_epoch() -> None:
+    """Otherwise it would be what comes first, or last, in an epoch, or be held out because of that."""
+    _, held = hold_out(100, 0.25, seed=0)
+    for epoch in range(100):
+        order = epoch_order(100, 0, epoch).tolist()
+        assert set(held.tolist()) not in (set(order[:25]), set(order[-25:]))

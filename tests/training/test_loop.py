@@ -107,7 +107,7 @@ def test_a_run_learns_and_leaves_a_model_that_opens(data, tmp_path):
     )
     right = (model.encode_image(pixels) @ names.T).argmax(1) == torch.arange(8).repeat_interleave(4)
     top1 = finished.metrics["zero_shot/classes/top1"]
-    close(float(right.double().mean()), top1, "a share of 32 images; no two classes are equally near", atol=1e-6)
+    close(float(right.double().mean()), top1, "a fraction of 32 images; no two classes are equally near", atol=1e-6)
 
 
 def test_what_a_run_folder_holds(straight, data):
@@ -146,7 +146,7 @@ def test_a_resumed_run_ends_with_the_same_bits(straight, data, tmp_path):
     assert [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [5, 10, 15, 20, 25, 30]
 
 
-def test_average_and_learnt_temperature_resume_to_the_same_bits(data, tmp_path):
+def test_average_and_learned_temperature_resume_to_the_same_bits(data, tmp_path):
     recipe = tiny_recipe(data, train__ema=0.9, objective__learn_inv_tau=True, objective__inv_tau=14.0)
     run(tmp_path / "whole", recipe)
     run_until(tmp_path / "cut", recipe, 10)
@@ -240,7 +240,7 @@ def test_retrieval_is_switched_on_after_its_warm_up(data, tmp_path, monkeypatch)
 
 
 @pytest.mark.numeric
-def test_a_learnt_temperature_is_written_into_the_model(data, tmp_path):
+def test_a_learned_temperature_is_written_into_the_model(data, tmp_path):
     recipe = tiny_recipe(data, objective__learn_inv_tau=True, objective__inv_tau=9.0, optimizer__learning_rate=0.02)
     events = run(tmp_path / "run", recipe)
     temperatures = [event.inv_tau for event in of_kind(events, StepDone)]

@@ -17,18 +17,18 @@ CAPTION_NAMES = (
 )  # fmt: skip
 
 
-def find_column(columns: Sequence[str], wanted: str | None, names: Sequence[str], what: str, where: str) -> str:
-    """The column called `wanted`, or the first of `names` that is there, in any case.
+def find_column(columns: Sequence[str], asked: str | None, names: Sequence[str], what: str, where: str) -> str:
+    """The column called `asked`, or the first of `names` that is there, in any case.
 
     Raises:
         DataError: no such column; the columns that are there are named.
     """
     found = f"columns found: {', '.join(map(str, columns)) or 'none'}"
-    if wanted is not None:
-        if wanted in columns:
-            return wanted
-        near = nearest(wanted, columns)
-        raise DataError(f"{where} has no column '{wanted}'", found + (f"; did you mean '{near}'?" if near else ""))
+    if asked is not None:
+        if asked in columns:
+            return asked
+        near = nearest(asked, columns)
+        raise DataError(f"{where} has no column '{asked}'", found + (f"; did you mean '{near}'?" if near else ""))
     lower = {column.strip().lower(): column for column in reversed(columns)}
     for name in names:
         if name in lower:
