@@ -519,7 +519,7 @@ def test_bundle_and_back(cloob: Cloob, installed: Path, tmp_path: Path) -> None:
     assert cloob("zoo", "verify", "mine").returncode == 0
 
 
-def test_the_earlier_name_of_a_model_means_the_model_and_stays_taken(tmp_path: Path) -> None:
+def test_the_earlier_name_of_a_model_means_the_model_and_stays_taken(cloob: Cloob) -> None:
     assert entries.find_entry("cloob-vit-xs-pictograms").name == "cloob-xs-pictograms"
     shown = cloob("zoo", "path", "cloob-vit-xs-pictograms")
     assert shown.stdout == f"{assets.bundled_folder('cloob-xs-pictograms')}\n"
