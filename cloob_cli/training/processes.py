@@ -55,7 +55,10 @@ def local_processes() -> int:
 
 
 def is_main() -> bool:
-    return not _several() or distributed.get_rank() == 0
+    """True in the process that reports and writes, also once the processes have parted."""
+    if _several():
+        return distributed.get_rank() == 0
+    return bool(PartialState().is_main_process) if PartialState._shared_state else True
 
 
 def on_main(work: Callable[[], Result]) -> Result:

@@ -72,7 +72,7 @@ def test_the_default_folder_and_the_json_result(place):
     assert document["step"] == 4
     assert document["metrics"]["loss"] > 0
     assert (place / "runs" / "tiny" / "model" / "model.safetensors").is_file()
-    again = cloob("train", "short.toml", cwd=place)
+    again = cloob_here("train", "short.toml", cwd=place)
     assert again.returncode == 2
     assert "already holds a run" in again.stderr
     assert "--resume" in again.stderr
@@ -165,7 +165,7 @@ def test_under_a_launcher_skipped_pairs_are_no_failure(place, tmp_path):
 
 def test_a_loss_that_is_not_finite_is_one_line_with_a_hint(place):
     changes = ["--set", "optimizer.learning_rate=1e38", "--set", "optimizer.warmup_steps=0"]
-    result = cloob("train", "short.toml", "--out", "diverged", *changes, cwd=place)
+    result = cloob_here("train", "short.toml", "--out", "diverged", *changes, cwd=place)
     assert result.returncode == 1
     assert "no longer finite at step" in result.stderr
     assert "hint: try a lower optimizer.learning_rate" in result.stderr
@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_is_one_line_with_a_hint(place):
 def test_skipped_pairs_leave_with_3(place, tmp_path):
     pairs = write_pairs(tmp_path / "pairs")
     (pairs / "00.png").write_bytes(b"")
-    result = cloob("train", place / "short.toml", "--out", "run", "--set", "data.train=pairs", cwd=tmp_path)
+    result = cloob_here("train", place / "short.toml", "--out", "run", "--set", "data.train=pairs", cwd=tmp_path)
     assert result.returncode == 3, result.stderr
     assert "00.png" in (tmp_path / "run" / "skipped.jsonl").read_text()
     assert "skipped.jsonl" in result.stderr
@@ -195,7 +195,7 @@ def test_skipped_pairs_leave_with_3(place, tmp_path):
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(place, arguments, said):
-    result = cloob("train", *arguments, "--quiet", cwd=place)
+    result = cloob_here("train", *arguments, "--quiet", cwd=place)
     assert result.returncode == 2
     assert said in result.stderr
     assert len(result.stderr.strip().splitlines()) <= 2
@@ -204,7 +204,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(place, arguments, said):
 
 
 def test_a_dry_run_shows_the_whole_recipe_and_writes_nothing(place):
-    result = cloob("train", "short.toml", "--dry-run", "--out", "dry", "--set", "train.batch_size=8", cwd=place)
+    result = cloob_here("train", "short.toml", "--dry-run", "--out", "dry", "--set", "train.batch_size=8", cwd=place)
     assert result.returncode == 0, result.stderr
     shown = dict(line.split("\t") for line in result.stdout.splitlines())
     assert shown["train.batch_size"] == "8"
@@ -217,7 +217,7 @@ def test_a_dry_run_shows_the_whole_recipe_and_writes_nothing(place):
 
 
 def test_a_runs_own_recipe_can_be_used_again(place):
-    result = cloob("train", place / "straight" / "recipe.json", "--dry-run", "--json", cwd=place)
+    result = cloob_here("train", place / "straight" / "recipe.json", "--dry-run", "--json", cwd=place)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["recipe"]["train"]["steps"] == 300
 
@@ -260,13 +260,15 @@ def test_two_processes_agree_where_to_stop(place):
 def test_resume_of_a_finished_run_says_so_and_leaves_with_0(place, tmp_path):
     pairs = write_pairs(tmp_path / "pairs")
     (pairs / "00.txt").unlink()
-    first = cloob("train", place / "short.toml", "--out", "run", "--set", "data.train=pairs", "--json", cwd=tmp_path)
+    first = cloob_here(
+        "train", place / "short.toml", "--out", "run", "--set", "data.train=pairs", "--json", cwd=tmp_path
+    )
     assert first.returncode == 3, first.stderr
     again = ["train", place / "short.toml", "--out", "run", "--set", "data.train=pairs", "--resume"]
-    result = cloob(*again, cwd=tmp_path)
+    result = cloob_here(*again, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (0, f"{Path('run', 'model')}\n"), result.stderr
     assert "was finished after step 30" in result.stderr
-    documents = [json.loads(text) for text in (first.stdout, cloob(*again, "--json", cwd=tmp_path).stdout)]
+    documents = [json.loads(text) for text in (first.stdout, cloob_here(*again, "--json", cwd=tmp_path).stdout)]
     assert documents[0] | {"already": True} == documents[1]
 
 
@@ -325,7 +327,7 @@ def test_of_many_skipped_pairs_the_first_are_told(tmp_path):
     for number in range(30):
         (pairs / f"{number:02}.txt").write_text("")
     write_recipe(tmp_path / "r.toml", "pairs", train__steps=8)
-    result = cloob("train", "r.toml", "--out", "run", cwd=tmp_path)
+    result = cloob_here("train", "r.toml", "--out", "run", cwd=tmp_path)
     assert result.returncode == 3
     assert result.stderr.count("no caption") == 20
     assert "more pairs are skipped" in result.stderr

@@ -118,3 +118,11 @@ def test_hold_out_splits(n: int, fraction: float, seed: int) -> None:
     assert sorted([*rest.tolist(), *held.tolist()]) == list(range(n))
     assert (np.diff(rest) > 0).all()
     assert (np.diff(held) > 0).all()
+
+
+def test_what_is_held_out_does_not_follow_the_order_of_an_epoch() -> None:
+    """Otherwise it would be what comes first, or last, in an epoch, or be held out because of that."""
+    _, held = hold_out(100, 0.25, seed=0)
+    for epoch in range(100):
+        order = epoch_order(100, 0, epoch).tolist()
+        assert set(held.tolist()) not in (set(order[:25]), set(order[-25:]))

@@ -20,7 +20,7 @@ from cloob_cli.data.order import hold_out
 from cloob_cli.errors import NonFiniteLossError, UsageError
 from cloob_cli.recipe import OptimizerSection
 from cloob_cli.training.events import CheckpointSaved, Event, StepDone
-from cloob_cli.training.loop import train
+from cloob_cli.training.loop import train_recipe
 from cloob_cli.training.optim import build_optimizer
 
 # Weights that stay what they were drawn as: no step is larger than this.
@@ -34,12 +34,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, recipe: Any, *, resume: bool = False) -> list[Event]:
-    return list(train(recipe, folder, device="cpu", resume=resume))
+    return list(train_recipe(recipe, folder, device="cpu", resume=resume))
 
 
 def run_until(folder: Path, recipe: Any, last: int) -> Path:
     """A run that is cut off right after the checkpoint of step `last`, which is returned."""
-    events = train(recipe, folder, device="cpu")
+    events = train_recipe(recipe, folder, device="cpu")
     saved = next(event for event in events if isinstance(event, CheckpointSaved) and event.step == last)
     events.close()
     return saved.path
@@ -208,3 +208,14 @@ def test_what_is_held_out_does_not_reach_the_weights(tmp_path: Path) -> None:
     before = names["as it is"]
     assert all(torch.equal(before[name], tensor) for name, tensor in names["held out"].items())
     assert not torch.equal(before["visual.conv1.weight"], names["trained on"]["visual.conv1.weight"])
+
+
+def test_validation_on_the_way_does_not_reach_the_weights(data: Path, tmp_path: Path) -> None:
+    """A tower with BatchNorm, which computes something else in evaluation."""
+    text = {"context_length": 8, "width": 16, "layers": 1, "heads": 2}
+    vision = {"kind": "resnet", "image_size": 32, "width": 8, "layers": [1, 1, 1, 1]}
+    changes = {"model": {"embed_dim": 16, "text": text, "vision": vision}, "data__validation": str(data)}
+    for name, every in (("often", 1), ("once", 3)):
+        run(tmp_path / name, tiny_recipe(data, **changes, validation__every=every, train__steps=3))
+    often, once = weights(tmp_path / "often"), weights(tmp_path / "once")
+    assert all(torch.equal(once[name], tensor) for name, tensor in often.items())
