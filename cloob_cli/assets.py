@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-BUNDLED_MODEL = "cloob-vit-xs-pictograms"  # the model that is used where nobody chose one
+BUNDLED_MODEL = "cloob-xs-pictograms"  # the model that is used where nobody chose one
 
 _PACKAGE = Path(__file__).resolve().parent
 

@@ -1,4 +1,4 @@
-"""Text for people: escaped control characters, the first line of an error, lengths of time."""
+"""Text for people: escaped control characters, reasons of errors on one line, lengths of time."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def first_line(problem: BaseException) -> str:
     """The first line of an error's message that is not blank; the name of its class where there is none."""
     lines = (line.strip() for line in str(problem).splitlines())
     return next((line for line in lines if line), type(problem).__name__)
+
+
+def os_reason(problem: OSError) -> str:
+    """The operating system's reason for an error, to stand within a message: "no such file or directory"."""
+    return (problem.strerror or str(problem)).lower()
 
 
 def duration(seconds: float) -> str:

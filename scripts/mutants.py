@@ -66,7 +66,7 @@ class Mutation:
         return [(path, match) for path in files for match in pattern.finditer(path.read_text(encoding="utf-8"))]
 
     def obstacle(self, root: Path) -> str | None:
-        """Why it no longer applies; None where it does."""
+        """The reason why it no longer applies; None where it does."""
         count = len(self.places(root))
         if count != 1:
             return f"its text stands {count} times in {PACKAGE}/"

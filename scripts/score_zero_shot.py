@@ -1,6 +1,6 @@
 """Zero-shot accuracy of a model on labeled data sets: the numbers on the model cards.
 
-    python scripts/score_zero_shot.py cloob-vit-xs-pictograms DATASET...
+    python scripts/score_zero_shot.py cloob-xs-pictograms DATASET...
 
 A data set is a folder in the layout of CLIP_benchmark's webdatasets, or with a subfolder of images a class. Prints
 one JSON document: top-1 and top-5 accuracy of each, and the mean top-1.

@@ -15,7 +15,7 @@ from cloob_cli import assets
 from cloob_cli.errors import RecipeError
 from cloob_cli.recipe import Recipe, load_recipe
 
-SHIPPED = ["cc3m-rn50", "folder-quickstart", "pictograms-vit-xs"]
+SHIPPED = ["cc3m-rn50", "folder-quickstart", "pictograms", "pictograms-vit-xs"]
 
 
 def test_the_shipped_recipes_are_those_that_are_known():

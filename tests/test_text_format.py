@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cloob_cli.errors import Failure, ImageError, one_line
-from cloob_cli.text_format import duration, first_line, printable
+from cloob_cli.text_format import duration, first_line, os_reason, printable
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,11 @@ def test_printable_text_fits_on_one_line(text: str, shown: str) -> None:
 )
 def test_first_line(problem: Exception, line: str) -> None:
     assert first_line(problem) == line
+
+
+def test_the_reason_of_an_error_of_the_system() -> None:
+    assert os_reason(FileNotFoundError(2, "No such file or directory", "a.png")) == "no such file or directory"
+    assert os_reason(OSError("Truncated")) == "truncated"
 
 
 def test_one_line_names_the_kind_of_an_unexpected_error() -> None:

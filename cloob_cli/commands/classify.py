@@ -73,8 +73,8 @@ def classify(
         from cloob_cli.commands.inference_run import description, find_images, model_name, open_model, track_work
         from cloob_cli.core.zero_shot import DEFAULT_TEMPLATES
         from cloob_cli.inference import classify as inference
-        from cloob_cli.inference.existing import check_output, failures_path, output_files
         from cloob_cli.inference.labels import read_labels, read_templates
+        from cloob_cli.inference.output_files import check_output, failures_path, output_files
         from cloob_cli.inference.provenance import describe_images
         from cloob_cli.inference.tokens import label_tokens
 
@@ -171,7 +171,7 @@ def _write(
 ) -> None:
     from cloob_cli.files import replacing_together
     from cloob_cli.inference.classify import open_rows
-    from cloob_cli.inference.existing import output_files
+    from cloob_cli.inference.output_files import output_files
     from cloob_cli.inference.outputs import write_failures
 
     with replacing_together(output_files(output, "classify")) as [file, listing]:

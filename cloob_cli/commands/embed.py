@@ -63,8 +63,8 @@ def embed(
         from cloob_cli.checkpoint.folder import weights_sha256
         from cloob_cli.commands.inference_run import description, find_images, model_name, open_model, track_work
         from cloob_cli.inference import embed as inference
-        from cloob_cli.inference.existing import check_output, failures_path, output_files
         from cloob_cli.inference.labels import read_texts
+        from cloob_cli.inference.output_files import check_output, failures_path, output_files
         from cloob_cli.inference.provenance import describe_images, describe_texts
 
     check_output(output, "embed", [".npy"], inputs=[*(images or []), *filter(None, [text])], force=force)

@@ -32,7 +32,7 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "zoo list": ("cloob zoo list", "cloob zoo list --json"),
     "zoo show": ("cloob zoo show cloob-rn50-yfcc",),
-    "zoo path": ("cloob zoo path cloob-vit-xs-pictograms",),
+    "zoo path": ("cloob zoo path cloob-xs-pictograms",),
     "zoo default": ("cloob zoo default", "cloob zoo default cloob-vit-b-16-laion400m-32ep"),
     "zoo pull": (
         "cloob zoo pull cloob-vit-b-16-laion400m-32ep",
@@ -40,7 +40,7 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
         "cloob zoo pull cloob-rn50-yfcc --dry-run",
     ),
     "zoo add": ("cloob zoo add runs/my-model/model --name my-model",),
-    "zoo verify": ("cloob zoo verify cloob-vit-xs-pictograms --deep",),
+    "zoo verify": ("cloob zoo verify cloob-xs-pictograms --deep",),
     "zoo rm": ("cloob zoo rm my-model",),
     "zoo prune": ("cloob zoo prune --dry-run",),
     "zoo convert": ("cloob zoo convert checkpoint.pt -o my-model",),

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cloob_cli.errors import ConversionError, UnsafeCheckpointError
+from cloob_cli.text_format import os_reason
 
 _NUMBER_TYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
 _DEEPEST = 16  # containers within containers; real checkpoints have five
@@ -65,7 +66,7 @@ def read_haiku_pickle(path: Path) -> Any:
             "nothing of it was run; do not open it with another program either",
         ) from None
     except OSError as problem:
-        raise ConversionError(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
+        raise ConversionError(f"{path}: {os_reason(problem)}") from None
     except _DAMAGE as problem:
         raise ConversionError(f"{path} is not a valid Haiku checkpoint ({type(problem).__name__}: {problem})") from None
 

@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from cloob_cli.errors import ConversionError, MissingExtraError
+from cloob_cli.text_format import os_reason
 
 MODEL_FILE = "spiece.model"
 _SPECIAL_TOKENS_FILE = "special_tokens_map.json"
@@ -42,7 +43,7 @@ def read_sentencepiece(folder: Path) -> tuple[bytes, int]:
     try:
         model.ParseFromString(path.read_bytes())
     except OSError as problem:
-        raise ConversionError(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
+        raise ConversionError(f"{path}: {os_reason(problem)}") from None
     except DecodeError:
         raise ConversionError(f"{path} is not a sentence-piece model") from None
     pieces = [(piece.piece, piece.score) for piece in model.pieces]

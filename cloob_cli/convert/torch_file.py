@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cloob_cli.errors import ConversionError, UnsafeCheckpointError
+from cloob_cli.text_format import os_reason
 
 # How torch's restricted reader says that a file asks for more than tensors in containers. The rest of its message
 # explains how to load such a file all the same, which is the last thing to repeat to anybody.
@@ -35,7 +36,7 @@ def is_torch_file(path: Path) -> bool:
         with Path(path).open("rb") as stream:
             return stream.read(len(_OLD_FORM)).startswith((_ZIP, _OLD_FORM))
     except OSError as problem:
-        raise ConversionError(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
+        raise ConversionError(f"{path}: {os_reason(problem)}") from None
 
 
 def read_torch_file(path: Path) -> Any:
@@ -58,7 +59,7 @@ def read_torch_file(path: Path) -> Any:
             warnings.simplefilter("ignore")  # torch's own notices about storages of old files
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except OSError as problem:
-        raise ConversionError(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
+        raise ConversionError(f"{path}: {os_reason(problem)}") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError,
             ArithmeticError, MemoryError, zipfile.BadZipFile, NotImplementedError) as problem:  # fmt: skip
         if found := _ASKS_FOR_CODE.search(str(problem)):

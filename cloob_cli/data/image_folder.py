@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cloob_cli.errors import InputError, NothingFoundError
+from cloob_cli.text_format import os_reason
 
 Watch = Callable[[int], None]
 
@@ -153,7 +154,7 @@ def _scan(folder: Path, watch: Watch) -> Scan:
     found = Scan()
 
     def refuse(problem: OSError) -> None:
-        path, reason = Path(problem.filename or folder), (problem.strerror or str(problem)).lower()
+        path, reason = Path(problem.filename or folder), os_reason(problem)
         if path == folder:
             raise InputError(f"cannot read {folder}: {reason}")
         found.unreadable.append((path, reason))

@@ -21,6 +21,7 @@ from cloob_cli import assets
 from cloob_cli.core.config import TokenizerConfig
 from cloob_cli.data.tokenizer_file import WORDS, check_parts, highest_id, tokenizer_errors
 from cloob_cli.errors import InputError, ModelFolderError
+from cloob_cli.text_format import os_reason
 
 _DEFAULT = TokenizerConfig()
 _END_OF_WORD = "</w>"
@@ -234,6 +235,6 @@ def _read(source: Path | str | bytes, name: str) -> Vocabulary:
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
     except OSError as problem:
-        raise ModelFolderError(f"{name}: {(problem.strerror or str(problem)).lower()}") from None
+        raise ModelFolderError(f"{name}: {os_reason(problem)}") from None
     with tokenizer_errors(name, "is not a tokenizer.json"):
         return Vocabulary.from_buffer(data)

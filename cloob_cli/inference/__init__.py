@@ -1,6 +1,6 @@
 """Classify and embed ordinary folders of images.
 
 Start with classify.py and embed.py, which the commands call: paths in, batches of rows out. reading.py finds, reads
-and decodes images for both; encoding.py runs the model; outputs.py writes files and existing.py guards those that are
-there already.
+and decodes images for both; encoding.py runs the model; outputs.py writes result files, and output_files.py guards
+those that exist already.
 """

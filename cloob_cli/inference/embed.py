@@ -17,7 +17,7 @@ from cloob_cli.data.images import Preprocess
 from cloob_cli.errors import Failure, NothingFoundError
 from cloob_cli.files import replacing_together
 from cloob_cli.inference.encoding import encode_images, encode_texts
-from cloob_cli.inference.existing import output_files
+from cloob_cli.inference.output_files import output_files
 from cloob_cli.inference.outputs import NpyRows, parquet_rows, write_failures
 from cloob_cli.inference.reading import OnImage, image_batches
 from cloob_cli.inference.tokens import count_cut

@@ -6,7 +6,7 @@ import json
 
 from cloob_cli.core.model import CloobModel
 from cloob_cli.inference.encoding import device_of
-from cloob_cli.inference.existing import MADE_BY, Command
+from cloob_cli.inference.output_files import MADE_BY, Command
 
 
 def describe_images(

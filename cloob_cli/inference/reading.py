@@ -24,6 +24,7 @@ from cloob_cli.data.image_folder import Watch, scan
 from cloob_cli.data.images import Preprocess, read_crop
 from cloob_cli.errors import Failure, ImageError, InputError, one_line
 from cloob_cli.parallel import core_count, map_in_order
+from cloob_cli.text_format import os_reason
 
 _BEFORE_ESCAPE = re.compile(r"(\\+)(?=[\udc80-\udcff]|x[89a-f][0-9a-f])")
 
@@ -161,7 +162,7 @@ def _read(
     except ImageError as problem:
         reason = problem.message
     except OSError as problem:
-        reason = f"cannot be read: {(problem.strerror or str(problem)).lower()}"
+        reason = f"cannot be read: {os_reason(problem)}"
     except Exception as problem:  # one odd image must not end a run over a million
         reason = one_line(problem)
     return Failure(path_text(path), reason)

@@ -74,6 +74,7 @@ class ZooEntry(StrictModel):
     paper: str | None = None
     recipe: str | None = Field(default=None, description="the shipped recipe that trains it")
     source: Source
+    earlier_names: list[str] = Field(default_factory=list, description="under which it is found as well")
     files: dict[str, str] = Field(default_factory=dict, description="sha256 of a bundled model's files")
     scores: list[Score] = Field(default_factory=list)
 
@@ -83,13 +84,21 @@ def entry_names() -> list[str]:
     return sorted(path.stem for path in assets.zoo_folder().glob("*.toml"))
 
 
+def current_name(name: str) -> str:
+    """The name of the model that was once called `name`; any other name as it is."""
+    if name in entry_names():
+        return name
+    return next((entry.name for entry in all_entries() if name in entry.earlier_names), name)
+
+
 def find_entry(name: str) -> ZooEntry:
-    """The entry of that name.
+    """The entry of that name, or of the model that was once called so.
 
     Raises:
         UnknownModelError: there is none.
         ZooEntryError: it has wrong fields.
     """
+    name = current_name(name)
     path = assets.zoo_folder() / f"{name}.toml"
     if name not in entry_names():
         near = nearest(name, entry_names())
@@ -147,7 +156,7 @@ def refuse_taken_name(name: str, entry: ZooEntry | None = None, remedy: str = "g
         remedy: the first half of the hint.
     """
     # File systems that do not tell upper from lower case would take both for one folder.
-    taken = next((known for known in entry_names() if known == name.casefold()), None)
+    taken = next((known for known in entry_names() if known == current_name(name.casefold())), None)
     if taken and (entry is None or entry.name != name):
         raise RegistryError(
             f"{name!r} is the name of a model of the zoo, and this is another one, or cannot be shown to be that one",

@@ -51,6 +51,7 @@ def find_model(name: str | Path | None = None) -> Path:
         if name.startswith("hf://"):
             return hub.model_folder(name)
         if _is_plain_name(name):
+            name = entries.current_name(name)
             # The bundled model is always the shipped one: nothing that is installed can take its place unasked.
             for folder in (assets.bundled_folder(name), paths.installed_folder(name)):
                 if is_model_folder(folder):
@@ -163,7 +164,7 @@ def resolve(
 
 
 def _origin_of(target: str, name: str | None, format: str | None, sha256: str | None) -> Origin:
-    if target in entries.entry_names():
+    if (target := entries.current_name(target)) in entries.entry_names():
         return _of_entry(entries.find_entry(target), name, format, sha256)
     if target.startswith("hf://"):
         return _on_the_hub(parse_reference(target), name, format, sha256)

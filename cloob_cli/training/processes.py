@@ -55,7 +55,7 @@ def local_processes() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that reports and writes; also once the processes have parted."""
+    """True in the process that reports and writes, also once the processes have parted."""
     if _several():
         return distributed.get_rank() == 0
     return bool(PartialState().is_main_process) if PartialState._shared_state else True

@@ -43,8 +43,8 @@ def test_the_default_model_is_shown_and_a_wrong_one_is_told(tmp_path: Path) -> N
         return found["default_model"], [warning for warning in found["warnings"] if "model" in warning.split()]
 
     assert said() == ({"name": assets.BUNDLED_MODEL, "chosen_by": "nobody: it is in the package"}, [])
-    model, [warning] = said(CLOOB_MODEL="cloob-vit-xs-pictogram")
-    assert model == {"name": "cloob-vit-xs-pictogram", "chosen_by": "CLOOB_MODEL"}
+    model, [warning] = said(CLOOB_MODEL="cloob-xs-pictogram")
+    assert model == {"name": "cloob-xs-pictogram", "chosen_by": "CLOOB_MODEL"}
     assert warning.startswith("CLOOB_MODEL names a model that is not there")
     assert f"did you mean '{assets.BUNDLED_MODEL}'?" in warning
     assert "cloob zoo pull cloob-rn50-yfcc" in said(CLOOB_MODEL="cloob-rn50-yfcc")[1][0]

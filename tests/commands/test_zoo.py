@@ -17,7 +17,7 @@ from tiny_model import save_tiny_model
 
 from cloob_cli import assets, console
 from cloob_cli.checkpoint.card import model_card
-from cloob_cli.checkpoint.folder import read_config
+from cloob_cli.checkpoint.folder import WEIGHTS_FILE, read_config
 from cloob_cli.core.config import ARCHITECTURES, ModelConfig
 from cloob_cli.core.model import CloobModel
 from cloob_cli.errors import ZooEntryError
@@ -32,7 +32,7 @@ RELEASED = {
     "cloob-vit-b-16-laion400m-16ep",
     "cloob-vit-b-16-laion400m-32ep",
     "japanese-cloob-vit-b-16",
-    "cloob-vit-xs-pictograms",
+    "cloob-xs-pictograms",
 }
 
 
@@ -106,7 +106,7 @@ def test_a_bundled_model_is_the_one_that_its_entry_describes(entry: entries.ZooE
     assert (config.vision.image_size, config.embed_dim) == (entry.image_size, entry.embed_dim)
     by_name = json.loads(cloob("zoo", "verify", entry.name, "--json").stdout)
     assert {check["state"] for check in by_name} == {"right"}
-    assert sum(path.stat().st_size for path in folder.iterdir()) <= 16 << 20
+    assert (folder / WEIGHTS_FILE).stat().st_size <= 16 << 20
     assert entry.scores
 
 
@@ -166,7 +166,7 @@ def test_list_at_80_columns_has_a_line_a_model(home: Path, tmp_path: Path) -> No
     assert len(rows) == len(RELEASED)
     assert max(map(len, rows)) <= 80
     scores = {row.split()[0]: row.partition("ImageNet ")[2] for row in rows}
-    assert scores.pop("cloob-vit-xs-pictograms") == ""  # it was made for drawings
+    assert scores.pop("cloob-xs-pictograms") == ""  # it was made for drawings
     assert scores == {
         "cloob-rn50-yfcc": "35.7 %",
         "cloob-rn50x4-yfcc": "39.0 %",
@@ -202,13 +202,13 @@ def test_a_model_s_own_entry_has_a_column_for_the_clip_beside_it() -> None:
     text = model_card(config, scores=entries.score_rows(entries.find_entry("cloob-rn50-yfcc")))
     assert "| data | measure | score | CLIP, same data | by |\n| --- | --- | --- | --- | --- |" in text
     assert "| ImageNet | zero-shot top-1 | 35.7 % | 34.6 % | its authors" in text
-    own = model_card(config, scores=entries.score_rows(entries.find_entry("cloob-vit-xs-pictograms")))
+    own = model_card(config, scores=entries.score_rows(entries.find_entry("cloob-xs-pictograms")))
     assert "CLIP" not in own.partition("| data |")[2]
 
 
 def test_list_only_what_is_on_this_machine(cloob: Cloob, installed: Path) -> None:
     models = json.loads(cloob("zoo", "list", "--installed", "--json").stdout)
-    assert {entry["name"] for entry in models} == {"cloob-vit-xs-pictograms", "mine"}
+    assert {entry["name"] for entry in models} == {"cloob-xs-pictograms", "mine"}
 
 
 def test_list_as_json(cloob: Cloob, installed: Path) -> None:
@@ -291,14 +291,14 @@ def test_a_nearly_right_name_is_suggested(cloob: Cloob, installed: Path, command
 
 
 def test_default(cloob: Cloob, installed: Path, tiny: Path) -> None:
-    assert cloob("zoo", "default").stdout == "cloob-vit-xs-pictograms\n"
+    assert cloob("zoo", "default").stdout == "cloob-xs-pictograms\n"
     assert cloob("zoo", "default", "mine").stdout == "mine\n"
     assert find_model(None) == installed
     assert cloob("zoo", "default", tiny).stdout == f"{tiny}\n"
     assert find_model(None) == tiny
     cloob("zoo", "default", "mine")
     assert cloob("zoo", "rm", "mine", "-y").returncode == 0
-    assert cloob("zoo", "default").stdout == "cloob-vit-xs-pictograms\n"
+    assert cloob("zoo", "default").stdout == "cloob-xs-pictograms\n"
 
 
 # ------------------------------------------------------------------ verify
@@ -386,7 +386,7 @@ def test_rm_several_or_none(cloob: Cloob, installed: Path, tiny: Path) -> None:
 
 def test_the_bundled_model_cannot_be_removed(cloob: Cloob, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
     monkeypatch.setattr(assets, "bundled_folder", lambda name: tiny)
-    done = cloob("zoo", "rm", "cloob-vit-xs-pictograms", "-y")
+    done = cloob("zoo", "rm", "cloob-xs-pictograms", "-y")
     assert done.returncode == 1
     assert "part of the package" in done.stderr
     assert tiny.is_dir()
@@ -482,11 +482,11 @@ def test_pull_as_json(cloob: Cloob, tiny: Path, home: Path) -> None:
 
 
 def test_pull_the_bundled_model_under_another_name(cloob: Cloob, home: Path) -> None:
-    done = cloob("zoo", "pull", "cloob-vit-xs-pictograms", "--name", "foo")
+    done = cloob("zoo", "pull", "cloob-xs-pictograms", "--name", "foo")
     assert done.stdout == f"{home / 'models' / 'foo'}\n", done.stderr
     assert cloob("zoo", "verify", "foo").returncode == 0
-    kept = cloob("zoo", "pull", "cloob-vit-xs-pictograms")
-    assert kept.stdout == f"{assets.bundled_folder('cloob-vit-xs-pictograms')}\n"
+    kept = cloob("zoo", "pull", "cloob-xs-pictograms")
+    assert kept.stdout == f"{assets.bundled_folder('cloob-xs-pictograms')}\n"
 
 
 def test_pull_dry_run_of_a_entry(cloob: Cloob, home: Path) -> None:
@@ -517,3 +517,14 @@ def test_bundle_and_back(cloob: Cloob, installed: Path, tmp_path: Path) -> None:
     done = cloob("zoo", "pull", tmp_path / "m.tar")
     assert done.stdout == f"{installed}\n", done.stderr
     assert cloob("zoo", "verify", "mine").returncode == 0
+
+
+def test_the_earlier_name_of_a_model_means_the_model_and_stays_taken(cloob: Cloob) -> None:
+    assert entries.find_entry("cloob-vit-xs-pictograms").name == "cloob-xs-pictograms"
+    shown = cloob("zoo", "path", "cloob-vit-xs-pictograms")
+    assert shown.stdout == f"{assets.bundled_folder('cloob-xs-pictograms')}\n"
+    refused = cloob(
+        "zoo", "add", str(assets.bundled_folder("cloob-xs-pictograms")), "--name", "cloob-vit-xs-pictograms"
+    )
+    assert refused.returncode == 1
+    assert "is the name of a model of the zoo" in refused.stderr

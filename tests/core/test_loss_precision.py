@@ -21,7 +21,7 @@ ROUNDING = 2**-8  # half a unit in the last place of a bfloat16 number of 1
 
 
 def hopfield_limit(scale_hopfield: float, inv_tau: float) -> float:
-    """How far a gradient in float32 may be from the exact one, as a fraction of its largest element.
+    """The error allowed for a gradient in float32, as a fraction of its largest element.
 
     A score is rounded to half a unit in its last place, 4e-6 for scores of 64 to 128, and that enters the weights of a
     row as it is: beyond beta 8 and inv_tau 30 the error grows in proportion. Definition and tiles make it alike.
@@ -109,7 +109,7 @@ def test_opposites_of_many_seeds_in_float32(n, scale_hopfield, inv_tau):
 
 
 def test_few_rows_in_float64():
-    """Where the tiles would lose most: two or three points, large scores, and a gradient that all but vanishes."""
+    """The worst case for the tiles: two or three points, large scores, and a gradient that all but vanishes."""
     for n, d, seed, scale_hopfield in [(2, 2, 4, 149.0), (2, 3, 147, 100.0), (2, 8, 17, 100.0), (3, 2, 38, 20.0)]:
         x, y = unit_rows(n, d, seed), unit_rows(n, d, seed + 1)
         options = {"scale_hopfield": scale_hopfield, "inv_tau": 100.0}

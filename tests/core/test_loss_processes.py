@@ -42,7 +42,7 @@ def batch() -> dict:
 
 @pytest.fixture(scope="module")
 def results(batch, tmp_path_factory) -> list[dict]:
-    """What each of four processes found, as groups of one, two, three and four of them."""
+    """The results of each of four processes, as groups of one, two, three and four of them."""
     folder = tmp_path_factory.mktemp("processes")
     torch.save(batch, folder / "batch.pt")
     started = [

@@ -104,7 +104,7 @@ def test_different_from_the_reference_programs(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ALL)
 def test_public_preprocess_gives_what_the_commands_get(name: str, tmp_path: Path) -> None:
-    model = cloob_cli.load("cloob-vit-xs-pictograms", device="cpu")
+    model = cloob_cli.load("cloob-xs-pictograms", device="cpu")
     path = tmp_path / "image"
     path.write_bytes(ALL[name])
     size = model.config.vision.image_size

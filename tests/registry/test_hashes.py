@@ -264,7 +264,7 @@ def test_a_repository_fetched_by_hand_needs_a_hash(
 @pytest.mark.parametrize(
     ("target", "at_hand"),
     [
-        ("cloob-vit-xs-pictograms", "tiny.tar"),
+        ("cloob-xs-pictograms", "tiny.tar"),
         ("tiny", "tiny.tar"),
         ("cloob-rn50-yfcc", "tiny.tar"),
         ("cloob-rn50-yfcc", "tiny"),

@@ -20,7 +20,7 @@ from cloob_cli.data.order import hold_out
 from cloob_cli.errors import NonFiniteLossError, UsageError
 from cloob_cli.recipe import OptimizerSection
 from cloob_cli.training.events import CheckpointSaved, Event, StepDone
-from cloob_cli.training.loop import train
+from cloob_cli.training.loop import train_recipe
 from cloob_cli.training.optim import build_optimizer
 
 # Weights that stay what they were drawn as: no step is larger than this.
@@ -34,12 +34,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, recipe: Any, *, resume: bool = False) -> list[Event]:
-    return list(train(recipe, folder, device="cpu", resume=resume))
+    return list(train_recipe(recipe, folder, device="cpu", resume=resume))
 
 
 def run_until(folder: Path, recipe: Any, last: int) -> Path:
     """A run that is cut off right after the checkpoint of step `last`, which is returned."""
-    events = train(recipe, folder, device="cpu")
+    events = train_recipe(recipe, folder, device="cpu")
     saved = next(event for event in events if isinstance(event, CheckpointSaved) and event.step == last)
     events.close()
     return saved.path

@@ -175,7 +175,7 @@ def _cloob(inputs: LossInputs, beta: float, steps: Steps) -> tuple[Tensor, Gradi
 
 @cache
 def kernels_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the Triton kernels cannot serve on `device`; None if they can.
+    """The reason why the Triton kernels cannot serve on `device`; None if they can.
 
     On the first call a few small losses are computed with them and with plain torch: what a driver, a compiler or a
     version of torch gets wrong is found here and not in a model.

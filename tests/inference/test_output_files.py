@@ -13,7 +13,7 @@ import pytest
 
 from cloob_cli.errors import Failure, UsageError
 from cloob_cli.inference.classify import Choice, Classified, open_rows
-from cloob_cli.inference.existing import Command, check_output, failures_path, made_by
+from cloob_cli.inference.output_files import Command, check_output, failures_path, made_by
 from cloob_cli.inference.outputs import write_failures
 
 SUFFIXES: dict[Command, list[str]] = {"embed": [".npy"], "classify": [".csv", ".jsonl", ".parquet"]}

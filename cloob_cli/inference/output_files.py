@@ -1,6 +1,6 @@
-"""Guard existing result files: a command replaces without being asked only those that it wrote itself.
+"""Paths of result files, and the check that a command replaces without being asked only those that it wrote itself.
 
-That is known
+That it wrote a file is known
 
 * of a .parquet file by its metadata (`made_by`; of files of version 0.1.0 by the other metadata, or their columns);
 * of a .npy file by the .parquet file beside it, which has as many rows;
