@@ -83,6 +83,7 @@ def final_lines(shown: str) -> list[str]:
 def main() -> None:
     console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
     console.print(Text.from_ansi(f"\x1b[32m$ \x1b[0mcloob {' '.join(ARGUMENTS)}"))
+    shown_on_terminal(ARGUMENTS, COLUMNS)  # the first run on a machine introduces the model in a long line
     for line in final_lines(shown_on_terminal(ARGUMENTS, COLUMNS)):
         console.print(Text.from_ansi(line), soft_wrap=True)
     # Without the fonts that Rich's form would have a browser fetch: every reader has one with fixed width.

@@ -142,13 +142,13 @@ def _train(folder: Path, overrides: list[str]) -> Measured:
     """Train in `folder` and measure the processor time of the steps: not of opening the data, nor of validation."""
     from cloob_cli.recipe import load_recipe
     from cloob_cli.training.events import Finished, Started, StepDone
-    from cloob_cli.training.loop import train
+    from cloob_cli.training.loop import train_recipe
 
     shutil.rmtree(folder, ignore_errors=True)
     recipe = load_recipe(RECIPE, [*overrides, "train.log_every=1", "train.checkpoint_every=1000000"])
     start = stop = time.process_time()
     steps, loss, metrics = 0, 0.0, {}
-    for event in train(recipe, folder, device="cpu"):
+    for event in train_recipe(recipe, folder, device="cpu"):
         if isinstance(event, Started):
             start = time.process_time()
         elif isinstance(event, StepDone):
