@@ -6,10 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+from torch import Tensor
 
 from cloob_cli.recipe import Recipe
 from cloob_cli.schema import parse
+from cloob_cli.training import loop
+from cloob_cli.training.events import CheckpointSaved
 
 COLORS = ["red", "green", "blue", "yellow", "purple", "orange", "black", "white"]
 PLACES = {
@@ -83,3 +88,17 @@ def write_recipe(path: Path, data: Path | str, **changes: Any) -> Path:
     section("", settings(data, **changes))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def run_weights(made: Recipe, folder: Path, *, last: int | None = None, resume: bool = False) -> dict[str, Tensor]:
+    """Weights of a whole run of 10 steps, or of one that is cut off behind step `last`."""
+    events = loop.train_recipe(made, folder, device="cpu", resume=resume)
+    for event in events:
+        if isinstance(event, CheckpointSaved) and event.step == last:
+            break
+    events.close()  # type: ignore[attr-defined]
+    return load_file(folder / "checkpoints" / f"step-{last or 10:08}" / "model.safetensors")
+
+
+def equal_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
-from tiny_run import settings, tiny_recipe, write_pairs
+from tiny_run import equal_weights, run_weights, settings, tiny_recipe, write_pairs
 
 from cloob_cli.errors import RecipeError
 from cloob_cli.recipe import Recipe
 from cloob_cli.schema import parse
-from cloob_cli.training import loop
-from cloob_cli.training.events import CheckpointSaved
 from cloob_cli.training.schedules import image_size
 from cloob_cli.training.step import TrainingStep
 
@@ -34,20 +31,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(data: Path, vision: dict = VISION, **changes: object) -> Recipe:
     changes = {"train__steps": 10, "train__checkpoint_every": 1, "train__keep_checkpoints": 20} | changes
     return tiny_recipe(data, model={"embed_dim": 16, "vision": vision, "text": TEXT}, **changes)
-
-
-def train(made: Recipe, folder: Path, *, last: int | None = None, resume: bool = False) -> dict[str, torch.Tensor]:
-    """Weights of a whole run, or of one that is cut off behind step `last`."""
-    events = loop.train_recipe(made, folder, device="cpu", resume=resume)
-    for event in events:
-        if isinstance(event, CheckpointSaved) and event.step == last:
-            break
-    events.close()  # type: ignore[attr-defined]
-    return load_file(folder / "checkpoints" / f"step-{last or 10:08}" / "model.safetensors")
-
-
-def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_sizes_by_the_number_of_the_step() -> None:
@@ -70,32 +53,34 @@ def test_each_step_gets_images_of_its_size_and_resume_is_exact_in_every_stage(
 
     monkeypatch.setattr(TrainingStep, "__call__", recording)
     made = recipe(data, train__image_sizes=STAGES, **CROPS, **changes)
-    whole = train(made, tmp_path / "whole")
+    whole = run_weights(made, tmp_path / "whole")
     assert seen == [(step, 16 if step < 4 else 24 if step < 8 else 32) for step in range(10)]
     for last in (2, 4, 6, 9) if not changes else (6,):
-        train(made, tmp_path / f"cut-{last}", last=last)
-        assert equal(train(made, tmp_path / f"cut-{last}", resume=True), whole)
+        run_weights(made, tmp_path / f"cut-{last}", last=last)
+        assert equal_weights(run_weights(made, tmp_path / f"cut-{last}", resume=True), whole)
 
 
 @pytest.mark.parametrize("vision", [VISION, RESNET], ids=["vit", "resnet"])
 def test_one_size_is_no_curriculum_to_the_bit(data: Path, tmp_path: Path, vision: dict) -> None:
-    plain = train(recipe(data, vision, **CROPS), tmp_path / "plain")
-    assert equal(train(recipe(data, vision, **CROPS, train__image_sizes=[[0.0, 32]]), tmp_path / "one"), plain)
+    plain = run_weights(recipe(data, vision, **CROPS), tmp_path / "plain")
+    assert equal_weights(
+        run_weights(recipe(data, vision, **CROPS, train__image_sizes=[[0.0, 32]]), tmp_path / "one"), plain
+    )
     if vision is VISION:
-        stages = train(recipe(data, vision, **CROPS, train__image_sizes=STAGES), tmp_path / "stages")
-        assert not equal(stages, plain)
+        stages = run_weights(recipe(data, vision, **CROPS, train__image_sizes=STAGES), tmp_path / "stages")
+        assert not equal_weights(stages, plain)
 
 
 def test_images_read_anew_and_kept_ones_are_the_same(data: Path, tmp_path: Path) -> None:
     for number, changes in enumerate((CROPS, {})):
         kept, anew = (
-            train(
+            run_weights(
                 recipe(data, train__image_sizes=STAGES, data__in_memory=in_memory, **changes),
                 tmp_path / f"{number}{in_memory}",
             )
             for in_memory in (True, False)
         )
-        assert equal(kept, anew)
+        assert equal_weights(kept, anew)
 
 
 def test_without_crops_a_smaller_image_is_the_model_s_image_resized(data: Path, tmp_path: Path) -> None:

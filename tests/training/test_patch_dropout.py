@@ -7,16 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from margins import within
-from safetensors.torch import load_file
-from tiny_run import settings, tiny_recipe, write_pairs
+from tiny_run import equal_weights, run_weights, settings, tiny_recipe, write_pairs
 
 from cloob_cli.core.config import VisionConfig
 from cloob_cli.core.transformer import VisionTransformer
 from cloob_cli.errors import RecipeError
 from cloob_cli.recipe import Recipe
 from cloob_cli.schema import parse
-from cloob_cli.training import loop
-from cloob_cli.training.events import CheckpointSaved
 
 MODEL = {
     "embed_dim": 16,
@@ -33,19 +30,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(data: Path, **changes: object) -> Recipe:
     changes = {"train__steps": 10, "train__checkpoint_every": 1, "train__keep_checkpoints": 20} | changes
     return tiny_recipe(data, model=MODEL, **changes)
-
-
-def train(made: Recipe, folder: Path, *, last: int | None = None, resume: bool = False) -> dict[str, torch.Tensor]:
-    events = loop.train_recipe(made, folder, device="cpu", resume=resume)
-    for event in events:
-        if isinstance(event, CheckpointSaved) and event.step == last:
-            break
-    events.close()  # type: ignore[attr-defined]
-    return load_file(folder / "checkpoints" / f"step-{last or 10:08}" / "model.safetensors")
-
-
-def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def tower() -> VisionTransformer:
@@ -100,11 +84,13 @@ def test_a_dropped_patch_has_no_influence_and_no_gradient() -> None:
 
 
 def test_zero_gives_the_weights_of_a_run_without_it_and_half_gives_others(data: Path, tmp_path: Path) -> None:
-    plain = train(recipe(data), tmp_path / "plain")
-    assert equal(train(recipe(data, train__patch_dropout=0.0), tmp_path / "zero"), plain)
-    half = train(recipe(data, train__patch_dropout=0.5), tmp_path / "half")
-    assert not equal(half, plain)
-    assert equal(train(recipe(data, train__patch_dropout=0.5, data__in_memory=False), tmp_path / "again"), half)
+    plain = run_weights(recipe(data), tmp_path / "plain")
+    assert equal_weights(run_weights(recipe(data, train__patch_dropout=0.0), tmp_path / "zero"), plain)
+    half = run_weights(recipe(data, train__patch_dropout=0.5), tmp_path / "half")
+    assert not equal_weights(half, plain)
+    assert equal_weights(
+        run_weights(recipe(data, train__patch_dropout=0.5, data__in_memory=False), tmp_path / "again"), half
+    )
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 5])
@@ -114,10 +100,10 @@ def test_resume_is_exact_while_patches_are_dropped_and_after(
     made = recipe(
         data, train__patch_dropout=0.5, train__patch_dropout_until=0.6, train__micro_batch_size=micro_batch_size
     )
-    whole = train(made, tmp_path / "whole")
+    whole = run_weights(made, tmp_path / "whole")
     for last in (3, 8):
-        train(made, tmp_path / f"cut-{last}", last=last)
-        assert equal(train(made, tmp_path / f"cut-{last}", resume=True), whole)
+        run_weights(made, tmp_path / f"cut-{last}", last=last)
+        assert equal_weights(run_weights(made, tmp_path / f"cut-{last}", resume=True), whole)
 
 
 def test_the_last_steps_see_all_patches(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +118,7 @@ def test_the_last_steps_see_all_patches(data: Path, tmp_path: Path, monkeypatch:
             hook.remove()
 
     monkeypatch.setattr(VisionTransformer, "forward", recording)
-    train(recipe(data, train__patch_dropout=0.75, train__patch_dropout_until=0.6), tmp_path / "run")
+    run_weights(recipe(data, train__patch_dropout=0.75, train__patch_dropout_until=0.6), tmp_path / "run")
     assert seen[:10] == [5] * 6 + [17] * 4  # what comes after them is the finished model's
 
 
