@@ -42,15 +42,16 @@ HELD_OUT = {
 }
 TEMPLATES = ("{c}", "an icon of {c}", "a picture of {c}", "{c} icon")
 _SHARD_ROWS = 20_000
-_CALIBRATION_STEPS = 12
+_CALIBRATION_STEPS = 24
+_WARM_UP_STEPS = 8  # the first ones also choose kernels and start threads
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Steps that were trained, their processor time in seconds, and the last validation's scores."""
+    """Processor time in seconds of all steps and of one step after the first few, and the last validation's scores."""
 
-    steps: int
     seconds: float
+    seconds_per_step: float
     batch_size: int
     loss: float
     metrics: dict[str, float]
@@ -118,7 +119,7 @@ def run(work: Path, name: str, seconds: float, seed: int) -> dict[str, Any]:
         "data.workers=1",
     ]
     measured = _train(work / "runs" / f"{name}-calibration", [*overrides, f"train.steps={_CALIBRATION_STEPS}"])
-    steps = max(1, round(seconds / (measured.seconds / measured.steps)))
+    steps = max(1, round(seconds / measured.seconds_per_step))
     measured = _train(work / "runs" / f"{name}-{seed}", [*overrides, f"train.steps={steps}"])
     tops = {test: measured.metrics[f"zero_shot/{test}/top1"] for test in HELD_OUT}
     row = {
@@ -146,18 +147,20 @@ def _train(folder: Path, overrides: list[str]) -> Measured:
 
     shutil.rmtree(folder, ignore_errors=True)
     recipe = load_recipe(RECIPE, [*overrides, "train.log_every=1", "train.checkpoint_every=1000000"])
-    start = stop = time.process_time()
+    start = warm = stop = time.process_time()
     steps, loss, metrics = 0, 0.0, {}
     for event in train_recipe(recipe, folder, device="cpu"):
         if isinstance(event, Started):
             start = time.process_time()
         elif isinstance(event, StepDone):
             stop, steps, loss = time.process_time(), event.step, event.loss
+            if steps == _WARM_UP_STEPS:
+                warm = stop
             if steps % 50 == 0:
                 print(f"{folder.name}: step {steps}, loss {loss:.3f}, {stop - start:.0f} s", file=sys.stderr)
         elif isinstance(event, Finished):
             metrics = event.metrics
-    return Measured(steps, stop - start, recipe.train.batch_size, loss, metrics)
+    return Measured(stop - start, (stop - warm) / (steps - _WARM_UP_STEPS), recipe.train.batch_size, loss, metrics)
 
 
 def table(work: Path) -> Iterator[str]:

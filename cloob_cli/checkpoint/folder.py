@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloob_cli.checkpoint.fingerprint import (
+from cloob_cli.checkpoint.behavior_fingerprint import (
     FINGERPRINT_FILE,
     compare_fingerprint,
     compute_fingerprint,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cloob_cli.data.order import further_uniforms
+from cloob_cli.data.random_numbers import further_uniforms
 from cloob_cli.recipe import AugmentSection
 
 # What each of a sample's random numbers decides. Only append: another order is another training run.

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from cloob_cli.data.augment import draw
-from cloob_cli.data.order import uniforms
+from cloob_cli.data.random_numbers import uniforms
 from cloob_cli.data.text import Tokenizer
 
 _AT_ONCE = 20_000  # texts that are tokenized together

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloob_cli import assets
-from cloob_cli.checkpoint.fingerprint import FINGERPRINT_FILE
+from cloob_cli.checkpoint.behavior_fingerprint import FINGERPRINT_FILE
 from cloob_cli.checkpoint.folder import (
     CONFIG_FILE,
     KEPT_FILES,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from cloob_cli import assets
-from cloob_cli.checkpoint.fingerprint import FINGERPRINT_FILE
+from cloob_cli.checkpoint.behavior_fingerprint import FINGERPRINT_FILE
 from cloob_cli.checkpoint.folder import KEPT_FILES, read_config
 from cloob_cli.errors import CloobError
 from cloob_cli.files import sha256_of

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cloob_cli.checkpoint.fingerprint import FINGERPRINT_FILE, TEXTS, fixed_images
+from cloob_cli.checkpoint.behavior_fingerprint import FINGERPRINT_FILE, TEXTS, fixed_images
 from cloob_cli.checkpoint.folder import CONFIG_KEY, check_fingerprint, open_model, save_model
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import build

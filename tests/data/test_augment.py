@@ -11,7 +11,7 @@ from margins import close
 from PIL import Image, ImageEnhance, ImageOps
 
 from cloob_cli.data.augment import DRAWS, color_jitter, crop_boxes, crops, move, resized_crop, resized_crops
-from cloob_cli.data.order import further_uniforms, uniforms
+from cloob_cli.data.random_numbers import further_uniforms, uniforms
 from cloob_cli.recipe import AugmentSection
 
 SIZE = 16

@@ -22,8 +22,8 @@ from cloob_cli.data import loader as loader_module
 from cloob_cli.data.batch import PairBatch
 from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import PairLoader
-from cloob_cli.data.order import epoch_order
 from cloob_cli.data.pairs import PairSource, open_pairs
+from cloob_cli.data.sample_order import epoch_order
 from cloob_cli.data.sources.parquet import ParquetSource
 from cloob_cli.data.streaming import PairStream
 from cloob_cli.data.text import Tokenizer, train_bpe

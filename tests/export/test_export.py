@@ -17,7 +17,7 @@ from margins import close
 from PIL import Image
 from safetensors.torch import load_file
 
-from cloob_cli.checkpoint.fingerprint import fixed_images
+from cloob_cli.checkpoint.behavior_fingerprint import fixed_images
 from cloob_cli.checkpoint.folder import open_model, save_model
 from cloob_cli.convert import convert_checkpoint
 from cloob_cli.core.config import ARCHITECTURES, ModelConfig
@@ -82,7 +82,7 @@ OPEN_CLIP = """
 import json, sys, torch, open_clip
 from safetensors.torch import save_file
 given = json.loads(sys.stdin.read())
-from cloob_cli.checkpoint.fingerprint import fixed_images
+from cloob_cli.checkpoint.behavior_fingerprint import fixed_images
 for folder in sys.argv[1:]:
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(given)

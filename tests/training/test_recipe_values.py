@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny_run import COLORS, PLACES, tiny_recipe, write_pairs
 
 import cloob_cli
-from cloob_cli.data.order import hold_out
+from cloob_cli.data.sample_order import hold_out
 from cloob_cli.errors import NonFiniteLossError, UsageError
 from cloob_cli.recipe import OptimizerSection
 from cloob_cli.training.events import CheckpointSaved, Event, StepDone

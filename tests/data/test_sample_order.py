@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from margins import within
 
-from cloob_cli.data.order import _mix, block_windows, epoch_order, hold_out, random_bits, uniforms
+from cloob_cli.data.random_numbers import _mix, random_bits, uniforms
+from cloob_cli.data.sample_order import block_windows, epoch_order, hold_out
 
 SEEDS = st.integers(0, 2**64 - 1)
 
