@@ -136,7 +136,7 @@ def _report_tokens(found: LabelTokens, context: int) -> None:
 def _printer(as_json: bool, top_k: int, paths: Sequence[Path | Failure], classes: Sequence[Label]) -> AddRows:
     """Return the function that shows rows on stdout."""
     from cloob_cli.inference.classify import columns
-    from cloob_cli.inference.reading import path_text
+    from cloob_cli.path_text import path_text
 
     if as_json:
         return _print_json

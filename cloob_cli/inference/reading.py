@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -24,9 +23,8 @@ from cloob_cli.data.image_folder import Watch, scan
 from cloob_cli.data.images import Preprocess, read_crop
 from cloob_cli.errors import Failure, ImageError, InputError, one_line
 from cloob_cli.parallel import core_count, map_in_order
+from cloob_cli.path_text import path_text
 from cloob_cli.text_format import os_reason
-
-_BEFORE_ESCAPE = re.compile(r"(\\+)(?=[\udc80-\udcff]|x[89a-f][0-9a-f])")
 
 _MOST_THREADS = 32
 
@@ -87,19 +85,6 @@ def collect_images(sources: Sequence[Path], watch: Watch | None = None) -> Colle
     if errors and len(errors) == len(sources):
         raise errors[0]
     return found
-
-
-def path_text(path: Path) -> str:
-    """A path as text that every format can hold, different for different paths.
-
-    Bytes of a name that are not UTF-8 become `\\xNN`. Backslashes before such an escape, or before what looks like one
-    in the name itself, are doubled: an odd number of them marks a byte.
-    """
-    if os.name != "posix":
-        return str(path).encode("utf-8", "backslashreplace").decode()
-    text = os.fsencode(path).decode("utf-8", "surrogateescape")
-    text = _BEFORE_ESCAPE.sub(r"\1\1", text)
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def image_batches(
