@@ -139,7 +139,7 @@ def test_frozen_parts_stay_on_two_processes(data, tmp_path, resnet):
 
 
 def test_a_frozen_tower_has_no_graph_and_no_state(data, tmp_path, vit, monkeypatch):
-    """What autograd keeps for the backward pass is counted while the image tower runs."""
+    """Counted: the tensors that autograd keeps for the backward pass while the image tower runs."""
     packed: list[Tensor] = []
     embed = cloob_cli.core.model.CloobModel.image_features
 
