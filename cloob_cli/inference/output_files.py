@@ -26,7 +26,10 @@ Command = Literal["classify", "embed"]
 MADE_BY = "made_by"  # the key in a Parquet file's metadata; its value is the command, "cloob embed"
 _EMBED_KEYS = {b"model", b"weights_sha256", b"preprocessing", b"version"}
 _CHOICE = ["label", "probability", "cosine"]
-_CSV_HEADER = re.compile(r"path,label,probability,cosine(,label_\d+,probability_\d+,cosine_\d+)*")
+_FURTHER = ["sorted_to"]  # what `classify` writes behind these, where it was asked to
+_CSV_HEADER = re.compile(
+    r"path,label,probability,cosine(,label_\d+,probability_\d+,cosine_\d+)*" + "".join(f"(,{n})?" for n in _FURTHER)
+)
 _FIRST_LINE = 1 << 20  # bytes of a first line that are read
 
 
@@ -119,10 +122,16 @@ def made_by(path: Path) -> Command | None:
                 return "classify" if _CSV_HEADER.fullmatch(_read_first_line(path)) else None
             case ".jsonl":
                 value = json.loads(_read_first_line(path))
-                return "classify" if isinstance(value, dict) and [*value] == ["path", *_CHOICE, "top"] else None
+                return "classify" if isinstance(value, dict) and _is_row([*value]) else None
     except Exception:  # whatever pyarrow, NumPy or json say of it: a damaged file is not known to be ours
         pass
     return None
+
+
+def _is_row(keys: list[str]) -> bool:
+    """True for the keys of a row that `classify` writes."""
+    first = ["path", *_CHOICE, "top"]
+    return keys[: len(first)] == first and keys[len(first) :] == [name for name in _FURTHER if name in keys]
 
 
 def _maker_of_parquet(path: Path) -> Command | None:
