@@ -52,6 +52,7 @@ def run() -> NoReturn:
     except CloobError as error:
         console.show_error(error)
         code = code or error.exit_code
+    signals.forget_interrupts()
     sys.exit(code)
 
 
