@@ -20,6 +20,11 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
         "cloob embed photos -o photos.npy",
         "cloob embed --text queries.txt -o queries.npy",
     ),
+    "eval": (
+        "cloob eval cloob-xs-pictograms flowers",
+        "cloob eval cloob-xs-pictograms flowers signs --model runs/my-model/model --json",
+        "cloob eval cloob-xs-pictograms hf://ORG/REPO -o scores.json --skip-existing",
+    ),
     "undo": ("cloob undo sorted/cloob-undo-20260314-092653.jsonl",),
     "train": (
         "cloob train folder-quickstart --set data.train=photos --set name=my-model",
