@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from cloob_cli.data.decoding_memory import MemoryBudget, default_budget
-from cloob_cli.data.image_folder import Watch, scan
+from cloob_cli.data.image_folder import Watch, is_excluded, scan
 from cloob_cli.data.images import Preprocess, read_crop
-from cloob_cli.errors import Failure, ImageError, InputError, one_line
+from cloob_cli.errors import Failure, ImageError, InputError, NothingFoundError, one_line
 from cloob_cli.parallel import core_count, map_in_order
 from cloob_cli.path_text import path_text
 from cloob_cli.text_format import os_reason
@@ -53,10 +53,11 @@ class Collected:
     passed_over: Counter[str] = field(default_factory=Counter)
 
 
-def collect_images(sources: Sequence[Path], watch: Watch | None = None) -> Collected:
+def collect_images(sources: Sequence[Path], watch: Watch | None = None, exclude: Sequence[str] = ()) -> Collected:
     """Find the images among files and below folders, each file once, in the order of the arguments.
 
-    `watch` is called with counts of files that were looked at.
+    `watch` is called with counts of files that were looked at. Patterns `exclude` leave out files and folders below
+    the sources (`image_folder.is_excluded`), and files that are named themselves.
 
     Raises:
         InputError: none of `sources` gives an image; the error is the first one's.
@@ -66,8 +67,10 @@ def collect_images(sources: Sequence[Path], watch: Watch | None = None) -> Colle
     real = functools.cache(lambda folder: Path(os.path.realpath(folder)))
     errors: list[InputError] = []
     for source in sources:
+        if exclude and is_excluded(source.as_posix(), exclude) and source.is_file():
+            continue
         try:
-            below = scan(source, watch)
+            below = scan(source, watch, exclude)
         except InputError as problem:
             errors.append(problem)
             found.items.append(Failure(path_text(source), problem.message))
@@ -82,8 +85,10 @@ def collect_images(sources: Sequence[Path], watch: Watch | None = None) -> Colle
             reason = folders.get(path)
             failure = reason and Failure(path_text(path), f"the folder cannot be read: {reason}")
             found.items.append(failure or path)
-    if errors and len(errors) == len(sources):
+    if errors and not any(isinstance(item, Path) for item in found.items) and len(errors) == len(found.items):
         raise errors[0]
+    if not found.items:
+        raise NothingFoundError("no image is left: --exclude leaves out all of them")
     return found
 
 
