@@ -325,7 +325,7 @@ class TrainSection(StrictModel):
 
 
 class FinetuneSection(StrictModel):
-    """What becomes of a model that started from another (`model.init`)."""
+    """The last step of a run that started from a model (`model.init`)."""
 
     interpolate: float | None = Field(
         default=None,
