@@ -16,7 +16,7 @@ from command_line import environment
 PACKAGE = Path(__file__).resolve().parents[1] / "cloob_cli"
 
 # What the modules of a folder may import from the package, anywhere in the file. The top level is ".".
-BASE = {"errors", "schema", "files", "assets", "parallel", "text_format", "version"}
+BASE = {"errors", "schema", "files", "assets", "parallel", "text_format", "path_text", "version"}
 ALLOWED = {
     "core": BASE | {"core"},
     "data": BASE | {"core", "data", "recipe"},
@@ -26,14 +26,28 @@ ALLOWED = {
     "registry": BASE | {"core", "data", "checkpoint", "convert", "registry"},
     "training": BASE | {"core", "data", "checkpoint", "training", "recipe"},
     "inference": BASE | {"core", "data", "checkpoint", "inference", "recipe"},
+    "evaluation": BASE | {"core", "data", "checkpoint", "evaluation", "recipe"},
+    "filing": BASE | {"data", "filing"},
     "commands": BASE
     | {"console", "signals", "recipe", "commands", "training", "inference", "registry", "core", "data", "diagnosis"}
-    | {"convert", "export", "checkpoint"},
+    | {"evaluation", "filing", "convert", "export", "checkpoint"},
     "console": {"console", "errors", "text_format"},
 }
 # Modules that quick commands load: nothing heavy at their top level.
 QUICK = ["paths", "entries", "inventory", "resolve", "hub", "bundle", "http", "storage"]
-LIGHT = ["__init__", "__main__", "main", "signals", "errors", "assets", "schema", "files", "parallel", "text_format"]
+LIGHT = [
+    "__init__",
+    "__main__",
+    "main",
+    "signals",
+    "errors",
+    "assets",
+    "schema",
+    "files",
+    "parallel",
+    "text_format",
+    "path_text",
+]
 HEAVY = {
     "torch",
     "accelerate",

@@ -13,11 +13,13 @@ from cloob_cli import console, signals
 from cloob_cli.commands.options import (
     BatchSizeOption,
     DeviceOption,
+    ExcludeOption,
     FastJpegOption,
     ForceOption,
     JsonOption,
     MemoryBudgetOption,
     ModelOption,
+    NullOption,
     PrecisionOption,
     QuietOption,
     WorkersOption,
@@ -33,7 +35,8 @@ def embed(
         Path, typer.Option("--output", "-o", help="The .npy file; the .parquet and .failures.jsonl go beside it.")
     ],
     images: Annotated[
-        list[Path] | None, typer.Argument(metavar="DIR", help="Folders (searched below) and images.")
+        list[Path] | None,
+        typer.Argument(metavar="DIR", help="Folders (searched below), images, or - for paths from stdin."),
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Embed the lines of this UTF-8 file instead of images.")] = None,
     dtype: Annotated[Literal["float32", "float16"], typer.Option(help="dtype of the stored embeddings.")] = "float32",
@@ -44,6 +47,8 @@ def embed(
     workers: WorkersOption = None,
     fast_jpeg: FastJpegOption = False,
     memory_budget: MemoryBudgetOption = None,
+    exclude: ExcludeOption = None,
+    null: NullOption = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -61,15 +66,23 @@ def embed(
         )
     with signals.leaving_at_once():
         from cloob_cli.checkpoint.folder import weights_sha256
-        from cloob_cli.commands.inference_run import description, find_images, model_name, open_model, track_work
+        from cloob_cli.commands.inference_run import (
+            description,
+            find_images,
+            model_name,
+            open_model,
+            read_sources,
+            track_work,
+        )
         from cloob_cli.inference import embed as inference
         from cloob_cli.inference.labels import read_texts
         from cloob_cli.inference.output_files import check_output, failures_path, output_files
         from cloob_cli.inference.provenance import describe_images, describe_texts
 
-    check_output(output, "embed", [".npy"], inputs=[*(images or []), *filter(None, [text])], force=force)
+    images = read_sources(images or [], null)
+    check_output(output, "embed", [".npy"], inputs=[*images, *filter(None, [text])], force=force)
     # Everything that can be wrong with the input is found before the model is opened.
-    paths = find_images(images) if images else []
+    paths = find_images(images, exclude or []) if images else []
     texts = read_texts(text) if text is not None else iter(())
     first = next(texts, None)
     if text is not None and first is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -20,13 +19,12 @@ import torch
 from torch import Tensor
 
 from cloob_cli.data.decoding_memory import MemoryBudget, default_budget
-from cloob_cli.data.image_folder import Watch, scan
+from cloob_cli.data.image_folder import Watch, is_excluded, scan
 from cloob_cli.data.images import Preprocess, read_crop
-from cloob_cli.errors import Failure, ImageError, InputError, one_line
+from cloob_cli.errors import Failure, ImageError, InputError, NothingFoundError, one_line
 from cloob_cli.parallel import core_count, map_in_order
+from cloob_cli.path_text import path_text
 from cloob_cli.text_format import os_reason
-
-_BEFORE_ESCAPE = re.compile(r"(\\+)(?=[\udc80-\udcff]|x[89a-f][0-9a-f])")
 
 _MOST_THREADS = 32
 
@@ -55,10 +53,11 @@ class Collected:
     passed_over: Counter[str] = field(default_factory=Counter)
 
 
-def collect_images(sources: Sequence[Path], watch: Watch | None = None) -> Collected:
+def collect_images(sources: Sequence[Path], watch: Watch | None = None, exclude: Sequence[str] = ()) -> Collected:
     """Find the images among files and below folders, each file once, in the order of the arguments.
 
-    `watch` is called with counts of files that were looked at.
+    `watch` is called with counts of files that were looked at. Patterns `exclude` leave out files and folders below
+    the sources (`image_folder.is_excluded`), and files that are named themselves.
 
     Raises:
         InputError: none of `sources` gives an image; the error is the first one's.
@@ -68,8 +67,10 @@ def collect_images(sources: Sequence[Path], watch: Watch | None = None) -> Colle
     real = functools.cache(lambda folder: Path(os.path.realpath(folder)))
     errors: list[InputError] = []
     for source in sources:
+        if exclude and is_excluded(source.as_posix(), exclude) and source.is_file():
+            continue
         try:
-            below = scan(source, watch)
+            below = scan(source, watch, exclude)
         except InputError as problem:
             errors.append(problem)
             found.items.append(Failure(path_text(source), problem.message))
@@ -84,22 +85,11 @@ def collect_images(sources: Sequence[Path], watch: Watch | None = None) -> Colle
             reason = folders.get(path)
             failure = reason and Failure(path_text(path), f"the folder cannot be read: {reason}")
             found.items.append(failure or path)
-    if errors and len(errors) == len(sources):
+    if errors and not any(isinstance(item, Path) for item in found.items) and len(errors) == len(found.items):
         raise errors[0]
+    if not found.items:
+        raise NothingFoundError("no image is left: --exclude leaves out all of them")
     return found
-
-
-def path_text(path: Path) -> str:
-    """A path as text that every format can hold, different for different paths.
-
-    Bytes of a name that are not UTF-8 become `\\xNN`. Backslashes before such an escape, or before what looks like one
-    in the name itself, are doubled: an odd number of them marks a byte.
-    """
-    if os.name != "posix":
-        return str(path).encode("utf-8", "backslashreplace").decode()
-    text = os.fsencode(path).decode("utf-8", "surrogateescape")
-    text = _BEFORE_ESCAPE.sub(r"\1\1", text)
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def image_batches(

@@ -123,7 +123,7 @@ SCALES = [("cloob", 0.1), ("cloob", 8.0), ("cloob", 100.0), ("infoloob", 8.0), (
 
 
 @pytest.mark.parametrize(("objective", "scale_hopfield"), SCALES)
-@pytest.mark.parametrize("inv_tau", [1.0, 30.0, 100.0])
+@pytest.mark.parametrize("inv_tau", [1.0, 10.0, 30.0, 100.0])
 @pytest.mark.parametrize("name", HARD)
 def test_hard_inputs_in_float32(objective, inv_tau, scale_hopfield, name):
     x, y = (rows.float().double() for rows in HARD[name])
@@ -139,7 +139,7 @@ def test_hard_inputs_in_float32(objective, inv_tau, scale_hopfield, name):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("n", [3, 50, 333])
-@pytest.mark.parametrize("inv_tau", [1.0, 30.0, 100.0])
+@pytest.mark.parametrize("inv_tau", [1.0, 10.0, 30.0, 100.0])
 def test_bfloat16_gradients_are_within_four_units_of_its_rounding(objective, n, inv_tau):
     x, y = alike(n, 192)[0], unit_rows(n, 192, 5).float().double()  # the error of a score falls as 1 / sqrt(width)
     within(relative_error(x, y, precision="bf16", objective=objective, inv_tau=inv_tau), 4 * ROUNDING, BFLOAT16)
@@ -174,7 +174,7 @@ def test_hard_inputs_in_bfloat16(objective, scale_hopfield, name):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("inv_tau", [1.0, 30.0, 100.0])
+@pytest.mark.parametrize("inv_tau", [1.0, 10.0, 30.0, 100.0])
 @pytest.mark.parametrize("copies", [2, 3])
 def test_duplicated_pairs_in_bfloat16(objective, inv_tau, copies):
     x, y = (rows.repeat(copies, 1) for rows in alike(100, 192))

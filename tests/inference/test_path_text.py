@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloob_cli.inference.classify import Choice, Classified, open_rows
-from cloob_cli.inference.reading import path_text
+from cloob_cli.path_text import path_of, path_text
 
 posix = pytest.mark.skipif(os.name != "posix", reason="file names of any bytes")
 NAMES = st.lists(st.sampled_from([b"\\", b"x", b"e9", b"c3", b"7f", b"\xe9", b"\xc3\xa9", b"a", b"\xff"]), max_size=8)
@@ -40,6 +40,7 @@ def test_a_path_can_be_told_from_its_text(pieces: list[bytes]) -> None:
     text = path_text(Path(os.fsdecode(name)))
     assert bytes_of(text) == name
     text.encode("utf-8")  # which JSON and Parquet need
+    assert os.fsencode(path_of(text)) == os.fsencode(Path(os.fsdecode(name)))
 
 
 @posix

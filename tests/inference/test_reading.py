@@ -20,7 +20,8 @@ from tiny_model import save_hostile_images, save_images
 from cloob_cli.data.images import Preprocess
 from cloob_cli.errors import Failure, InputError
 from cloob_cli.inference import reading
-from cloob_cli.inference.reading import collect_images, image_batches, path_text
+from cloob_cli.inference.reading import collect_images, image_batches
+from cloob_cli.path_text import path_text
 
 PREPROCESS = Preprocess(32)
 
