@@ -1,4 +1,4 @@
-"""Which program wrote a folder with a model, and which of its files are needed. Reads JSON only, imports no torch."""
+"""The form of a folder with a model: the program that wrote it, and the files that are needed. Imports no torch."""
 
 from __future__ import annotations
 

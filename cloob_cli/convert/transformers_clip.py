@@ -137,7 +137,7 @@ def describe(checkpoint: Any, upstream: dict[str, Any] | None) -> ModelConfig:
 
 
 def preprocessing(folder: Path, image_size: int) -> PreprocessConfig:
-    """What the processor's file in a folder says; without one, what CLIPImageProcessor does by itself.
+    """The steps that the processor's file in a folder says; without one, those of CLIPImageProcessor by itself.
 
     Raises:
         ConversionError: the file asks for steps that cloob has not, or for another size than the tower's.
