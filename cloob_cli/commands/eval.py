@@ -43,10 +43,11 @@ def evaluate(
         ),
     ] = None,
     task: Annotated[
-        Literal["zero-shot", "retrieval"] | None,
+        Literal["zero-shot", "retrieval", "linear-probe", "few-shot"] | None,
         typer.Option(help="What to measure.", show_default="zero-shot for labels, retrieval for captions"),
     ] = None,
     split: Annotated[str, typer.Option(help="The part of a data set that is scored.")] = "test",
+    train_split: Annotated[str, typer.Option(help="The part that linear-probe and few-shot learn from.")] = "train",
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -82,7 +83,7 @@ def evaluate(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure models on data sets: zero-shot classification and image-text retrieval.
+    """Measure models on data sets: zero-shot classification, retrieval, and classifiers on the embeddings.
 
     The JSON result is a list of records in CLIP_benchmark's schema, fractions in [0, 1]. Intervals are those of a
     bootstrap over the images. In retrieval a wrong answer that is exactly as near as the right one counts as nearer.
@@ -103,6 +104,7 @@ def evaluate(
     asked = Asked(
         task=task,
         split=split,
+        train_split=train_split,
         templates=read_templates(templates) if templates else None,
         labels=[(label.name, label.names) for label in read_labels(labels)] if labels else None,
         labels_file=str(labels),

@@ -11,6 +11,7 @@ from cloob_cli import console
 from cloob_cli.commands.download_report import reporting
 
 if TYPE_CHECKING:
+    from cloob_cli.data.labeled_set import ClassificationSet
     from cloob_cli.errors import Failure
     from cloob_cli.evaluation.results import Record
     from cloob_cli.evaluation.run import Asked, DataSet
@@ -22,15 +23,17 @@ _HEADINGS = {"acc1": "top-1", "acc5": "top-5", "mean_per_class_recall": "mean pe
 
 @dataclass(frozen=True)
 class Job:
-    """A data set, and what is asked of it."""
+    """A data set, what is asked of it, and the images to learn from, if any."""
 
     data: DataSet
     asked: Asked
+    train: ClassificationSet | None = None
 
 
 def find_data_sets(names: list[str], asked: Asked) -> list[Job]:
     """Open the data sets that the arguments name; those on the Hub are fetched first."""
-    from cloob_cli.evaluation.run import open_data
+    from cloob_cli.evaluation.results import LEARNING
+    from cloob_cli.evaluation.run import open_data, open_train
     from cloob_cli.registry.datasets import hub_data_set
 
     jobs = []
@@ -38,8 +41,9 @@ def find_data_sets(names: list[str], asked: Asked) -> list[Job]:
         path = Path(name).expanduser()
         if name.startswith("hf://"):
             with reporting() as report:
-                path = hub_data_set(name, [asked.split], report)
-        jobs.append(Job(open_data(path, asked), asked))
+                splits = [asked.split, *([asked.train_split] if asked.task in LEARNING else [])]
+                path = hub_data_set(name, splits, report)
+        jobs.append(Job(open_data(path, asked), asked, open_train(path, asked)))
     return jobs
 
 
@@ -128,8 +132,9 @@ class Evaluations:
                 console.warn(f"skipped {failure.name}: {failure.reason}")
             bar.advance()
 
-        with console.track(job.data.name, len(chosen_images(job.data, job.asked.limit)), "images") as bar:
-            record = evaluate(embedder, model, job.data, job.asked, read)
+        total = len(chosen_images(job.data, job.asked.limit)) + len(job.train or ())
+        with console.track(job.data.name, total, "images") as bar:
+            record = evaluate(embedder, model, job.data, job.asked, read, job.train)
         record.settings |= {"weights_sha256": identity, "version": __version__}
         self._tell(record)
         self.failures += record.failures
@@ -143,6 +148,8 @@ class Evaluations:
                 f"{record.dataset}: in {record.ties} queries a wrong answer is exactly as near as the right one, "
                 "and counts as nearer"
             )
+        if record.settings.get("converged") is False:
+            console.warn(f"{record.dataset}: the logistic regression did not converge")
 
     def _write(self) -> None:
         if self._output is None:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from cloob_cli.errors import Failure, InputError
 
 Task = Literal["zero-shot", "retrieval", "linear-probe", "few-shot"]
-TASKS: tuple[Task, ...] = ("zero-shot", "retrieval", "linear-probe", "few-shot")
+LEARNING: tuple[Task, ...] = ("linear-probe", "few-shot")  # those that need images to learn from
 TASK_NAMES: dict[Task, str] = {  # in the records; the first three are CLIP_benchmark's
     "zero-shot": "zeroshot_classification",
     "retrieval": "zeroshot_retrieval",
