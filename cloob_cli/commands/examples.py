@@ -46,12 +46,19 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
         "cloob zoo pull hf://ORG/REPO --name my-model",
         "cloob zoo pull cloob-rn50-yfcc --dry-run",
     ),
-    "zoo add": ("cloob zoo add runs/my-model/model --name my-model",),
+    "zoo add": (
+        "cloob zoo add runs/my-model/model --name my-model",
+        "cloob zoo add my-open-clip-folder --name my-clip",
+    ),
     "zoo verify": ("cloob zoo verify cloob-xs-pictograms --deep",),
     "zoo rm": ("cloob zoo rm my-model",),
     "zoo prune": ("cloob zoo prune --dry-run",),
-    "zoo convert": ("cloob zoo convert checkpoint.pt -o my-model",),
+    "zoo convert": (
+        "cloob zoo convert checkpoint.pt -o my-model",
+        "cloob zoo convert my-transformers-folder -o my-model",
+    ),
     "zoo export": ("cloob zoo export cloob-vit-b-16-laion400m-32ep --to open_clip -o for-open-clip",),
+    "zoo blend": ("cloob zoo blend runs/my-model/start runs/my-model/end --alpha 0.3 -o my-blend",),
     "zoo bundle": ("cloob zoo bundle my-model -o my-model.tar",),
     "zoo push": ("cloob zoo push my-model ORG/REPO --private",),
 }
