@@ -17,8 +17,8 @@ from cloob_cli.inference.scoring import Scores
 Rejection = Literal["energy", "cosine", "softmax", "empty"]
 REJECTIONS: tuple[Rejection, ...] = get_args(Rejection)
 
-# Where nobody gives a threshold: about 95 % of the known images of the held-out sets, with 50 labels of each, stay below
-# it with the bundled model (python scripts/measure_answers.py, docs/answers.md). Other models' scores lie elsewhere.
+# Where nobody gives a threshold: about 95 % of the known images of the held-out sets, with 50 labels of each, stay
+# below it with the bundled model (scripts/measure_answers.py, docs/answers.md). Other models' scores lie elsewhere.
 DEFAULT_THRESHOLDS: dict[Rejection, float] = {"energy": 0.66, "cosine": 0.69, "softmax": 0.65, "empty": 0.5}
 DEFAULT_SHARE = 0.5  # probability from which a label of several, or one in a tree, is taken
 DEFAULT_LEVEL = 0.4  # cosine at which a label by itself is as likely as not, measured in the same way
@@ -26,7 +26,7 @@ DEFAULT_LEVEL = 0.4  # cosine at which a label by itself is as likely as not, me
 
 @dataclass(frozen=True)
 class Rules:
-    """How answers are made of scores.
+    """The way from scores to answers.
 
     Args:
         unknown: the label of images that are rejected; None rejects none.
