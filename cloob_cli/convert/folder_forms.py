@@ -14,7 +14,11 @@ ForeignForm = Literal["open_clip", "transformers"]
 
 CONFIG_FILE = "config.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+OPEN_CLIP_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # Up to transformers 4 the first, since then the second.
 PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
