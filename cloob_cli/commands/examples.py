@@ -23,7 +23,7 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
     "eval": (
         "cloob eval cloob-xs-pictograms flowers",
         "cloob eval cloob-xs-pictograms flowers signs --model runs/my-model/model --json",
-        "cloob eval cloob-xs-pictograms hf://ORG/REPO -o scores.json --skip-existing",
+        "cloob eval cloob-rn50-yfcc paper -o scores.json --skip-existing",
     ),
     "undo": ("cloob undo sorted/cloob-undo-20260314-092653.jsonl",),
     "train": (
