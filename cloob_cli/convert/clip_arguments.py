@@ -33,7 +33,7 @@ class ClipArguments(StrictModel):
 
 
 def described_by(upstream: ClipArguments) -> dict[str, Any]:
-    """What the arguments come to in our configuration; the activation is QuickGELU."""
+    """The part of our configuration that the arguments decide; the activation is QuickGELU."""
     vision: dict[str, Any] = {
         "kind": "resnet" if isinstance(upstream.vision_layers, list) else "vit",
         "image_size": upstream.image_resolution,

@@ -47,9 +47,9 @@ def foreign_form(folder: Path) -> ForeignForm | None:
 
 def is_rinna(described: dict[str, Any]) -> bool:
     """True where a `config.json` is that of rinna's Japanese CLOOB: a ViT and a RoBERTa, not a pair of transformers."""
-    towers = [described.get(f"{tower}_config") for tower in ("vision", "text")]
-    kinds = [tower.get("model_type") if isinstance(tower, dict) else None for tower in towers]
-    return kinds[0] == "vit" and described.get("model_type") != "vision-text-dual-encoder"
+    vision, kind = described.get("vision_config"), described.get("model_type")
+    has_vit = isinstance(vision, dict) and vision.get("model_type") == "vit"
+    return kind == "cloob" or (has_vit and kind != "vision-text-dual-encoder")
 
 
 def needed_files(names: Collection[str]) -> list[str]:
