@@ -14,13 +14,15 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+
+from cloob_cli.file_exchange import ASIDE, exchange, finish, is_marker, marker_of
 
 if os.name == "posix":
     import fcntl
 
-_PARTIAL, _ASIDE = ".partial", ".replaced"
+_PARTIAL = ".partial"
 _UNFINISHED = re.compile(r"\.(?P<name>.+)\.cloob-(?P<token>[0-9a-f]{8})\.(partial|replaced)", re.DOTALL)
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EROFS, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else [])}
 _ABANDONED_AFTER = 24 * 3600.0  # seconds without a change, where a file system knows no locks
@@ -67,7 +69,9 @@ def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
             if os.name != "posix":
                 locks.close()  # Windows renames no open file
             _refuse_folders(targets)
-            _exchange(temporaries, targets)
+            marker = marker_of(temporaries[0]) if len(targets) > 1 else None
+            with _locked_file(marker) if marker else nullcontext():
+                exchange(temporaries, targets, marker)
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
@@ -83,7 +87,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent)
     temporary = _temporary(path, secrets.token_hex(4))
-    aside = temporary.with_suffix(_ASIDE)
+    aside = temporary.with_suffix(ASIDE)
     try:
         with _locked_folder(temporary):
             yield temporary
@@ -105,9 +109,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove unfinished files of killed processes from `folder`, and restore those that they had moved aside."""
+    """Remove unfinished files of killed processes from `folder`, and restore those that they had moved aside.
+
+    Where all of them were finished, and only some had their names yet, the others get theirs.
+    """
     groups: dict[str, dict[Path, Path]] = {}
     try:
+        _finish_exchanges(folder)
         with os.scandir(folder) as entries:
             for entry in entries:
                 if match := _UNFINISHED.fullmatch(entry.name):
@@ -119,10 +127,19 @@ def remove_abandoned(folder: Path) -> None:
         with ExitStack() as locks:
             if all(locks.enter_context(_claimed(path)) for path in partials):
                 for path, original in originals.items():
-                    if path.suffix == _ASIDE and not os.path.lexists(original):
+                    if path.suffix == ASIDE and not os.path.lexists(original):
                         _restore(path, original)  # killed between two renames
                     else:
                         _discard(path)
+
+
+def _finish_exchanges(folder: Path) -> None:
+    with os.scandir(folder) as entries:
+        markers = [folder / entry.name for entry in entries if is_marker(entry.name)]
+    for marker in markers:
+        with _claimed(marker) as abandoned:
+            if abandoned:
+                finish(marker)
 
 
 def sha256_of(path: Path) -> str:
@@ -231,38 +248,6 @@ def _refuse_folders(targets: Sequence[Path]) -> None:
     for target in targets:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
-
-
-def _exchange(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
-    """Rename every temporary file to its target; after an error all targets are as before."""
-    begun: list[tuple[Path, Path, bool]] = []
-    try:
-        for temporary, target in zip(temporaries, targets, strict=True):
-            aside = temporary.with_suffix(_ASIDE)
-            begun.append((target, aside, target.exists()))
-            if len(targets) > 1 and target.exists():
-                _link_or_rename(target, aside)
-            if temporary.exists():
-                os.replace(temporary, target)
-            else:
-                target.unlink(missing_ok=True)
-    except BaseException:
-        for target, aside, existed in begun:
-            if aside.exists():
-                os.replace(aside, target)
-            elif not existed:
-                target.unlink(missing_ok=True)
-        raise
-    finally:
-        for _, aside, _ in begun:
-            aside.unlink(missing_ok=True)
-
-
-def _link_or_rename(target: Path, aside: Path) -> None:
-    try:
-        os.link(target, aside)
-    except OSError:  # a file system without hard links
-        os.replace(target, aside)
 
 
 def _sync(path: Path) -> None:

@@ -59,5 +59,8 @@ MemoryBudgetOption = Annotated[
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Overwrite files that this command did not write (never its inputs).")
 ]
+RebuildOption = Annotated[
+    bool, typer.Option("--rebuild", help="Embed all images anew, also those whose embeddings are known.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no notices and no progress on stderr.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
