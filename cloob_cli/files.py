@@ -25,6 +25,7 @@ if os.name == "posix":
 _PARTIAL = ".partial"
 _UNFINISHED = re.compile(r"\.(?P<name>.+)\.cloob-(?P<token>[0-9a-f]{8})\.(partial|replaced)", re.DOTALL)
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EROFS, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else [])}
+_SHORT = 40  # bytes of a file's name that stand in the name of a temporary file that may be anything
 _ABANDONED_AFTER = 24 * 3600.0  # seconds without a change, where a file system knows no locks
 
 
@@ -75,6 +76,52 @@ def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def creating(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` to be filled; it gets the name `path` whole, or not at all.
+
+    Abandoned files in the folder are not looked for: `remove_abandoned` does that once for many calls.
+
+    Raises:
+        FileExistsError: there is something at `path`, a link that leads nowhere included.
+    """
+    short = path.name.encode("utf-8", "surrogateescape")[:_SHORT].decode("utf-8", "ignore")  # of a longest name
+    temporary = _temporary(path.with_name(short), secrets.token_hex(4))
+    try:
+        with ExitStack() as locks:
+            locks.enter_context(_locked_file(temporary))
+            yield temporary
+            if os.name != "posix":
+                locks.close()  # Windows renames no open file
+            rename_new(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """Rename a file within a file system, and never over another one.
+
+    Raises:
+        FileExistsError: there is something at `target`.
+    """
+    if os.name != "posix":
+        os.rename(source, target)  # which refuses an existing target there
+        return
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError as problem:
+        if problem.errno in {errno.EXDEV, *_NO_ROOM}:
+            raise
+        # A file system without hard links has no such rename: look first.
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        os.rename(source, target)
+    else:
+        source.unlink()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from cloob_cli import console, signals
-from cloob_cli.commands import classify, doctor, embed, examples, train, zoo_list
+from cloob_cli.commands import classify, doctor, embed, eval, examples, train, undo, zoo_list
 from cloob_cli.errors import CloobError, UsageError
 from cloob_cli.version import __version__
 
@@ -23,7 +23,9 @@ app = typer.Typer(
 )
 app.command("classify")(classify.classify)
 app.command("embed")(embed.embed)
+app.command("eval")(eval.evaluate)
 app.command("train")(train.train)
+app.command("undo")(undo.undo)
 app.add_typer(zoo_list.app, name="zoo")
 app.command("doctor")(doctor.doctor)
 examples.add_examples(app)
@@ -51,6 +53,7 @@ def run() -> NoReturn:
     except CloobError as error:
         console.show_error(error)
         code = code or error.exit_code
+    signals.forget_interrupts()
     sys.exit(code)
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ from cloob_cli import assets
 from cloob_cli.core.config import (
     ARCHITECTURES,
     CLIP_VOCAB_SIZE,
+    ModelConfig,
     PreprocessConfig,
     TextConfig,
     TokenizerConfig,
@@ -40,9 +42,13 @@ class TextSection(TextConfig):
 
 class ModelSection(StrictModel):
     """Either `architecture`, a name (RN50, RN50x4, ViT-B-32, ViT-B-16, each also with -quickgelu), or `embed_dim` with
-    `vision` and `text`.
+    `vision` and `text`, or `init`, a model to start from: it brings everything below, and what is named here changes.
+    See [fine-tuning](finetuning.md).
     """
 
+    init: str | None = Field(
+        default=None, min_length=1, description="start from this model: a zoo name, a folder, or hf://ORG/REPO"
+    )
     architecture: str | None = Field(default=None, description="a name; its parts can be changed key by key")
     embed_dim: int | None = Field(default=None, gt=0, description="length of an embedding")
     vision: VisionConfig | None = None
@@ -57,6 +63,8 @@ class ModelSection(StrictModel):
             return data
         name = data.get("architecture")
         if name is not None:
+            if data.get("init") is not None:
+                raise ValueError("give model.init or model.architecture: the model to start from has its own")
             if name not in ARCHITECTURES:
                 near = nearest(str(name), ARCHITECTURES)
                 raise ValueError(f"unknown architecture {name!r}" + (f", did you mean {near!r}?" if near else ""))
@@ -70,15 +78,19 @@ class ModelSection(StrictModel):
 
     @model_validator(mode="after")
     def _complete(self) -> ModelSection:
+        if self.init is not None and self.vision is None and self.text is None:
+            return self  # not filled in yet, see `load_recipe`
         if self.embed_dim is None or self.vision is None or self.text is None:
-            raise ValueError("name an architecture, or give embed_dim, model.vision and model.text")
+            raise ValueError("name an architecture, a model.init, or embed_dim with model.vision and model.text")
         return self
 
 
 class TokenizerSection(StrictModel):
-    """`clip` is CLIP's 49,408 entries; `bpe` trains one of `vocab_size` entries on the recipe's own captions."""
+    """`clip` is CLIP's 49,408 entries; `bpe` trains one of `vocab_size` entries on the recipe's own captions; `init` is
+    that of `model.init`, and the default there. Another one than that gives the text tower a new table of tokens.
+    """
 
-    kind: Literal["clip", "bpe"] = Field(default="clip", description="where the vocabulary comes from")
+    kind: Literal["clip", "bpe", "init"] = Field(default="clip", description="where the vocabulary comes from")
     vocab_size: int | None = Field(default=None, ge=514, description="entries of a trained one, special ones included")
 
     @model_validator(mode="after")
@@ -88,6 +100,9 @@ class TokenizerSection(StrictModel):
         return self
 
     def config(self) -> TokenizerConfig:
+        """That of a new vocabulary."""
+        if self.kind == "init":
+            raise AssertionError("the tokenizer of model.init has its own configuration")
         return TokenizerConfig(kind=self.kind)
 
 
@@ -177,7 +192,20 @@ class OptimizerSection(StrictModel):
         description="muon: torch's Muon for the matrices in the transformers' blocks, AdamW for everything else",
     )
     momentum: float = Field(default=0.95, ge=0, lt=1, description="of muon")
-    learning_rate: float = Field(default=1e-3, gt=0, description="after the warm-up")
+    learning_rate: float = Field(default=1e-3, ge=0, description="after the warm-up")
+    image_learning_rate: float | None = Field(
+        default=None, ge=0, description="of the image tower; left out: `learning_rate`"
+    )
+    text_learning_rate: float | None = Field(
+        default=None, ge=0, description="of the text tower; left out: `learning_rate`"
+    )
+    layer_decay: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="each block's learning rate is that of the block after it times this; what comes before the "
+        "blocks is one lower still, what comes after them has the tower's own",
+    )
     weight_decay: float = Field(default=0.1, ge=0, description="strength of the decay")
     decay: Literal["matrices", "names"] = Field(
         default="matrices",
@@ -207,6 +235,22 @@ class OptimizerSection(StrictModel):
         return 0.0 if value is None else value  # JSON has a null, TOML has none
 
 
+_PART = re.compile(r"(image|text)(\.(trunk|embedding|projection|layers(:(?P<first>\d+)(-(?P<last>\d+))?)?))?")
+_PART_NAMES = [t + p for t in ("image", "text") for p in ("", ".trunk", ".embedding", ".layers", ".projection")]
+
+
+def _parts(value: list[str]) -> list[str]:
+    for name in value:
+        found = _PART.fullmatch(name)
+        if found is None:
+            near = nearest(name.partition(":")[0], _PART_NAMES)
+            meant = f"did you mean {near!r}?" if near else f"there are {', '.join(_PART_NAMES)}"
+            raise ValueError(f"{name!r} is no part of a model, {meant} Blocks are named like 'image.layers:0-9'")
+        if found["last"] is not None and int(found["last"]) < int(found["first"]):
+            raise ValueError(f"{name!r} has its first block behind its last")
+    return value
+
+
 class TrainSection(StrictModel):
     """Length of the training and size of its batches.
 
@@ -232,6 +276,18 @@ class TrainSection(StrictModel):
         default_factory=list,
         description="[fraction of the steps, pixels a side from there on], ...: small images first; the last is the "
         "model's size. Left out: that size always",
+    )
+    freeze: Annotated[list[str], AfterValidator(_parts)] = Field(
+        default_factory=list,
+        description='parts that stay as they are: "image" or "text", a whole tower; "image.trunk", all of it but its '
+        'projection; "image.embedding", what comes before its blocks; "image.layers:0-9", blocks, the first is 0; '
+        '"image.projection"',
+    )
+    batch_norm: Literal["auto", "batch", "kept"] = Field(
+        default="auto",
+        description="what a ResNet's batch normalization goes by. batch: the statistics of the batch, whose running "
+        "means it keeps; kept: the running means as they are, which do not change. auto: kept for a model.init, batch "
+        "for a new model",
     )
     patch_dropout: float = Field(
         default=0.0, ge=0.0, lt=1.0, description="fraction of an image's patches that a ViT does not see in a step"
@@ -300,7 +356,15 @@ class Recipe(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _starts_from_a_model(self) -> Recipe:
+        if self.tokenizer.kind == "init" and self.model.init is None:
+            raise ValueError("tokenizer.kind = 'init' goes with model.init")
+        return self
+
+    @model_validator(mode="after")
     def _vocabularies_agree(self) -> Recipe:
+        if self.tokenizer.kind == "init":
+            return self
         given = self.model.text.vocab_size if self.model.text else None
         size = self.tokenizer.vocab_size or CLIP_VOCAB_SIZE
         if given not in {None, size}:
@@ -321,8 +385,14 @@ class Recipe(StrictModel):
         return self
 
 
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(
+    path: Path, overrides: list[str] | None = None, init: Callable[[str, str], ModelConfig] | None = None
+) -> Recipe:
     """Read a recipe and apply overrides like `train.steps=200`.
+
+    Args:
+        init: gives the configuration of a `model.init`, with which the recipe is filled in, from the model's name and
+            the recipe's. Without it a recipe that has one is checked and stays incomplete: it cannot be trained.
 
     Raises:
         RecipeError: no such file, not TOML, an unknown key (the nearest is named), a wrong type or value.
@@ -341,7 +411,29 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     for override in overrides or []:
         _apply(data, override)
     _resolve_paths(data, Path())  # what an override set; absolute ones stay
+    model = data.get("model")
+    name = model.get("init") if isinstance(model, dict) else None
+    if init is not None and isinstance(name, str) and name and "architecture" not in data["model"]:
+        data = filled_in(data, init(name, str(data.get("name"))))
     return parse(Recipe, data, str(path), RecipeError)
+
+
+def filled_in(data: dict[str, Any], init: ModelConfig) -> dict[str, Any]:
+    """The keys of a recipe with `model.init`, those that it leaves out taken from that model's configuration."""
+
+    def over(base: dict[str, Any], given: Any) -> Any:
+        return base | given if isinstance(given, dict) else given or base
+
+    base, model = init.model_dump(mode="json", exclude_none=True), dict(data["model"])
+    for key in ("vision", "text", "preprocess"):
+        model[key] = over(base[key], model.get(key))
+    tokenizer = data.get("tokenizer", {"kind": "init"})
+    if isinstance(tokenizer, dict) and tokenizer.get("kind") != "init" and isinstance(model["text"], dict):
+        model["text"].pop("vocab_size", None)  # a new vocabulary has its own size
+    model = {"embed_dim": base["embed_dim"], "templates": base["templates"]} | model
+    own = {key: value for key, value in base.items() if key in {"inv_tau", "scale_hopfield"}}
+    objective = over(own, data.get("objective"))
+    return data | {"model": model, "tokenizer": tokenizer, "objective": objective}
 
 
 def _recipes_like(path: Path) -> str:
@@ -353,6 +445,8 @@ def _recipes_like(path: Path) -> str:
 
 # (section, key) of every key that holds paths.
 PATH_KEYS = (("data", "train"), ("data", "validation"), ("validation", "zero_shot"))
+# The same for names of models, which may be paths.
+MODEL_KEYS = (("model", "init"),)
 
 
 def _resolve_paths(data: dict[str, Any], base: Path) -> None:
@@ -364,6 +458,14 @@ def _resolve_paths(data: dict[str, Any], base: Path) -> None:
     for section, key in PATH_KEYS:
         if isinstance(data.get(section), dict) and data[section].get(key) is not None:
             data[section][key] = resolve(data[section][key])
+    for section, key in MODEL_KEYS:
+        if isinstance(data.get(section), dict) and isinstance(value := data[section].get(key), str):
+            data[section][key] = resolve(value) if _is_path(value) else value
+
+
+def _is_path(model: str) -> bool:
+    """True for the name of a model that is a path and not a zoo's (`registry.resolve.find_model` tells them apart)."""
+    return model.startswith((".", "~")) or (("/" in model or "\\" in model) and not _ADDRESS.match(model))
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

@@ -33,6 +33,16 @@ def unwind() -> None:
             signal.signal(number, _unwind)
 
 
+def forget_interrupts() -> None:
+    """Make the interpreter exit with the code that it is told to, whatever was interrupted before.
+
+    CPython notes a KeyboardInterrupt that leaves a string of code in `exec` or `eval` (dataclasses and named tuples are
+    made by them), and a process with such a note ends itself with SIGINT however it exits. Each run of such a string
+    begins by erasing the note (`run_eval_code_obj` in CPython's Python/pythonrun.c).
+    """
+    exec("")
+
+
 @contextmanager
 def leaving_at_once() -> Iterator[None]:
     """End the process at once on a signal in the body: imports of compiled modules may swallow an exception."""

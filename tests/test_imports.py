@@ -26,9 +26,11 @@ ALLOWED = {
     "registry": BASE | {"core", "data", "checkpoint", "convert", "registry"},
     "training": BASE | {"core", "data", "checkpoint", "training", "recipe"},
     "inference": BASE | {"core", "data", "checkpoint", "inference", "recipe"},
+    "evaluation": BASE | {"core", "data", "checkpoint", "evaluation", "recipe"},
+    "filing": BASE | {"data", "filing"},
     "commands": BASE
     | {"console", "signals", "recipe", "commands", "training", "inference", "registry", "core", "data", "diagnosis"}
-    | {"convert", "export", "checkpoint"},
+    | {"evaluation", "filing", "convert", "export", "checkpoint"},
     "console": {"console", "errors", "text_format"},
 }
 # Modules that quick commands load: nothing heavy at their top level.

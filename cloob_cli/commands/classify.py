@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,21 +13,26 @@ from cloob_cli import console, signals
 from cloob_cli.commands.options import (
     BatchSizeOption,
     DeviceOption,
+    ExcludeOption,
     FastJpegOption,
     ForceOption,
     JsonOption,
     MemoryBudgetOption,
     ModelOption,
+    NullOption,
     PrecisionOption,
     QuietOption,
     WorkersOption,
 )
+from cloob_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from cloob_cli.commands.classify_filing import Apply
     from cloob_cli.commands.inference_run import Work
     from cloob_cli.errors import Failure
+    from cloob_cli.filing.filing import LabelPath
     from cloob_cli.inference.classify import Classified, ClassifiedBatch
     from cloob_cli.inference.labels import Label
     from cloob_cli.inference.tokens import LabelTokens
@@ -38,11 +43,18 @@ _GROUPS = 5  # groups of labels with equal tokens that are named in warnings
 
 
 def classify(
-    images: Annotated[list[Path], typer.Argument(metavar="DIR", help="Folders (searched below) and images.")],
-    labels: Annotated[
-        Path,
-        typer.Option("--labels", "-l", help="One label a line; `label: synonym | synonym`; `#` starts a comment."),
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR", help="Folders (searched below), images, or - for paths from stdin."),
     ],
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", "-l", help="One label a line; `label: synonym | synonym`; `#` starts a comment."),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="One more label, written like a line of that file. May be repeated."),
+    ] = None,
     templates: Annotated[
         Path | None,
         typer.Option(help="Prompt templates, one a line, with {c} or {}.", show_default="the model's own"),
@@ -55,6 +67,24 @@ def classify(
     workers: WorkersOption = None,
     fast_jpeg: FastJpegOption = False,
     memory_budget: MemoryBudgetOption = None,
+    exclude: ExcludeOption = None,
+    null: NullOption = False,
+    sort_into: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Put each image into the folder of its label below DIR; never overwrites."),
+    ] = None,
+    sort_mode: Annotated[
+        Literal["copy", "hardlink", "symlink", "move"], typer.Option(help="How --sort-into puts images there.")
+    ] = "copy",
+    xmp: Annotated[
+        bool, typer.Option("--xmp", help="Add the label to the keywords in NAME.xmp; images are not touched.")
+    ] = False,
+    undo_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="What --sort-into and --xmp did, for `cloob undo`.", show_default="cloob-undo-TIME.jsonl in the folder"
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write a .csv, .jsonl or .parquet file instead.")
     ] = None,
@@ -68,9 +98,19 @@ def classify(
     all labels) and the cosine. Images that cannot be read are listed and skipped; the exit code is then 3.
     """
     console.configure(quiet=quiet)
+    if labels is None and not label:
+        raise UsageError("no labels", "--labels FILE, or --label TEXT for each")
     with signals.leaving_at_once():
         from cloob_cli.checkpoint.folder import weights_sha256
-        from cloob_cli.commands.inference_run import description, find_images, model_name, open_model, track_work
+        from cloob_cli.commands.classify_filing import FilingOptions, filing
+        from cloob_cli.commands.inference_run import (
+            description,
+            find_images,
+            model_name,
+            open_model,
+            read_sources,
+            track_work,
+        )
         from cloob_cli.core.zero_shot import DEFAULT_TEMPLATES
         from cloob_cli.inference import classify as inference
         from cloob_cli.inference.labels import read_labels, read_templates
@@ -79,20 +119,33 @@ def classify(
         from cloob_cli.inference.tokens import label_tokens
 
     # Everything that can be wrong with the input is found before the model is opened.
+    images = read_sources(images, null)
+    to_file = FilingOptions(sort_into, sort_mode, xmp, undo_file)
+    to_file.check(images)
     if output is not None:
-        inputs = [labels, *filter(None, [templates]), *images]
+        inputs = [*filter(None, [labels, templates]), *images]
         check_output(output, "classify", inference.OUTPUT_SUFFIXES, inputs=inputs, force=force)
-    classes = read_labels(labels)
+    classes = read_labels(labels, label or [])
     prompts = read_templates(templates) if templates else None
-    paths = find_images(images)
+    paths = find_images(images, exclude or [])
     opened, folder = open_model(model, device, precision)
     top_k = min(top_k, len(classes))
+    further = ["sorted_to"] if sort_into is not None else []
 
     prompts = prompts or opened.config.templates or list(DEFAULT_TEMPLATES)
     _report_tokens(label_tokens(opened, classes, prompts), opened.config.text.context_length)
     files = output_files(output, "classify") if output else []
     listing = failures_path(output) if output else None
-    with track_work("classify", len(paths), "images", listing, files) as work:
+    label_paths: dict[str, LabelPath] = {one.name: (one.name,) for one in classes}
+
+    def labels_of(row: Classified) -> tuple[list[LabelPath], list[LabelPath]]:
+        found = [label_paths[row.top[0].label]]
+        return found, found
+
+    with (
+        track_work("classify", len(paths), "images", listing, files) as work,
+        filing(to_file, images, label_paths.values(), labels_of, work) as apply,
+    ):
         batches = inference.classify(
             opened,
             paths,
@@ -106,7 +159,8 @@ def classify(
             on_image=work.read,
             on_texts=lambda done, total: work.prepared("label texts", done, total),
         )
-        with closing(work.track(batches)) as rows:
+        with closing(work.track(batches)) as tracked:
+            rows = _apply(tracked, apply)
             if output is None:
                 _show(rows, _printer(as_json, top_k, paths, classes))
             else:
@@ -114,12 +168,18 @@ def classify(
                 metadata = describe_images(
                     "classify", opened, *made_with, fast_jpeg=fast_jpeg, templates=json.dumps(prompts)
                 )
-                _write(output, rows, top_k, work, as_json, metadata)
+                _write(output, rows, top_k, work, as_json, metadata, further)
     if output is not None:
         console.info(f"wrote {output}")
     work.tell_end("classified", description(opened, folder))
     if work.failures:
         raise typer.Exit(3)
+
+
+def _apply(batches: Iterable[ClassifiedBatch], apply: Apply) -> Iterator[ClassifiedBatch]:
+    for batch in batches:
+        batch.rows = apply(batch.rows)
+        yield batch
 
 
 def _report_tokens(found: LabelTokens, context: int) -> None:
@@ -158,7 +218,8 @@ def _show(batches: Iterable[ClassifiedBatch], add: AddRows) -> None:
 
 
 def _cells(row: Classified) -> list[str]:
-    return [f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row.as_row()]
+    choices = [value for choice in row.top for value in choice.as_dict().values()]
+    return [f"{cell:.4f}" if isinstance(cell, float) else cell for cell in [row.path, *choices]]
 
 
 def _write(
@@ -168,6 +229,7 @@ def _write(
     work: Work,
     as_json: bool,
     metadata: dict[str, str],
+    further: Sequence[str],
 ) -> None:
     from cloob_cli.files import replacing_together
     from cloob_cli.inference.classify import open_rows
@@ -175,7 +237,7 @@ def _write(
     from cloob_cli.inference.outputs import write_failures
 
     with replacing_together(output_files(output, "classify")) as [file, listing]:
-        with open_rows(file, output.suffix.lower(), top_k, metadata) as write:
+        with open_rows(file, output.suffix.lower(), top_k, metadata, further) as write:
             for batch in batches:
                 write(batch.rows)
                 if as_json:

@@ -14,11 +14,13 @@ from cloob_cli.commands.index_run import IndexOptions, index_lock, update_index
 from cloob_cli.commands.options import (
     BatchSizeOption,
     DeviceOption,
+    ExcludeOption,
     FastJpegOption,
     ForceOption,
     JsonOption,
     MemoryBudgetOption,
     ModelOption,
+    NullOption,
     PrecisionOption,
     QuietOption,
     RebuildOption,
@@ -32,7 +34,8 @@ def embed(
         Path, typer.Option("--output", "-o", help="The .npy file; the .parquet and .failures.jsonl go beside it.")
     ],
     images: Annotated[
-        list[Path] | None, typer.Argument(metavar="DIR", help="Folders (searched below) and images.")
+        list[Path] | None,
+        typer.Argument(metavar="DIR", help="Folders (searched below), images, or - for paths from stdin."),
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Embed the lines of this UTF-8 file instead of images.")] = None,
     dtype: Annotated[Literal["float32", "float16"], typer.Option(help="dtype of the stored embeddings.")] = "float32",
@@ -43,6 +46,8 @@ def embed(
     workers: WorkersOption = None,
     fast_jpeg: FastJpegOption = False,
     memory_budget: MemoryBudgetOption = None,
+    exclude: ExcludeOption = None,
+    null: NullOption = False,
     rebuild: RebuildOption = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -63,14 +68,14 @@ def embed(
             "give either folders and images, or --text FILE", "cloob embed photos -o photos.npy, for example"
         )
     with signals.leaving_at_once():
-        from cloob_cli.commands.inference_run import find_images
+        from cloob_cli.commands.inference_run import find_images, read_sources
         from cloob_cli.files import remove_abandoned
         from cloob_cli.inference.index.stored import IndexFiles
         from cloob_cli.inference.output_files import check_output, made_by
 
-    inputs = [*(images or []), *filter(None, [text])]
+    images = read_sources(images or [], null)
     remove_abandoned(output.parent)  # and let a run that was killed between two renames have its last files
-    check_output(output, "embed", [".npy"], inputs=inputs, force=force)
+    check_output(output, "embed", [".npy"], inputs=[*images, *filter(None, [text])], force=force)
     # Everything that can be wrong with the input is found before the model is opened.
     if text is not None:
         _embed_texts(
@@ -84,7 +89,7 @@ def embed(
             as_json=as_json,
         )
         return
-    paths = find_images(images or [])
+    paths = find_images(images, exclude or [])
     options = IndexOptions(
         model,
         device,

@@ -13,12 +13,19 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
     "classify": (
         "cloob classify photos --labels labels.txt",
         "cloob classify photos -l labels.txt --top-k 3 -o labels.csv",
-        "cloob classify a.jpg b.jpg -l labels.txt --json",
+        "cloob classify a.jpg b.jpg --label cat --label 'dog: puppy | hound' --json",
+        "cloob classify photos -l labels.txt --sort-into sorted --sort-mode move",
     ),
     "embed": (
         "cloob embed photos -o photos.npy",
         "cloob embed --text queries.txt -o queries.npy",
     ),
+    "eval": (
+        "cloob eval cloob-xs-pictograms flowers",
+        "cloob eval cloob-xs-pictograms flowers signs --model runs/my-model/model --json",
+        "cloob eval cloob-xs-pictograms hf://ORG/REPO -o scores.json --skip-existing",
+    ),
+    "undo": ("cloob undo sorted/cloob-undo-20260314-092653.jsonl",),
     "train": (
         "cloob train folder-quickstart --set data.train=photos --set name=my-model",
         "cloob train my-recipe.toml --dry-run",

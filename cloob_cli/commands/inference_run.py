@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from cloob_cli import console
-from cloob_cli.errors import Interrupted, NothingFoundError
+from cloob_cli.errors import Interrupted, NothingFoundError, UsageError
 from cloob_cli.text_format import duration
 
 if TYPE_CHECKING:
@@ -87,13 +89,40 @@ def _introduce_bundled() -> None:
     console.hint("for photographs choose a larger model with --model; `cloob zoo list` shows them")
 
 
-def find_images(sources: Sequence[Path]) -> list[Path | Failure]:
+STDIN = Path("-")
+
+
+def read_sources(sources: Sequence[Path], null: bool = False) -> list[Path]:
+    """The arguments, with `-` replaced by the paths that stdin lists, one a line (`null`: between null characters).
+
+    Raises:
+        UsageError: `null` without `-`, or `-` twice.
+        NothingFoundError: stdin lists no path.
+    """
+    if null and STDIN not in sources:
+        raise UsageError("--null is about paths from standard input", "give `-` instead of DIR to read them")
+    if sources.count(STDIN) > 1:
+        raise UsageError("standard input can be read only once", "give `-` once")
+    if STDIN not in sources:
+        return list(sources)
+    content = sys.stdin.buffer.read() if sys.stdin is not None else b""
+    names = content.split(b"\0") if null else content.splitlines()
+    listed = [Path(os.fsdecode(name)) for name in names if name]
+    if not listed:
+        raise NothingFoundError(
+            "standard input lists no path", "one path a line, or with --null between null characters"
+        )
+    at = list(sources).index(STDIN)
+    return [*sources[:at], *listed, *sources[at + 1 :]]
+
+
+def find_images(sources: Sequence[Path], exclude: Sequence[str] = ()) -> list[Path | Failure]:
     """Find the images that the arguments name; one warning counts files in image formats that cannot be read here."""
     from cloob_cli.data.image_folder import describe_passed_over
     from cloob_cli.inference.collecting import collect_images
 
     with console.track("looking for images", unit="files", delay=_BAR_DELAY) as bar:
-        found = collect_images(sources, bar.advance)
+        found = collect_images(sources, bar.advance, exclude)
     if found.passed_over:
         console.warn(describe_passed_over(found.passed_over))
     return found.items
@@ -116,6 +145,11 @@ class Work:
             if self._listing is None or len(self.failures) <= _LISTED:
                 console.warn(f"skipped {failure.name}: {failure.reason}")
         self._bar.advance()
+
+    def failed(self, failure: Failure) -> None:
+        """Count an input that was read, but with which something else went wrong."""
+        self.failures.append(failure)
+        console.warn(f"{failure.name}: {failure.reason}")
 
     def prepared(self, what: str, done: int, total: int) -> None:
         """Show how far the preparation is, before the first input."""

@@ -62,5 +62,15 @@ ForceOption = Annotated[
 RebuildOption = Annotated[
     bool, typer.Option("--rebuild", help="Embed all images anew, also those whose embeddings are known.")
 ]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GLOB",
+        help="Leave out files and folders of this name, like 'thumb*'; with a / paths below DIR. May be repeated.",
+    ),
+]
+NullOption = Annotated[
+    bool, typer.Option("--null", "-0", help="Paths from standard input (`-`) end with a null character, not a line.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no notices and no progress on stderr.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

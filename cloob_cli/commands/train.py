@@ -13,9 +13,11 @@ import typer
 from cloob_cli import assets, console, signals
 from cloob_cli.commands import completion
 from cloob_cli.commands.options import DeviceOption, JsonOption, QuietOption
+from cloob_cli.errors import CloobError
 from cloob_cli.text_format import duration
 
 if TYPE_CHECKING:
+    from cloob_cli.core.config import ModelConfig
     from cloob_cli.recipe import Recipe
 
 _SKIPS_SHOWN = 20
@@ -48,16 +50,26 @@ def train(
     console.configure(quiet=quiet)
     from cloob_cli.recipe import load_recipe
 
-    loaded = load_recipe(assets.find_recipe(recipe), set_)
+    inits: list[ModelConfig] = []
+
+    def read_init(model: str, name: str) -> ModelConfig:
+        inits.append(_config_of(model, (out or Path("runs") / name) / "start" if resume else None))
+        return inits[-1]
+
+    loaded = load_recipe(assets.find_recipe(recipe), set_, read_init)
     if dry_run:
-        _dry_run(loaded, out or Path("runs") / loaded.name, device, json_)
+        _dry_run(loaded, out or Path("runs") / loaded.name, device, json_, inits[0] if inits else None)
         return
     launched = _launched()
     with signals.leaving_at_once():
+        from cloob_cli.registry.resolve import find_model_to_share
         from cloob_cli.training.loop import train_recipe
 
     folder = out or Path("runs") / loaded.name
-    finished = _show(loaded.name, train_recipe(loaded, folder, device=device, resume=resume, acknowledge=console.info))
+    events = train_recipe(
+        loaded, folder, device=device, resume=resume, acknowledge=console.info, find_model=find_model_to_share
+    )
+    finished = _show(loaded.name, events)
     if finished is None:
         return  # one of several processes: the main one tells the result
     if json_:
@@ -66,6 +78,19 @@ def train(
         console.line(str(finished.model_folder))
     if finished.skipped and not finished.already and not launched:
         raise typer.Exit(_SKIPPED)
+
+
+def _config_of(model: str, kept: Path | None) -> ModelConfig:
+    """The configuration of a `model.init`; where it is gone, of what a run that is to go on has kept of it."""
+    from cloob_cli.checkpoint.folder import is_model_folder, read_config
+    from cloob_cli.registry.resolve import find_model_to_share
+
+    try:
+        return read_config(find_model_to_share(model))
+    except CloobError:
+        if kept is None or not is_model_folder(kept):
+            raise
+        return read_config(kept)
 
 
 def _launched() -> bool:
@@ -147,10 +172,10 @@ def _scores(metrics: dict[str, float]) -> str:
     return "; ".join(parts) or "no scores"
 
 
-def _dry_run(recipe: Recipe, folder: Path, device: str | None, json_: bool) -> None:
+def _dry_run(recipe: Recipe, folder: Path, device: str | None, json_: bool, init: ModelConfig | None) -> None:
     from cloob_cli.training.dry_run import dry_run
 
-    found = dry_run(recipe, folder, device)
+    found = dry_run(recipe, folder, device, init)
     if json_:
         console.json_document({"recipe": recipe.model_dump(mode="json"), **found})
         return

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,11 +10,11 @@ import typer
 
 from cloob_cli import console
 from cloob_cli.commands import completion
+from cloob_cli.commands.download_report import reporting
 from cloob_cli.commands.options import JsonOption, QuietOption
 from cloob_cli.errors import Interrupted, UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from cloob_cli.registry.events import Event, Report
     from cloob_cli.registry.remove import Removal
     from cloob_cli.registry.resolve import Origin
 
@@ -90,7 +88,7 @@ def pull(
         )
         return
     try:
-        with _reporting() as report:
+        with reporting() as report:
             folder = install.pull(origin, options, report)
     except KeyboardInterrupt:
         raise Interrupted("the pull was interrupted", _what_is_kept(origin)) from None
@@ -117,7 +115,7 @@ def add(
 
     console.configure(quiet=quiet)
     origin = local(source, name, format, _checked_hash(sha256))
-    with _reporting() as report:
+    with reporting() as report:
         folder = install.pull(origin, install.Options(force=force, config=config), report)
     console.line(str(folder))
 
@@ -196,26 +194,3 @@ def _checked_hash(sha256: str | None) -> str | None:
     if len(cleaned) != 64 or not all(sign in "0123456789abcdef" for sign in cleaned):
         raise UsageError(f"{sha256!r} is not a sha256: it has 64 hexadecimal digits")
     return cleaned
-
-
-@contextmanager
-def _reporting() -> Iterator[Report]:
-    """Show notices as lines, and a download as a bar of bytes that appears with the first one."""
-    from cloob_cli.registry.events import Notice, Received, Started
-
-    with ExitStack() as stack:
-        bars: list[console.Progress] = []
-
-        def report(event: Event) -> None:
-            if isinstance(event, Notice):
-                console.info(event.text)
-                return
-            if not bars:
-                bars.append(stack.enter_context(console.track("downloading", unit="B")))
-            if isinstance(event, Started):
-                bars[0].restart(event.done, event.total)
-                bars[0].note(event.name)
-            elif isinstance(event, Received):
-                bars[0].advance(event.bytes)
-
-        yield report

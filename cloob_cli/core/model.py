@@ -7,7 +7,7 @@ Parameter names are those of open_clip's `CLIP` class (`visual.*`, `transformer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ class CloobModel(nn.Module):
         self.preprocess = None
         self.tokenize = None
         self.cuts_tokens = True
+        self._in_evaluation: tuple[nn.Module, ...] = ()
         self.visual: ModifiedResNet | VisionTransformer
         if config.vision.kind == "resnet":
             self.visual = ModifiedResNet(config.vision, config.embed_dim)
@@ -134,6 +135,18 @@ class CloobModel(nn.Module):
     def forward(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Both embeddings of a batch of pairs, [B, D] each."""
         return self.encode_image(pixels), self.encode_text(tokens)
+
+    def stay_in_evaluation(self, modules: Iterable[nn.Module]) -> None:
+        """Keep these modules of the model in evaluation mode, whatever mode the model is put into from now on."""
+        self._in_evaluation += tuple(modules)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> CloobModel:
+        """Put the model into training mode, but for the modules that stay in evaluation mode."""
+        super().train(mode)
+        for module in self._in_evaluation:
+            module.eval()
+        return self
 
     def checkpoint_activations(self, on: bool = True) -> None:
         """Recompute every block's activations in the backward pass instead of keeping them (training only).

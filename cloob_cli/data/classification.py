@@ -1,70 +1,43 @@
-"""Labeled data sets for zero-shot evaluation, opened in place: nothing is unpacked or held in memory.
+"""Labeled data sets for evaluation, opened in place: nothing is unpacked or held in memory.
 
-Two layouts are known:
+The layouts:
 
 * CLIP_benchmark's webdatasets: `test/0.tar ...` with `KEY.webp|jpg|png|...` and `KEY.cls` (the class number) side by
   side, `test/nshards.txt`, `classnames.txt`, and optionally `zeroshot_classification_templates.txt`;
-* a plain folder with one subfolder of images a class, named like the class (`_` and `-` are read as spaces).
+* a plain folder with one subfolder of images a class, named like the class (`_` and `-` are read as spaces); such
+  folders may lie in one folder for each split, `train` and `test`;
+* parquet, CSV, TSV or JSON Lines with a column of images and one of labels (labeled_tables.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-
-from PIL import Image
 
 from cloob_cli.core.zero_shot import DEFAULT_TEMPLATES
 from cloob_cli.data.image_folder import list_images
-from cloob_cli.data.images import open_image
+from cloob_cli.data.labeled_set import SPLITS, ClassificationSet, Source, no_split, read_lines
+from cloob_cli.data.labeled_tables import open_labeled_table
 from cloob_cli.data.sources.tar_index import Member, index_tar, read_member
 from cloob_cli.errors import DataError, ImageError
 
 
-@dataclass(frozen=True)
-class Source:
-    """The place of one image: a file, or `size` bytes of it from `offset`."""
+def open_classification_set(folder: Path, split: str = "test") -> ClassificationSet:
+    """Open a data set of any layout.
 
-    path: Path
-    offset: int = 0
-    size: int | None = None
-
-
-@dataclass(frozen=True)
-class ClassificationSet:
-    """Images with one label each; `labels[i]` counts into `classes`."""
-
-    name: str
-    classes: list[str]
-    templates: list[str]
-    sources: list[Source]
-    labels: list[int]
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def image(self, index: int) -> Image.Image:
-        """Image `index` as RGB.
-
-        Raises:
-            ImageError: it cannot be read.
-        """
-        source = self.sources[index]
-        if source.size is None:
-            return open_image(source.path)
-        return open_image(read_member(source.path, source.offset, source.size))
-
-
-def open_classification_set(folder: Path) -> ClassificationSet:
-    """Open a data set of either layout.
+    Args:
+        folder: the folder, or a file with a table.
+        split: which part of a set that has several.
 
     Raises:
-        DataError: no such folder, neither layout, a class number beyond the class names, or no image at all.
+        DataError: no such folder, no known layout, no such split, a class number beyond the class names, or no image.
     """
     folder = Path(folder)
+    if folder.is_file() or (folder.is_dir() and _holds_parquet(folder)):
+        return open_labeled_table(folder, split)
     if not folder.is_dir():
         raise DataError(f"no data set at {folder}")
-    opened = _webdataset(folder) if (folder / "classnames.txt").is_file() else _class_folders(folder)
+    named = (folder / "classnames.txt").is_file()
+    opened = _webdataset(folder, split) if named else _class_folders(folder, split)
     if not opened.sources:
         raise DataError(
             f"{folder} holds no labeled image",
@@ -73,11 +46,15 @@ def open_classification_set(folder: Path) -> ClassificationSet:
     return opened
 
 
-def _webdataset(folder: Path) -> ClassificationSet:
-    classes = _lines(folder / "classnames.txt")
+def _holds_parquet(folder: Path) -> bool:
+    return any(folder.glob("*.parquet")) or any(folder.glob("data/*.parquet"))
+
+
+def _webdataset(folder: Path, split: str) -> ClassificationSet:
+    classes = read_lines(folder / "classnames.txt")
     templates = folder / "zeroshot_classification_templates.txt"
     sources, labels = [], []
-    for shard in _shards(folder / "test"):
+    for shard in shards(folder, split):
         images: dict[str, Source] = {}
         numbers: dict[str, int] = {}
         index = index_tar(shard)
@@ -94,7 +71,7 @@ def _webdataset(folder: Path) -> ClassificationSet:
                 raise DataError(f"{shard}: {key} has class {numbers[key]}, but there are {len(classes)} class names")
             sources.append(images[key])
             labels.append(numbers[key])
-    found = _lines(templates) if templates.is_file() else list(DEFAULT_TEMPLATES)
+    found = read_lines(templates) if templates.is_file() else list(DEFAULT_TEMPLATES)
     return ClassificationSet(folder.name, classes, found, sources, labels)
 
 
@@ -107,18 +84,33 @@ def _class_number(shard: Path, member: Member) -> int:
         raise DataError(f"{shard}: {member.name} does not hold a class number") from None
 
 
-def _shards(folder: Path) -> list[Path]:
-    count = folder / "nshards.txt"
+def shards(folder: Path, split: str) -> list[Path]:
+    """The tar files of a split in CLIP_benchmark's layout, in their order.
+
+    Raises:
+        DataError: there is no such split; its nshards.txt holds no number.
+    """
+    inner = folder / split
+    if not inner.is_dir():
+        raise no_split(folder, split, [path.parent.name for path in folder.glob("*/*.tar")])
+    count = inner / "nshards.txt"
     if not count.is_file():
-        return sorted(folder.glob("*.tar"))
+        return sorted(inner.glob("*.tar"))
     try:
-        return [folder / f"{index}.tar" for index in range(int(count.read_text()))]
+        return [inner / f"{index}.tar" for index in range(int(count.read_text()))]
     except ValueError:
         raise DataError(f"{count} does not hold a number") from None
 
 
-def _class_folders(folder: Path) -> ClassificationSet:
-    subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _class_folders(folder: Path, split: str) -> ClassificationSet:
+    subfolders = _subfolders(folder)
+    splits = [path for path in subfolders if path.name in SPLITS and _subfolders(path)]
+    if splits and len(splits) == len(subfolders):  # folders of classes, one for each split
+        if split not in {path.name for path in splits}:
+            raise no_split(folder, split, [path.name for path in splits])
+        subfolders = _subfolders(folder / split)
+    elif split != "test":
+        raise no_split(folder, split, [])
     sources, labels = [], []
     for label, subfolder in enumerate(subfolders):
         images = list_images(subfolder)
@@ -128,9 +120,5 @@ def _class_folders(folder: Path) -> ClassificationSet:
     return ClassificationSet(folder.name, classes, list(DEFAULT_TEMPLATES), sources, labels)
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        # A blank line in the middle keeps its number, since class numbers are line numbers.
-        return [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
-    except (OSError, UnicodeDecodeError) as problem:
-        raise DataError(f"{path} cannot be read: {problem}") from None
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

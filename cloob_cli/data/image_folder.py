@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fnmatch
 import functools
 import importlib.util
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,8 +80,10 @@ def list_images(folder: Path | str) -> list[Path]:
     return scan(folder).images
 
 
-def scan(folder: Path | str, watch: Watch | None = None) -> Scan:
+def scan(folder: Path | str, watch: Watch | None = None, exclude: Sequence[str] = ()) -> Scan:
     """List the images and everything that was passed over; `watch` is called with numbers of files that were looked at.
+
+    Files and folders that `is_excluded` by one of the patterns `exclude` are left out, with all below such folders.
 
     Raises:
         InputError: no such folder, or it cannot be read.
@@ -91,7 +94,7 @@ def scan(folder: Path | str, watch: Watch | None = None) -> Scan:
         return Scan([folder])
     if not folder.is_dir():
         raise _nothing_at(folder)
-    found = _scan(folder, watch or (lambda count: None))
+    found = _scan(folder, watch or (lambda count: None), exclude)
     if not found.images:
         raise _no_images(folder, found)
     return found
@@ -150,7 +153,18 @@ def _no_images(folder: Path, found: Scan) -> NothingFoundError:
     return NothingFoundError(f"no images in {folder}: {'; '.join(seen) or 'it is empty'}", hint)
 
 
-def _scan(folder: Path, watch: Watch) -> Scan:
+def is_excluded(path: str, patterns: Sequence[str]) -> bool:
+    """True where a pattern fits a path relative to the folder that is searched, with `/` between its parts.
+
+    A pattern with a `/` has to fit the whole path (`*` fits a `/` too), any other the last name of it. A slash at the
+    beginning or the end of a pattern means nothing. Capital letters are told apart.
+    """
+    name = path.rpartition("/")[2]
+    stripped = (pattern.strip("/") for pattern in patterns)
+    return any(fnmatch.fnmatchcase(path if "/" in pattern else name, pattern) for pattern in stripped)
+
+
+def _scan(folder: Path, watch: Watch, exclude: Sequence[str]) -> Scan:
     found = Scan()
 
     def refuse(problem: OSError) -> None:
@@ -167,6 +181,10 @@ def _scan(folder: Path, watch: Watch) -> Scan:
             folders.clear()
             continue
         visited.add(identity)
+        if exclude:
+            below = Path(parent).relative_to(folder)
+            folders[:] = [name for name in folders if not is_excluded((below / name).as_posix(), exclude)]
+            names = [name for name in names if not is_excluded((below / name).as_posix(), exclude)]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for start in range(0, len(names), _WATCHED):
             for name in names[start : start + _WATCHED]:

@@ -42,6 +42,10 @@ class PairSource(Protocol):
         """The place of the pair, for messages."""
         ...
 
+    def files(self) -> list[Path]:
+        """The files that hold the images."""
+        ...
+
     def captions(self, index: int) -> list[str]:
         """Its captions; none makes it a pair to skip. Raises ImageError where its storage cannot be read."""
         ...

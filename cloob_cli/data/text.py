@@ -94,6 +94,19 @@ class Tokenizer:
         frame = 0 if self.config.kind == "roberta" else 2
         return [len(ids) + frame for ids in self._encode(texts)]
 
+    def has_unknown(self, text: str) -> bool:
+        """True where the vocabulary has no entry for a part of `text` but the one that stands for everything unknown.
+
+        Never with bytes as entries, CLIP's form and trained ones.
+        """
+        return self._unknown is not None and self._unknown in self.encode(text)
+
+    @cached_property
+    def _unknown(self) -> int | None:
+        model = json.loads(self._vocabulary.to_str())["model"]
+        number = model.get("unk_id")
+        return number if number is not None else self._vocabulary.token_to_id(model.get("unk_token") or "")
+
     def _encode(self, texts: list[str]) -> list[list[int]]:
         cleaned = [self._clean(text) for text in texts]
         with tokenizer_errors(self._name, "fails at a text"):

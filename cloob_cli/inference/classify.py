@@ -26,6 +26,8 @@ from cloob_cli.inference.reading import OnImage, image_batches
 OnTexts = Callable[[int, int], None]
 
 OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
+# What a row may have beside its labels, in this order: the places that --sort-into gave to the image.
+FURTHER = ("sorted_to",)
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,24 @@ class Choice:
 
 @dataclass(frozen=True)
 class Classified:
-    """An image with its best labels, best first, at least one."""
+    """An image with its best labels, best first, at least one.
+
+    `further` holds what options asked for beside them, by the names in `FURTHER`.
+    """
 
     path: str
     top: list[Choice]
+    further: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """`{"path", "label", "probability", "cosine", "top": [{"label", "probability", "cosine"}]}`."""
-        return {"path": self.path, **self.top[0].as_dict(), "top": [choice.as_dict() for choice in self.top]}
+        """`{"path", "label", "probability", "cosine", "top": [{"label", "probability", "cosine"}]}`, and `further`."""
+        top = [choice.as_dict() for choice in self.top]
+        return {"path": self.path, **self.top[0].as_dict(), "top": top, **self.further}
 
     def as_row(self) -> list[Any]:
-        """path, then label, probability and cosine of every choice: the cells of `columns`."""
-        return [self.path, *(value for choice in self.top for value in choice.as_dict().values())]
+        """path, then label, probability and cosine of every choice, then `further`: the cells of `columns`."""
+        choices = [value for choice in self.top for value in choice.as_dict().values()]
+        return [self.path, *choices, *map(_cell, self.further.values())]
 
 
 @dataclass
@@ -67,10 +75,15 @@ class ClassifiedBatch:
         return len(self.rows)
 
 
-def columns(top_k: int) -> list[str]:
-    """The names of the cells of a row: path, label, probability, cosine, label_2, ..."""
+def columns(top_k: int, further: Sequence[str] = ()) -> list[str]:
+    """The names of the cells of a row: path, label, probability, cosine, label_2, ..., and `further`."""
     first = ["label", "probability", "cosine"]
-    return ["path", *first, *(f"{name}_{rank}" for rank in range(2, top_k + 1) for name in first)]
+    return ["path", *first, *(f"{name}_{rank}" for rank in range(2, top_k + 1) for name in first), *further]
+
+
+def _cell(value: Any) -> Any:
+    """A value as one cell of a table: a list becomes text."""
+    return " | ".join(value) if isinstance(value, list) else value
 
 
 def classify(
@@ -150,23 +163,31 @@ Write = Callable[[Iterable[Classified]], None]
 
 
 @contextmanager
-def open_rows(path: Path, suffix: str, top_k: int, metadata: dict[str, str]) -> Iterator[Write]:
+def open_rows(
+    path: Path, suffix: str, top_k: int, metadata: dict[str, str], further: Sequence[str] = ()
+) -> Iterator[Write]:
     """Open a result file of the kind that `suffix` names; yields the function that appends rows.
 
-    `metadata` go where the format has a place for them: into .parquet.
+    `metadata` go where the format has a place for them: into .parquet. `further` names what every row has beside its
+    labels.
     """
-    opened = _csv(path, top_k) if suffix == ".csv" else _jsonl(path) if suffix == ".jsonl" else _parquet(path, metadata)
-    with opened as write:
+    with (
+        _csv(path, columns(top_k, further))
+        if suffix == ".csv"
+        else _jsonl(path)
+        if suffix == ".jsonl"
+        else _parquet(path, metadata, further)
+    ) as write:
         yield write
 
 
 @contextmanager
-def _csv(path: Path, top_k: int) -> Iterator[Write]:
+def _csv(path: Path, header: Sequence[str]) -> Iterator[Write]:
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         # The csv module leaves a lone carriage return bare, which readers then take for the end of a row.
         quoting = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        writer.writerow(columns(top_k))
+        writer.writerow(header)
 
         def write(rows: Iterable[Classified]) -> None:
             for row in rows:
@@ -183,10 +204,14 @@ def _jsonl(path: Path) -> Iterator[Write]:
 
 
 @contextmanager
-def _parquet(path: Path, metadata: dict[str, str]) -> Iterator[Write]:
+def _parquet(path: Path, metadata: dict[str, str], further: Sequence[str]) -> Iterator[Write]:
     import pyarrow as pa
 
+    types = {"sorted_to": pa.list_(pa.string())}
     choice = [("label", pa.string()), ("probability", pa.float64()), ("cosine", pa.float64())]
-    schema = pa.schema([("path", pa.string()), *choice, ("top", pa.list_(pa.struct(choice)))], metadata=metadata)
+    beside = [(name, types[name]) for name in further]
+    schema = pa.schema(
+        [("path", pa.string()), *choice, ("top", pa.list_(pa.struct(choice))), *beside], metadata=metadata
+    )
     with parquet_rows(path, schema) as file:
         yield lambda rows: file.write(row.as_dict() for row in rows)

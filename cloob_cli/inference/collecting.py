@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cloob_cli.data.image_folder import Watch, scan
-from cloob_cli.errors import Failure, InputError
+from cloob_cli.data.image_folder import Watch, is_excluded, scan
+from cloob_cli.errors import Failure, InputError, NothingFoundError
 from cloob_cli.path_text import path_text
 
 
@@ -25,10 +25,11 @@ class Collected:
     passed_over: Counter[str] = field(default_factory=Counter)
 
 
-def collect_images(sources: Sequence[Path], watch: Watch | None = None) -> Collected:
+def collect_images(sources: Sequence[Path], watch: Watch | None = None, exclude: Sequence[str] = ()) -> Collected:
     """Find the images among files and below folders, each file once, in the order of the arguments.
 
-    `watch` is called with counts of files that were looked at.
+    `watch` is called with counts of files that were looked at. Patterns `exclude` leave out files and folders below
+    the sources (`image_folder.is_excluded`), and files that are named themselves.
 
     Raises:
         InputError: none of `sources` gives an image; the error is the first one's.
@@ -38,8 +39,10 @@ def collect_images(sources: Sequence[Path], watch: Watch | None = None) -> Colle
     real = functools.cache(lambda folder: Path(os.path.realpath(folder)))
     errors: list[InputError] = []
     for source in sources:
+        if exclude and is_excluded(source.as_posix(), exclude) and source.is_file():
+            continue
         try:
-            below = scan(source, watch)
+            below = scan(source, watch, exclude)
         except InputError as problem:
             errors.append(problem)
             found.items.append(Failure(path_text(source), problem.message))
@@ -54,6 +57,8 @@ def collect_images(sources: Sequence[Path], watch: Watch | None = None) -> Colle
             reason = folders.get(path)
             failure = reason and Failure(path_text(path), f"the folder cannot be read: {reason}")
             found.items.append(failure or path)
-    if errors and len(errors) == len(sources):
+    if errors and not any(isinstance(item, Path) for item in found.items) and len(errors) == len(found.items):
         raise errors[0]
+    if not found.items:
+        raise NothingFoundError("no image is left: --exclude leaves out all of them")
     return found

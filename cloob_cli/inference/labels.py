@@ -14,7 +14,7 @@ two lines the same label, lines with a colon but no `|` are whole labels.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,19 +34,25 @@ class Label:
     names: tuple[str, ...]
 
 
-def read_labels(path: Path) -> list[Label]:
-    """The labels of a file, in its order.
+def read_labels(path: Path | None, further: Sequence[str] = ()) -> list[Label]:
+    """The labels of a file, in its order, and then those of `further`, each written like a line of a file.
 
     Raises:
         LabelError: not readable, not UTF-8 text, without a label, an empty label, or one that stands there twice.
     """
-    lines = [(number, text) for number, line in read_lines(path, LabelError) if (text := _without_comment(line))]
-    if not lines:
-        raise LabelError(f"{path}: holds no label", "one label a line, like: dog: puppy | hound")
-    labels = [_parse(text, path, number, split_colon=True) for number, text in lines]
+    lines = []
+    if path is not None:
+        numbered = [(number, _without_comment(line)) for number, line in read_lines(path, LabelError)]
+        lines = [(f"{path} line {number}", text) for number, text in numbered if text]
+        if not lines:
+            raise LabelError(f"{path}: holds no label", "one label a line, like: dog: puppy | hound")
+    lines += [(f"--label '{text}'", text.strip()) for text in further]
+    if "" in (text for _, text in lines):
+        raise LabelError("a --label is empty", "like: --label 'dog: puppy | hound'")
+    labels = [_parse(text, where, split_colon=True) for where, text in lines]
     if len({label.name for label in labels}) < len(labels):
-        labels = [_parse(text, path, number, split_colon=False) for number, text in lines]
-    _refuse_duplicates(path, [(number, label.name) for (number, _), label in zip(lines, labels, strict=True)])
+        labels = [_parse(text, where, split_colon=False) for where, text in lines]
+    _refuse_duplicates([(where, label.name) for (where, _), label in zip(lines, labels, strict=True)])
     return labels
 
 
@@ -99,7 +105,7 @@ def _without_comment(line: str) -> str:
     return _COMMENT.sub("", line.strip()).strip()
 
 
-def _parse(text: str, path: Path, number: int, split_colon: bool) -> Label:
+def _parse(text: str, where: str, split_colon: bool) -> Label:
     has_bar = _BAR.search(text) is not None
     name, synonyms = text, ""
     if (has_bar or split_colon) and (colon := _COLON.search(text)):
@@ -108,16 +114,19 @@ def _parse(text: str, path: Path, number: int, split_colon: bool) -> Label:
         name, synonyms = _BAR.split(text, maxsplit=1)
     texts = [_ESCAPED.sub(r"\1", part).strip() for part in (name, *_BAR.split(synonyms))]
     if not texts[0]:
-        raise LabelError(f"{path} line {number}: no label before the colon", "like: dog: puppy | hound")
+        raise LabelError(f"{where}: no label before the colon", "like: dog: puppy | hound")
     return Label(texts[0], tuple(dict.fromkeys(part for part in texts if part)))
 
 
-def _refuse_duplicates(path: Path, numbered: list[tuple[int, str]]) -> None:
-    first: dict[str, int] = {}
-    for number, name in numbered:
+def _refuse_duplicates(placed: list[tuple[str, str]]) -> None:
+    first: dict[str, str] = {}
+    for where, name in placed:
         if name in first:
+            # Within one file its lines are told by their numbers alone.
+            file, _, line = first[name].rpartition(" line ")
+            place = f"on line {line}" if file and where.startswith(f"{file} line ") else f"in {first[name]}"
             raise LabelError(
-                f"{path} line {number}: the label '{name}' stands already on line {first[name]}",
+                f"{where}: the label '{name}' stands already {place}",
                 "give each label once, with synonyms after a colon: dog: puppy | hound",
             )
-        first[name] = number
+        first[name] = where

@@ -5,6 +5,7 @@ That it wrote a file is known
 * of a .parquet file by its metadata (`made_by`; of files of version 0.1.0 by the other metadata, or their columns);
 * of a .npy file by the .parquet file beside it, which has as many rows;
 * of a .csv or .jsonl file of labels by its first line: the columns, or the keys, that `classify` writes;
+* of a .json or .csv file of scores by its keys, or its first line;
 * of a .failures.jsonl file by all its lines, and by an output of the same command beside it.
 
 An empty file holds nothing that could be lost.
@@ -21,12 +22,16 @@ from typing import Literal
 
 from cloob_cli.errors import UsageError
 
-Command = Literal["classify", "embed"]
+Command = Literal["classify", "embed", "eval"]
 
 MADE_BY = "made_by"  # the key in a Parquet file's metadata; its value is the command, "cloob embed"
 _EMBED_KEYS = {b"model", b"weights_sha256", b"preprocessing", b"version"}
 _CHOICE = ["label", "probability", "cosine"]
-_CSV_HEADER = re.compile(r"path,label,probability,cosine(,label_\d+,probability_\d+,cosine_\d+)*")
+_SCORES = ("dataset", "model", "task")  # the first columns, or keys of each record
+_FURTHER = ["sorted_to"]  # what `classify` writes behind these, where it was asked to
+_CSV_HEADER = re.compile(
+    r"path,label,probability,cosine(,label_\d+,probability_\d+,cosine_\d+)*" + "".join(f"(,{n})?" for n in _FURTHER)
+)
 _FIRST_LINE = 1 << 20  # bytes of a first line that are read
 
 
@@ -37,6 +42,8 @@ def failures_path(output: Path) -> Path:
 
 def output_files(output: Path, command: Command) -> list[Path]:
     """All files that `command -o output` writes, `output` first and the failures last."""
+    if command == "eval":
+        return [output]
     index = [output.with_suffix(".parquet")] if command == "embed" else []
     return [output, *index, failures_path(output)]
 
@@ -116,13 +123,26 @@ def made_by(path: Path) -> Command | None:
                 ours = _maker_of_parquet(index) == "embed" and _rows_of_npy(path) == _rows_of_parquet(index)
                 return "embed" if ours else None
             case ".csv":
-                return "classify" if _CSV_HEADER.fullmatch(_read_first_line(path)) else None
+                header = _read_first_line(path)
+                if header.startswith(",".join(_SCORES) + ","):
+                    return "eval"
+                return "classify" if _CSV_HEADER.fullmatch(header) else None
+            case ".json":
+                records = json.loads(path.read_text(encoding="utf-8"))
+                ours = isinstance(records, list) and all(record.keys() >= {*_SCORES, "metrics"} for record in records)
+                return "eval" if ours else None
             case ".jsonl":
                 value = json.loads(_read_first_line(path))
-                return "classify" if isinstance(value, dict) and [*value] == ["path", *_CHOICE, "top"] else None
+                return "classify" if isinstance(value, dict) and _is_row([*value]) else None
     except Exception:  # whatever pyarrow, NumPy or json say of it: a damaged file is not known to be ours
         pass
     return None
+
+
+def _is_row(keys: list[str]) -> bool:
+    """True for the keys of a row that `classify` writes."""
+    first = ["path", *_CHOICE, "top"]
+    return keys[: len(first)] == first and keys[len(first) :] == [name for name in _FURTHER if name in keys]
 
 
 def _maker_of_parquet(path: Path) -> Command | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, Literal
 
 from cloob_cli.checkpoint.folder import KEPT_FILES, WEIGHTS_FILE
 from cloob_cli.errors import ChecksumError, DownloadError, RegistryError, UsageError
@@ -39,6 +39,9 @@ class HubFile:
     sha256: str | None
 
 
+Kind = Literal["model", "dataset"]
+
+
 @dataclass(frozen=True)
 class Listing:
     """The files of a repository at one commit."""
@@ -46,6 +49,7 @@ class Listing:
     reference: Reference
     commit: str
     files: tuple[HubFile, ...]
+    kind: Kind = "model"
 
 
 def parse_reference(text: str) -> Reference:
@@ -61,7 +65,7 @@ def offline_by_environment() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
-def listing(reference: Reference) -> Listing:
+def listing(reference: Reference, kind: Kind = "model") -> Listing:
     """Ask the Hub what a repository holds.
 
     Raises:
@@ -71,11 +75,12 @@ def listing(reference: Reference) -> Listing:
     from huggingface_hub import HfApi
 
     with plain_errors(reference):
-        info = HfApi().model_info(reference.repository, revision=reference.revision, files_metadata=True)
-    files = tuple(HubFile(one.rfilename, one.size, one.lfs.sha256 if one.lfs else None) for one in info.siblings or ())
+        info = HfApi().repo_info(reference.repository, revision=reference.revision, repo_type=kind, files_metadata=True)
+    siblings = getattr(info, "siblings", None)
+    files = tuple(HubFile(one.rfilename, one.size, one.lfs.sha256 if one.lfs else None) for one in siblings or ())
     for file in files:
         check_inside(file.name, str(reference))
-    return Listing(reference, str(info.sha), files)
+    return Listing(reference, str(info.sha), files, kind)
 
 
 def check_inside(name: str, where: str) -> None:
@@ -110,6 +115,7 @@ def snapshot(found: Listing, names: Sequence[str], report: Report = unreported, 
                 hf_hub_download(
                     found.reference.repository,
                     file.name,
+                    repo_type=found.kind,
                     revision=found.reference.revision,
                     force_download=force,
                     tqdm_class=bar,
@@ -124,7 +130,7 @@ def snapshot(found: Listing, names: Sequence[str], report: Report = unreported, 
     return folder
 
 
-def cached(reference: Reference, names: Sequence[str]) -> Path:
+def cached(reference: Reference, names: Sequence[str], kind: Kind = "model") -> Path:
     """The folder of a repository in the Hub's cache, without asking the Hub.
 
     Raises:
@@ -135,7 +141,11 @@ def cached(reference: Reference, names: Sequence[str]) -> Path:
     with plain_errors(reference):
         return Path(
             snapshot_download(
-                reference.repository, revision=reference.revision, allow_patterns=list(names), local_files_only=True
+                reference.repository,
+                repo_type=kind,
+                revision=reference.revision,
+                allow_patterns=list(names),
+                local_files_only=True,
             )
         )
 

@@ -48,3 +48,13 @@ def default_file() -> Path:
 def pinned_hashes_file() -> Path:
     """The file that holds addresses with the hash of what was first received from each."""
     return home() / "pinned_hashes.json"
+
+
+def evaluation_folder() -> Path:
+    """The folder of embeddings that `cloob eval` computed; it can be deleted at any time."""
+    return home() / "evaluation"
+
+
+def datasets_folder() -> Path:
+    """The folder of data sets that were fetched for evaluation, one folder each."""
+    return home() / "datasets"

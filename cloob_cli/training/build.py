@@ -26,8 +26,16 @@ from cloob_cli.training.checkpoints import Progress, load_checkpoint
 from cloob_cli.training.data_split import DataSplit, compare_parts, open_data
 from cloob_cli.training.ema import EMA
 from cloob_cli.training.events import Event, Notice, Preparing
+from cloob_cli.training.initial_model import FindModel, check_same_start, fit_initial_model, keep_initial_model
 from cloob_cli.training.interrupt import StopRequest
-from cloob_cli.training.new_model import build_model, make_tokenizer, model_config
+from cloob_cli.training.new_model import (
+    build_model,
+    check_frozen_parts,
+    keep_tokenizer,
+    make_tokenizer,
+    model_config,
+    shown_name,
+)
 from cloob_cli.training.run_folder import RunFolder, RunLock, Start, claim, find_start
 from cloob_cli.training.schedules import warmup_length
 from cloob_cli.training.step import TrainingStep
@@ -49,6 +57,7 @@ class Run:
         stop: asked to stop after a step, by a signal.
         lock: of the folder; `close` releases it.
         data_parts: what a checkpoint keeps of the data.
+        start_sha256: what it keeps of the model that the run started from.
         steps: of the whole run.
         step: steps that are done.
         checkpoint: the newest one; None: there is none yet.
@@ -64,6 +73,7 @@ class Run:
     accelerator: Accelerator
     data: DataSplit
     data_parts: dict[str, Any]
+    start_sha256: str | None
     tokenizer: Tokenizer
     model: CloobModel
     loader: PairLoader
@@ -98,7 +108,8 @@ class Run:
 
     @property
     def progress(self) -> Progress:
-        return Progress(self.step, self.seconds, self.progress_at_start.precision, self.data_parts)
+        precision = self.progress_at_start.precision
+        return Progress(self.step, self.seconds, precision, self.data_parts, self.start_sha256)
 
     @property
     def seconds(self) -> float:
@@ -111,7 +122,13 @@ class Run:
 
 
 def build_run(
-    recipe: Recipe, folder: Path, *, device: str | None = None, resume: bool = False, stop: StopRequest | None = None
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: str | None = None,
+    resume: bool = False,
+    stop: StopRequest | None = None,
+    find_model: FindModel = Path,
 ) -> Generator[Event, None, Run | None]:
     """Build the run of `recipe` in `folder`; `run = yield from build_run(...)` in a generator, or `built(...)`.
 
@@ -121,6 +138,7 @@ def build_run(
         device: see `core.device.pick_device`.
         resume: go on from the newest valid checkpoint in `folder`, or start where there is none.
         stop: a request to stop raises Interrupted here. None: it cannot be interrupted in order.
+        find_model: the folder of a model that the recipe names; called in the main process.
 
     Yields:
         Preparing and Notice; where the run is done already, its Finished alone.
@@ -141,7 +159,7 @@ def build_run(
             lock.release()
             return None
         accelerator = processes.start_accelerator(chosen, start.progress.precision)
-        return (yield from _build(recipe, run_folder, lock, stop, start, accelerator, resume))
+        return (yield from _build(recipe, run_folder, lock, stop, start, accelerator, resume, find_model))
     except BaseException:
         lock.release()
         raise
@@ -165,6 +183,7 @@ def _build(
     start: Start,
     accelerator: Accelerator,
     resume: bool,
+    find_model: FindModel,
 ) -> Generator[Event, None, Run]:
     yield from map(Notice, start.notices)
     yield Preparing("opening the data")
@@ -176,17 +195,31 @@ def _build(
         yield from map(Notice, compare_parts(start.progress.data, data_parts, start.progress.step))
     stop.check()
     processes.agree(facts(recipe, data, data_parts))
+    check_frozen_parts(recipe)
+    fitted = None
+    if recipe.model.init is not None:
+        yield Preparing(f"opening {shown_name(recipe.model.init)}")
+        fitted, notices = fit_initial_model(recipe, folder.start, data, find_model)
+        yield from map(Notice, notices)
     notice = processes.on_main(lambda: claim(folder, recipe, resume, lock))
     yield from [Notice(notice)] if notice else []
 
-    if recipe.tokenizer.kind == "bpe" and not folder.tokenizer.exists():
+    if recipe.tokenizer.kind == "bpe" and recipe.model.init is None and not folder.tokenizer.exists():
         yield Preparing("learning a vocabulary from the captions")
-    length = recipe.model.text.context_length if recipe.model.text else 0
-    tokenizer = make_tokenizer(recipe.tokenizer, length, data, folder.tokenizer)
+    initial = None
+    if recipe.model.init is not None:
+        initial = keep_initial_model(fitted, folder.start, accelerator.device)
+        check_same_start(start.progress, initial.sha256)
+        tokenizer, config = initial.tokenizer, initial.config
+        if accelerator.is_main_process:
+            keep_tokenizer(tokenizer, folder.tokenizer)
+    else:
+        length = recipe.model.text.context_length if recipe.model.text else 0
+        tokenizer = make_tokenizer(recipe.tokenizer, length, data, folder.tokenizer)
+        config = model_config(recipe, tokenizer.vocab_size)
     stop.check()
 
-    config = model_config(recipe, tokenizer.vocab_size)
-    model = build_model(recipe, config, accelerator.device)
+    model = build_model(recipe, config, accelerator.device, initial.weights if initial else None)
     preprocess = Preprocess(config.vision.image_size, config.preprocess)
     validator = Validator(data.held_out, sets, preprocess, tokenizer)
     if recipe.validation.every and not validator:
@@ -236,6 +269,7 @@ def _build(
         accelerator=accelerator,
         data=data,
         data_parts=data_parts,
+        start_sha256=initial.sha256 if initial else None,
         tokenizer=tokenizer,
         model=model,
         loader=loader,

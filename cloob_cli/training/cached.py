@@ -76,8 +76,10 @@ def cached_gradient_step(
                 for tensor, leaf in zip(loss_tensors, leaves, strict=True)
                 if last and tensor.requires_grad and leaf.grad is not None
             ]
-            outputs = [*embed(piece), *(tensor for tensor, _ in extra)]
-            torch.autograd.backward(outputs, [*pulls[number], *(gradient for _, gradient in extra)])
+            embedded_again = zip(embed(piece), pulls[number], strict=True)
+            # Embeddings of a frozen tower have no graph to go back through.
+            known = [*((tensor, pull) for tensor, pull in embedded_again if tensor.requires_grad), *extra]
+            torch.autograd.backward([tensor for tensor, _ in known], [gradient for _, gradient in known])
     return loss.detach()
 
 

@@ -41,12 +41,14 @@ class Progress:
         seconds: of training so far.
         precision: kept so that a continuation uses the same.
         data: the parts of its data (data_split.py); empty where the checkpoint does not say.
+        start: sha256 of the weights and the configuration that the run started from (with `model.init`).
     """
 
     step: int
     seconds: float
     precision: Precision
     data: dict[str, Any] = field(default_factory=dict)
+    start: str | None = None
 
 
 def save_checkpoint(
@@ -75,6 +77,7 @@ def save_checkpoint(
             "seconds": progress.seconds,
             "precision": progress.precision,
             "data": progress.data,
+            "start": progress.start,
             "cloob": __version__,
             "torch": str(torch.__version__),
             "sha256": {file.name: sha256_of(file) for file in sorted(temporary.iterdir())},
@@ -123,7 +126,7 @@ def damage(path: Path) -> str | None:
 def load_progress(path: Path) -> Progress:
     """Read the `state.json` of a whole checkpoint."""
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return Progress(state["step"], state["seconds"], state["precision"], state.get("data", {}))
+    return Progress(state["step"], state["seconds"], state["precision"], state.get("data", {}), state.get("start"))
 
 
 def load_checkpoint(

@@ -67,6 +67,16 @@ class DataSplit:
             except ImageError:
                 continue  # its turn as a skipped pair comes when it is to be trained on
 
+    def some_captions(self, most: int) -> list[str]:
+        """The first captions of at most so many pairs to train on, evenly spread."""
+        found = []
+        for index in _spread(self.indices, most).tolist():
+            try:
+                found += self.source.captions(index)[:1]
+            except ImageError:
+                continue
+        return found
+
     def parts(self) -> dict[str, Any]:
         """The parts of the training data, and of held-out pairs with a source of their own, as a checkpoint keeps them.
 

@@ -12,9 +12,10 @@ from cloob_cli.checkpoint.card import trained_model_card
 from cloob_cli.checkpoint.folder import save_model
 from cloob_cli.core.device import PRECISIONS
 from cloob_cli.errors import MissingExtraError, TrainingError, one_line
-from cloob_cli.recipe import PATH_KEYS, Recipe
+from cloob_cli.recipe import MODEL_KEYS, PATH_KEYS, Recipe
 from cloob_cli.training.build import Run
 from cloob_cli.training.events import Event, Finished, Notice, Validated
+from cloob_cli.training.new_model import shown_name
 from cloob_cli.training.reporting import started, validate
 from cloob_cli.training.telemetry import draw_loss_curve
 
@@ -78,6 +79,9 @@ def recipe_record(recipe: Recipe) -> dict[str, Any]:
     for section, key in PATH_KEYS:
         if key in record[section]:
             record[section][key] = short(record[section][key])
+    for section, key in MODEL_KEYS:
+        if key in record.get(section, {}):
+            record[section][key] = shown_name(record[section][key])
     return record
 
 

@@ -32,6 +32,7 @@ def train_recipe(
     device: str | None = None,
     resume: bool = False,
     acknowledge: Callable[[str], None] | None = None,
+    find_model: Callable[[str], Path] = Path,
 ) -> Generator[Event, None, None]:
     """Train what `recipe` says in the run folder `folder`, yielding events as they happen.
 
@@ -42,6 +43,7 @@ def train_recipe(
         resume: go on from the newest valid checkpoint in `folder`, or start where there is none. A run that is done is
             left as it is; its `Finished` is the only event.
         acknowledge: told at once, from another thread, that a signal has arrived and what happens now.
+        find_model: the folder of a model that the recipe names.
 
     Raises:
         UsageError: `folder` holds something else, a run that is not to be resumed or has another recipe, or one that
@@ -57,7 +59,7 @@ def train_recipe(
     with stop_on_signals(acknowledge if main else None) as stop:
 
         def build_and_train() -> Generator[Event, None, None]:
-            run = yield from build_run(recipe, folder, device=device, resume=resume, stop=stop)
+            run = yield from build_run(recipe, folder, device=device, resume=resume, stop=stop, find_model=find_model)
             if run is not None:
                 with closing(run):
                     yield from train(run)

@@ -7,11 +7,13 @@ large as AdamW's: both take the same learning rate and the same decoupled weight
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 import torch
 
+from cloob_cli.core.model import CloobModel
+from cloob_cli.core.towers import depths
 from cloob_cli.core.transformer import Block
 from cloob_cli.errors import RecipeError
 from cloob_cli.recipe import OptimizerSection
@@ -28,8 +30,9 @@ def build_optimizer(model: torch.nn.Module, section: OptimizerSection) -> torch.
     """
     device = next(model.parameters()).device.type
     matrices = [p for p in hidden_matrices(model) if p.requires_grad] if section.name == "muon" else []
+    rates = peak_rates(model, section)
     adamw = torch.optim.AdamW(
-        parameter_groups(model, section.weight_decay, section.decay, matrices),
+        by_rate(parameter_groups(model, section.weight_decay, section.decay, matrices), rates),
         lr=section.learning_rate,
         betas=(section.beta1, section.beta2),
         eps=section.epsilon,
@@ -37,7 +40,8 @@ def build_optimizer(model: torch.nn.Module, section: OptimizerSection) -> torch.
     )
     if section.name == "adamw":
         return adamw
-    return MuonWithAdamW(matrices, adamw, weight_decay=section.weight_decay, momentum=section.momentum)
+    groups = by_rate([{"params": matrices}], rates)
+    return MuonWithAdamW(groups, adamw, weight_decay=section.weight_decay, momentum=section.momentum)
 
 
 def parameter_groups(
@@ -67,10 +71,39 @@ def parameter_groups(
     ]
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group the same learning rate."""
+def peak_rates(model: torch.nn.Module, section: OptimizerSection) -> dict[int, float]:
+    """The highest learning rate of each parameter, by its id, where it is not `section.learning_rate`.
+
+    A tower has its own; a layer's is that of the layer after it times `layer_decay` (Dong et al., "CLIP Itself is a
+    Strong Fine-tuner", arXiv 2212.06138).
+    """
+    own = {"image": section.image_learning_rate, "text": section.text_learning_rate}
+    alike = section.layer_decay == 1 and own == {"image": None, "text": None}
+    if alike or not isinstance(model, CloobModel):
+        return {}
+    rates = {name: section.learning_rate if rate is None else rate for name, rate in own.items()}
+    return {number: rates[name] * section.layer_decay**depth for number, (name, depth) in depths(model).items()}
+
+
+def by_rate(groups: list[dict[str, Any]], rates: Mapping[int, float]) -> list[dict[str, Any]]:
+    """Parameter groups of one highest learning rate each: `peak`, where it is not the recipe's."""
+    if not rates:
+        return groups
+    split: list[dict[str, Any]] = []
+    for group in groups:
+        by_peak: dict[float | None, list[torch.nn.Parameter]] = {}
+        for parameter in group["params"]:
+            by_peak.setdefault(rates.get(id(parameter)), []).append(parameter)
+        split += [
+            group | {"params": members} | ({} if peak is None else {"peak": peak}) for peak, members in by_peak.items()
+        ]
+    return split or groups
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float | Callable[[float | None], float]) -> None:
+    """Give every parameter group a learning rate: the same, or one that follows from its `peak` (or None)."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate(group.get("peak")) if callable(rate) else rate
 
 
 def hidden_matrices(model: torch.nn.Module) -> list[torch.nn.Parameter]:
@@ -88,7 +121,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """Two optimizers that are stepped, stored and loaded as one.
 
     Args:
-        matrices: what Muon updates; at least one.
+        matrices: parameter groups of what Muon updates; at least one parameter.
         rest: AdamW over all other parameters.
 
     Raises:
@@ -96,11 +129,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, matrices: list[torch.nn.Parameter], rest: torch.optim.AdamW, *, weight_decay: float, momentum: float
+        self, matrices: list[dict[str, Any]], rest: torch.optim.AdamW, *, weight_decay: float, momentum: float
     ) -> None:
         if not hasattr(torch.optim, "Muon"):
             raise RecipeError(f"optimizer.name = 'muon' needs torch 2.9, this is {torch.__version__}")
-        if not matrices:
+        if not any(group["params"] for group in matrices):
             raise RecipeError("optimizer.name = 'muon' finds no matrix to train in a transformer's block")
         rate = rest.param_groups[0]["lr"]
         self._parts: dict[str, torch.optim.Optimizer] = {

@@ -6,6 +6,7 @@ RUN/metrics.jsonl                    a row every `log_every` steps and every val
 RUN/loss.png                         the loss curve (extra `report`)
 RUN/skipped.jsonl                    pairs that could not be read
 RUN/checkpoints/step-00001000/       see checkpoints.py
+RUN/start/                           the model that the run started from (with model.init), see initial_model.py
 RUN/model/                           the finished model
 RUN/result.json                      step, metrics, skipped pairs and seconds; written when everything is done
 RUN/run.lock                         held by the process that trains here
@@ -74,6 +75,10 @@ class RunFolder:
     @property
     def loss_curve(self) -> Path:
         return self.path / "loss.png"
+
+    @property
+    def start(self) -> Path:
+        return self.path / "start"
 
     @property
     def model(self) -> Path:

@@ -14,21 +14,22 @@ def warmup_length(section: OptimizerSection, steps: int) -> int:
     return min(length, steps)
 
 
-def learning_rate(step: int, steps: int, section: OptimizerSection) -> float:
-    """The learning rate of step `step` (from 0) of a run of `steps` steps.
+def learning_rate(step: int, steps: int, section: OptimizerSection, peak: float | None = None) -> float:
+    """The learning rate of step `step` (from 0) of a run of `steps` steps; `peak` replaces the section's own.
 
     Linear warm-up whose first step is already above zero (with `warmup_from_zero` it is zero), then the section's
     schedule. `cosine_restarts` goes `cycles` times from the full rate to zero, as ml-jku/cloob trains.
     """
+    highest = section.learning_rate if peak is None else peak
     warmup = warmup_length(section, steps)
     if step < warmup:
-        return section.learning_rate * (step + (not section.warmup_from_zero)) / warmup
+        return highest * (step + (not section.warmup_from_zero)) / warmup
     if section.schedule == "constant":
-        return section.learning_rate
+        return highest
     progress = (step - warmup) / max(1, steps - warmup)
     cycles = section.cycles if section.schedule == "cosine_restarts" else 1
     within = 1.0 if progress >= 1 else cycles * progress % 1.0
-    return section.learning_rate * 0.5 * (1 + math.cos(math.pi * within))
+    return highest * 0.5 * (1 + math.cos(math.pi * within))
 
 
 def image_size(stages: Sequence[tuple[float, int]], step: int, steps: int, full_size: int) -> int:

@@ -87,7 +87,7 @@ class TrainingStep:
             NonFiniteEmbeddingsError: embeddings are not finite, on whichever process; the weights are left as they are.
         """
         torch.manual_seed(_step_seed(self._seed, step, self._accelerator.process_index))
-        set_learning_rate(self.optimizer, self.learning_rate(step))
+        set_learning_rate(self.optimizer, partial(learning_rate, step, self._steps, self._schedule))
         if isinstance(self.model.visual, VisionTransformer):
             self.model.visual.patch_dropout = self._patch_dropout if step < self._all_patches_from else 0.0
         pixels = normalize(batch.pixels.to(self._device, non_blocking=True), self.model.config.preprocess)

@@ -17,8 +17,8 @@ from cloob_cli.core.metrics import covariance_rank, recall_at_k, top_k_accuracy
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.zero_shot import class_embeddings
-from cloob_cli.data.classification import ClassificationSet
 from cloob_cli.data.images import Preprocess, normalize
+from cloob_cli.data.labeled_set import ClassificationSet
 from cloob_cli.data.text import Tokenizer
 from cloob_cli.errors import Failure, ImageError
 from cloob_cli.parallel import core_count, map_in_order

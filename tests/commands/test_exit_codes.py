@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,21 @@ def test_a_fault_of_the_program_is_not_hidden(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(diagnosis, "diagnose", lambda: {}["versions"])
     with pytest.raises(KeyError):
         cloob_here("doctor", cwd=tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_an_interrupt_inside_a_string_of_code_is_130_too() -> None:
+    """CPython remembers it and would end the process with SIGINT at its exit, whatever the exit code."""
+    program = (
+        "from cloob_cli import main, signals\n"
+        "def app(standalone_mode):\n"
+        "    try:\n"
+        "        exec('raise KeyboardInterrupt')\n"  # as where a dataclass is made
+        "    except KeyboardInterrupt:\n"
+        "        return signals.EXIT_CODE\n"
+        "main.app = app\n"
+        "main.run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+    assert "error: interrupted" in done.stderr

@@ -1,7 +1,7 @@
-"""A server on this machine that speaks as much of the Hugging Face Hub's API as the real client uses for models.
+"""A server on this machine that speaks as much of the Hugging Face Hub's API as the real client uses.
 
-Reading: the model's information, its files by HEAD and GET with Range. Writing: making a repository, the question how
-to upload, Git LFS batches, commits.
+Reading, also of data sets: the repository's information, its files by HEAD and GET with Range. Writing: making a
+repository, the question how to upload, Git LFS batches, commits.
 """
 
 from __future__ import annotations
@@ -112,9 +112,9 @@ def hub_serving() -> Iterator[Hub]:
                 self._error(hub.status, "ServerError")
                 return
             for pattern, answer in (
-                (r"/api/models/([\w.-]+/[\w.-]+)(?:/revision/(.+))?", self._info),
+                (r"/api/(?:models|datasets)/([\w.-]+/[\w.-]+)(?:/revision/(.+))?", self._info),
                 (r"/api/models/([\w.-]+/[\w.-]+)/tree/([^/]+)", self._tree),
-                (r"/([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)", self._file),
+                (r"/(?:datasets/)?([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)", self._file),
                 (r"/api/repos/create", self._create),
                 (r"/api/validate-yaml", self._validate),
                 (r"/api/models/([\w.-]+/[\w.-]+)/preupload/(.+)", self._preupload),

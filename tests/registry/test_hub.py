@@ -17,7 +17,7 @@ from hub_server import Hub, hub_serving, sha256
 
 from cloob_cli import load
 from cloob_cli.checkpoint.folder import README_FILE, WEIGHTS_FILE, read_config
-from cloob_cli.errors import RegistryError
+from cloob_cli.errors import DataError, DownloadError, RegistryError
 from cloob_cli.registry import inventory, paths
 from cloob_cli.registry.hub import check_inside
 from cloob_cli.registry.inventory import install_record
@@ -296,3 +296,24 @@ def test_the_japanese_model_comes_with_the_tokenizer_of_another_repository(hub: 
     similar = model.encode_text(model.tokenize(["赤い自転車", "夜の海"]))
     assert similar.shape == (2, 16)
     assert read_config(paths.installed_folder("japanese-cloob-vit-b-16")).preprocess.interpolation == "bilinear"
+
+
+def test_a_data_set_is_fetched_without_what_is_not_needed(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cloob_cli.registry.datasets import hub_data_set
+
+    files = {"classnames.txt": b"a\nb\n", "test/nshards.txt": b"1", "test/0.tar": b"tar", "train/0.tar": b"more"}
+    hub.repositories["org/wds_signs"] = files | {"README.md": b"x"}
+    folder = hub_data_set("hf://org/wds_signs", ["test"])
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found == {"classnames.txt", "test/nshards.txt", "test/0.tar"}
+    assert any("/api/datasets/org/wds_signs" in request for request in hub.requests)
+    hub.requests.clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert hub_data_set("hf://org/wds_signs", ["test"]) == folder
+    assert hub.requests == []
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    hub.repositories["org/other"] = {"README.md": b"x"}
+    with pytest.raises(DataError, match="no tar or parquet file of the split test"):
+        hub_data_set("hf://org/other", ["test"])
+    with pytest.raises(DownloadError, match="no repository org/nothing"):
+        hub_data_set("hf://org/nothing", ["test"])

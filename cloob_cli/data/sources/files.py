@@ -58,6 +58,9 @@ class FileSource:
         )
         return [Part(Path(base).name or base, len(paths), sum(sizes), digest(rows))]
 
+    def files(self) -> list[Path]:
+        return [Path(path) for path in self._paths.to_pylist()]
+
     def image(self, index: int, size_hint: int | None = None) -> Image.Image:
         return open_image(self.name(index), size_hint)
 
@@ -92,17 +95,26 @@ def table_rows(path: Path, image_key: str | None, caption_key: str | None, separ
     Raises:
         DataError: it cannot be read, is empty, or lacks the columns.
     """
-    columns = _json_lines(path) if path.suffix.lower() in {".jsonl", ".ndjson"} else _csv(path, separator)
+    columns = read_columns(path, separator)
     image_column = find_column(list(columns), image_key, IMAGE_NAMES, "image", str(path))
     caption_column = find_column(list(columns), caption_key, CAPTION_NAMES, "caption", str(path))
     images, captions = columns[image_column], columns[caption_column]
     if not images:
         raise DataError(f"{path} has a header and no rows")
-    base = _base(path.parent, images)
+    base = images_folder(path.parent, images)
     return [
         (str(base / image) if image else f"{path}: row {row + 1}", caption_list(caption) if image else [])
         for row, (image, caption) in enumerate(zip(images, captions, strict=True))
     ]
+
+
+def read_columns(path: Path, separator: str | None = None) -> dict[str, list[Any]]:
+    """The columns of a CSV, TSV or JSON Lines file; those of the first two are text, and None where they are empty.
+
+    Raises:
+        DataError: it cannot be read or is empty.
+    """
+    return _json_lines(path) if path.suffix.lower() in {".jsonl", ".ndjson"} else _csv(path, separator)
 
 
 def _size(path: str) -> int:
@@ -112,7 +124,8 @@ def _size(path: str) -> int:
         return 0
 
 
-def _base(folder: Path, images: list[str | None]) -> Path:
+def images_folder(folder: Path, images: list[str | None]) -> Path:
+    """The folder that a table's relative paths start from: the table's own, else the current one."""
     first = next((image for image in images if image), "")
     return Path() if not (folder / first).exists() and Path(first).exists() else folder
 

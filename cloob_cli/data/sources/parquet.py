@@ -76,6 +76,13 @@ class ParquetSource:
             return None
         return np.repeat(np.arange(len(self._groups)), np.diff(self._first_rows)), self._blocks_in_window
 
+    def files(self) -> list[Path]:
+        return self._files
+
+    def file_of(self, index: int) -> Path:
+        """The file that holds row `index`."""
+        return self._files[self._groups[self._place(index)[0]][0]]
+
     def name(self, index: int) -> str:
         group, row = self._place(index)
         file, _ = self._groups[group]

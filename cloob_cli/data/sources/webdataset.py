@@ -74,6 +74,9 @@ class WebdatasetSource:
     def __len__(self) -> int:
         return len(self._keys)
 
+    def files(self) -> list[Path]:
+        return self._files
+
     def name(self, index: int) -> str:
         return f"{self._files[int(self._places[index, 0])]}/{self._keys[index].as_py()}"
 

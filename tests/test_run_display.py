@@ -8,14 +8,14 @@ import pytest
 from rich.console import Console
 
 from cloob_cli.commands.train import _scores
-from cloob_cli.console import status
+from cloob_cli.console import run_display
 
 VALUES = "loss 3.2134  rate 1.00e-03  1,812 images/s  waiting for data 3%  12.3 GiB"
 
 
 def lines(width: int, title: str = "cc3m-rn50") -> list[str]:
     now = [100.0]
-    shown = status._LiveStatus(title, clock=lambda: now[0])
+    shown = run_display._LiveStatus(title, clock=lambda: now[0])
     now[0] += 723
     shown.update(1200, 20_000, 3731.0, VALUES)
     now[0] += 1
@@ -42,7 +42,7 @@ def test_neither_line_is_wrapped_nor_wider_than_a_usual_terminal(width, title):
 
 def test_off_a_terminal_a_line_says_the_same(capsys):
     now = [0.0]
-    shown = status._LineStatus("tiny", 10.0, clock=lambda: now[0])
+    shown = run_display._LineStatus("tiny", 10.0, clock=lambda: now[0])
     for step in range(1, 5):
         now[0] += 6
         shown.update(step, 20, 60.0, VALUES)

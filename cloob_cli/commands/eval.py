@@ -1,0 +1,133 @@
+"""`cloob eval`: models and data sets in, scores out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cloob_cli import console, signals
+from cloob_cli.commands import completion
+from cloob_cli.commands.options import (
+    BatchSizeOption,
+    DeviceOption,
+    ForceOption,
+    JsonOption,
+    PrecisionOption,
+    QuietOption,
+    WorkersOption,
+)
+from cloob_cli.errors import Interrupted, UsageError
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Zoo name, model folder or hf://ORG/REPO[@REVISION].", autocompletion=completion.usable_models
+        ),
+    ],
+    datasets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATASET...",
+            help="Folders with a subfolder for each class, CLIP_benchmark's webdatasets (also hf://ORG/REPO), parquet, "
+            "CSV, or folders of images with captions.",
+        ),
+    ],
+    further: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", "-m", help="A further model; may be repeated.", autocompletion=completion.usable_models
+        ),
+    ] = None,
+    task: Annotated[
+        Literal["zero-shot", "retrieval"] | None,
+        typer.Option(help="What to measure.", show_default="zero-shot for labels, retrieval for captions"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="The part of a data set that is scored.")] = "test",
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels",
+            "-l",
+            help="Texts of the classes, a line each, as for classify.",
+            show_default="their names",
+        ),
+    ] = None,
+    templates: Annotated[
+        Path | None,
+        typer.Option(help="Prompt templates, one a line, with {c} or {}.", show_default="the data set's own"),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=2, help="So many images of each data set, evenly spaced.", show_default="all")
+    ] = None,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, help="Samples for the 95 % confidence intervals; 0: no intervals.")
+    ] = 1000,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Show each class and the most frequent confusions as well.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a .json or .csv file as well.")] = None,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Keep what the .json file holds already, and measure the rest.")
+    ] = False,
+    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Keep embeddings and use kept ones.")] = True,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    batch_size: BatchSizeOption = 64,
+    workers: WorkersOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure models on data sets: zero-shot classification and image-text retrieval.
+
+    The JSON result is a list of records in CLIP_benchmark's schema, fractions in [0, 1]. Intervals are those of a
+    bootstrap over the images. In retrieval a wrong answer that is exactly as near as the right one counts as nearer.
+    Embeddings are kept below CLOOB_HOME. Images that cannot be read are skipped; the exit code is then 3.
+    """
+    console.configure(quiet=quiet)
+    with signals.leaving_at_once():
+        from cloob_cli.commands.eval_run import Evaluations, find_data_sets
+        from cloob_cli.evaluation.run import Asked
+        from cloob_cli.inference.labels import read_labels, read_templates
+        from cloob_cli.inference.output_files import check_output
+
+    if output is not None:
+        inputs = [path for path in (labels, templates) if path is not None]
+        check_output(output, "eval", [".json", ".csv"], inputs=inputs, force=force)
+    if skip_existing and (output is None or output.suffix.lower() != ".json"):
+        raise UsageError("--skip-existing needs the .json file of the earlier run", "name it with --output")
+    asked = Asked(
+        task=task,
+        split=split,
+        templates=read_templates(templates) if templates else None,
+        labels=[(label.name, label.names) for label in read_labels(labels)] if labels else None,
+        labels_file=str(labels),
+        limit=limit,
+        resamples=bootstrap,
+    )
+    # Everything that can be wrong with the input is found before a model is opened.
+    found = find_data_sets(datasets, asked)
+    work = Evaluations(
+        output=output,
+        skip_existing=skip_existing,
+        details=per_class,
+        cache=cache,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    models = list(dict.fromkeys([model, *(further or [])]))
+    try:
+        work.run(models, found)
+    except KeyboardInterrupt:
+        done = f"interrupted after {len(work.records)} of {len(models) * len(found)} evaluations"
+        kept = f"{output} holds those; --skip-existing goes on" if output and work.records else None
+        raise Interrupted(done, kept or "embeddings of whole data sets are kept and will be used again") from None
+    work.show(as_json)
+    if work.failures:
+        raise typer.Exit(3)

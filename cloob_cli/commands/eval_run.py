@@ -1,0 +1,194 @@
+"""The work of `cloob eval`: data sets are found, models run over them, results shown and written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cloob_cli import console
+from cloob_cli.commands.download_report import reporting
+
+if TYPE_CHECKING:
+    from cloob_cli.errors import Failure
+    from cloob_cli.evaluation.results import Record
+    from cloob_cli.evaluation.run import Asked, DataSet
+
+_LISTED = 10  # skipped images that stderr names
+_CONFUSIONS = 20
+_HEADINGS = {"acc1": "top-1", "acc5": "top-5", "mean_per_class_recall": "mean per class"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A data set, and what is asked of it."""
+
+    data: DataSet
+    asked: Asked
+
+
+def find_data_sets(names: list[str], asked: Asked) -> list[Job]:
+    """Open the data sets that the arguments name; those on the Hub are fetched first."""
+    from cloob_cli.evaluation.run import open_data
+    from cloob_cli.registry.datasets import hub_data_set
+
+    jobs = []
+    for name in names:
+        path = Path(name).expanduser()
+        if name.startswith("hf://"):
+            with reporting() as report:
+                path = hub_data_set(name, [asked.split], report)
+        jobs.append(Job(open_data(path, asked), asked))
+    return jobs
+
+
+class Evaluations:
+    """The evaluations of one call: `run` fills `records` (as JSON has them) and `failures`.
+
+    Args:
+        output: the file that is written after each evaluation.
+        skip_existing: records that it holds are taken over.
+        details: each class and confusions are part of the result.
+        cache: embeddings are kept below CLOOB_HOME.
+    """
+
+    def __init__(
+        self,
+        *,
+        output: Path | None,
+        skip_existing: bool,
+        details: bool,
+        cache: bool,
+        device: str | None,
+        precision: str | None,
+        batch_size: int,
+        workers: int | None,
+    ) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.failures: list[Failure] = []
+        self._output, self._details, self._cache = output, details, cache
+        self._device, self._precision = device, precision
+        self._batch_size, self._workers = batch_size, workers
+        self._earlier: list[dict[str, Any]] = []
+        if skip_existing and output is not None and output.exists():
+            from cloob_cli.evaluation.results import read_records
+
+            self._earlier = read_records(output)
+
+    def run(self, models: list[str], jobs: list[Job]) -> None:
+        """Measure every model on every data set."""
+        from cloob_cli.checkpoint.folder import weights_sha256
+        from cloob_cli.commands.inference_run import model_name, open_model
+        from cloob_cli.evaluation.embeddings import Embedder
+        from cloob_cli.registry import paths
+
+        for name in models:
+            model, folder = open_model(name, self._device, self._precision)
+            kept = paths.evaluation_folder() if self._cache else None
+            identity = weights_sha256(folder)
+            embedder = Embedder(model, identity, kept, self._batch_size, self._workers)
+            for job in jobs:
+                shown = model_name(model, folder)
+                record = self._existing(shown, identity, job) or self._measure(embedder, shown, identity, job)
+                self.records.append(record)
+                self._write()
+
+    def show(self, as_json: bool) -> None:
+        """Print the result."""
+        if as_json:
+            console.json_document(self.records)
+            return
+        console.table(*_table(self.records), dispensable=["model", "task", "images"])
+        if self._details:
+            for record in self.records:
+                _show_details(record)
+
+    def _existing(self, model: str, identity: str, job: Job) -> dict[str, Any] | None:
+        from cloob_cli.evaluation.results import TASK_NAMES
+        from cloob_cli.evaluation.run import task_of
+
+        wanted = (job.data.name, model, TASK_NAMES[task_of(job.data, job.asked)])
+        for record in self._earlier:
+            found = (record["dataset"], record["model"], record["task"])
+            if found == wanted and record.get("settings", {}).get("weights_sha256") == identity:
+                return record
+        return None
+
+    def _measure(self, embedder: Any, model: str, identity: str, job: Job) -> dict[str, Any]:
+        from cloob_cli.evaluation.run import chosen_images, evaluate
+        from cloob_cli.version import __version__
+
+        skipped = 0
+
+        def read(failure: Failure | None) -> None:
+            nonlocal skipped
+            skipped += failure is not None
+            if failure is not None and skipped <= _LISTED:
+                console.warn(f"skipped {failure.name}: {failure.reason}")
+            bar.advance()
+
+        with console.track(job.data.name, len(chosen_images(job.data, job.asked.limit)), "images") as bar:
+            record = evaluate(embedder, model, job.data, job.asked, read)
+        record.settings |= {"weights_sha256": identity, "version": __version__}
+        self._tell(record)
+        self.failures += record.failures
+        return record.as_dict(self._details)
+
+    def _tell(self, record: Record) -> None:
+        if record.failures:
+            console.warn(f"{record.dataset}: {len(record.failures)} image(s) skipped; the scores are those of the rest")
+        if record.ties:
+            console.warn(
+                f"{record.dataset}: in {record.ties} queries a wrong answer is exactly as near as the right one, "
+                "and counts as nearer"
+            )
+
+    def _write(self) -> None:
+        if self._output is None:
+            return
+        from cloob_cli.evaluation.results import csv_text
+        from cloob_cli.files import replacing
+
+        text = json.dumps(self.records, indent=2) + "\n"
+        if self._output.suffix.lower() == ".csv":
+            text = csv_text(self.records)
+        with replacing(self._output) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _table(records: list[dict[str, Any]]) -> tuple[list[str], list[list[object]]]:
+    """The columns and rows of a table, scores in percent with their intervals."""
+    from cloob_cli.evaluation.results import metric_names
+
+    names = metric_names(records)
+    rows: list[list[object]] = []
+    for record in records:
+        cells: list[object] = [record["dataset"], record["model"], record["task"], record.get("images")]
+        for name in names:
+            cells.append(_percent(record["metrics"].get(name), record.get("intervals", {}).get(name)))
+        rows.append(cells)
+    return ["data set", "model", "task", "images", *(_heading(name) for name in names)], rows
+
+
+def _heading(name: str) -> str:
+    return _HEADINGS.get(name) or name.replace("_retrieval_recall@", " R@").replace("_", " ")
+
+
+def _percent(value: float | None, interval: list[float] | None) -> str | None:
+    if value is None:
+        return None
+    ends = f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
+    return f"{100 * value:.1f} %{ends}"
+
+
+def _show_details(record: dict[str, Any]) -> None:
+    if "per_class" not in record:
+        return
+    console.line("")
+    rows = [(one["class"], one["images"], _percent(one["recall"], None)) for one in record["per_class"]]
+    console.table([f"class of {record['dataset']}", "images", "right"], rows)
+    if record["confusions"]:
+        console.line("")
+        confused = [(one["class"], one["predicted"], one["count"]) for one in record["confusions"][:_CONFUSIONS]]
+        console.table(["class", "taken for", "images"], confused)
