@@ -324,6 +324,18 @@ class TrainSection(StrictModel):
         return self
 
 
+class FinetuneSection(StrictModel):
+    """The last step of a run that started from a model (`model.init`)."""
+
+    interpolate: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="save the weights so far between start (0) and end (1), after a comparison of 0, 0.1, ... 1; left "
+        "out: the end, without a comparison",
+    )
+
+
 class ValidationSection(StrictModel):
     every: int | None = Field(default=None, gt=0, description="steps between validations; left out: only at the end")
     retrieval_pairs: int = Field(default=5000, gt=1, description="at most so many held-out pairs")
@@ -347,6 +359,7 @@ class Recipe(StrictModel):
     objective: ObjectiveSection = ObjectiveSection()
     optimizer: OptimizerSection = OptimizerSection()
     train: TrainSection
+    finetune: FinetuneSection = FinetuneSection()
     validation: ValidationSection = ValidationSection()
 
     @model_validator(mode="after")
@@ -359,6 +372,8 @@ class Recipe(StrictModel):
     def _starts_from_a_model(self) -> Recipe:
         if self.tokenizer.kind == "init" and self.model.init is None:
             raise ValueError("tokenizer.kind = 'init' goes with model.init")
+        if self.finetune.interpolate is not None and self.model.init is None:
+            raise ValueError("finetune.interpolate goes with model.init: a new model has no start worth keeping")
         return self
 
     @model_validator(mode="after")

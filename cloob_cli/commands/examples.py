@@ -52,6 +52,7 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
     "zoo prune": ("cloob zoo prune --dry-run",),
     "zoo convert": ("cloob zoo convert checkpoint.pt -o my-model",),
     "zoo export": ("cloob zoo export cloob-vit-b-16-laion400m-32ep --to open_clip -o for-open-clip",),
+    "zoo blend": ("cloob zoo blend runs/my-model/start runs/my-model/end --alpha 0.3 -o my-blend",),
     "zoo bundle": ("cloob zoo bundle my-model -o my-model.tar",),
     "zoo push": ("cloob zoo push my-model ORG/REPO --private",),
 }

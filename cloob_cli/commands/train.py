@@ -103,6 +103,7 @@ def _show(name: str, events: Iterable[Any]) -> Any:
     from cloob_cli.training import events as kinds
 
     finished, skipped, steps = None, 0, 0
+    compared = False
     with console.live_status(name) as status:
         for event in events:
             match event:
@@ -115,6 +116,14 @@ def _show(name: str, events: Iterable[Any]) -> Any:
                     status.update(event.step, steps, event.seconds_left, _values(event))
                 case kinds.Validated():
                     console.info(f"step {event.step:,}: {_scores(event.metrics)}")
+                case kinds.Blended():
+                    columns = _shown_scores(event.metrics)
+                    if not compared:
+                        console.info("  ".join(["alpha (0 is the start, 1 the end)", *columns]))
+                        compared = True
+                    cells = (f"{value:>{len(name)}.3f}" for name, value in columns.items())
+                    saved = "  saved" if event.chosen else ""
+                    console.info("  ".join([f"{event.alpha:<33.3g}", *cells]) + saved)
                 case kinds.CheckpointSaved():
                     console.info(f"step {event.step}: saved {event.path}")
                 case kinds.PairSkipped():
@@ -170,6 +179,15 @@ def _scores(metrics: dict[str, float]) -> str:
     else:
         parts += [f"zero-shot top-1 {value:.3f} ({name})" for name, value in top1.items() if name != "mean"]
     return "; ".join(parts) or "no scores"
+
+
+def _shown_scores(metrics: dict[str, float]) -> dict[str, float]:
+    """Recall at 1 in both directions and top-1 of every set, by what they are called in the comparison."""
+    names = {
+        "retrieval/image_to_text/recall_1": "recall@1 image to text",
+        "retrieval/text_to_image/recall_1": "text to image",
+    } | {key: key.split("/")[1] for key in metrics if key.startswith("zero_shot/") and key.endswith("/top1")}
+    return {name: metrics[key] for key, name in names.items() if key in metrics}
 
 
 def _dry_run(recipe: Recipe, folder: Path, device: str | None, json_: bool, init: ModelConfig | None) -> None:

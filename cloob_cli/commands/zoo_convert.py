@@ -38,7 +38,7 @@ def convert(
     from cloob_cli.registry.install import convert_to_folder
 
     console.configure(quiet=quiet)
-    _must_be_new(output)
+    must_be_new(output)
     ignored = convert_to_folder(checkpoint, output, format, config)
     if ignored:
         console.info(f"left out, as inference does not need them: {', '.join(ignored)}")
@@ -56,7 +56,7 @@ def export(
     from cloob_cli.registry.resolve import find_model_to_share
 
     console.configure(quiet=quiet)
-    _must_be_new(output)
+    must_be_new(output)
     export_model(find_model_to_share(name), to, output)
     console.line(str(output))
 
@@ -87,6 +87,7 @@ def push(
     console.line(push_model(name, repository, private))
 
 
-def _must_be_new(output: Path) -> None:
+def must_be_new(output: Path) -> None:
+    """Raise UsageError where there is something at `output`."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output} exists already", "name a folder that does not exist")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cloob_cli import console
-from cloob_cli.commands import completion, zoo_convert, zoo_install
+from cloob_cli.commands import completion, zoo_blend, zoo_convert, zoo_install
 from cloob_cli.commands.options import JsonOption
 
 if TYPE_CHECKING:
@@ -178,3 +178,4 @@ def _lines(facts: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 zoo_install.register(app)
 zoo_convert.register(app)
+zoo_blend.register(app)

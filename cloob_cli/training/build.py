@@ -43,6 +43,8 @@ from cloob_cli.training.telemetry import CollapseWatch
 from cloob_cli.training.validation import Validator
 from cloob_cli.version import __version__
 
+VALIDATION_KEYS = "data.validation, data.validation_fraction or validation.zero_shot"  # that bring something to score
+
 _LOCAL_KEYS = {"data.workers", "data.in_memory"}  # recipe keys that each process may have for itself
 
 
@@ -223,8 +225,7 @@ def _build(
     preprocess = Preprocess(config.vision.image_size, config.preprocess)
     validator = Validator(data.held_out, sets, preprocess, tokenizer)
     if recipe.validation.every and not validator:
-        keys = "data.validation, data.validation_fraction or validation.zero_shot"
-        yield Notice(f"validation.every has nothing to validate on: set {keys}")
+        yield Notice(f"validation.every has nothing to validate on: set {VALIDATION_KEYS}")
 
     yield Preparing("reading images")
     loader = PairLoader(

@@ -58,6 +58,15 @@ class Validated:
 
 
 @dataclass(frozen=True)
+class Blended:
+    """Scores of the weights `alpha` of the way from the start of a run to its end; `chosen`: those that are saved."""
+
+    alpha: float
+    metrics: dict[str, float]
+    chosen: bool
+
+
+@dataclass(frozen=True)
 class CheckpointSaved:
     step: int
     path: Path
@@ -84,4 +93,4 @@ class Finished:
     already: bool = False  # it was done before, and this time nothing was
 
 
-Event = Preparing | Started | StepDone | Validated | CheckpointSaved | PairSkipped | Notice | Finished
+Event = Preparing | Started | StepDone | Validated | Blended | CheckpointSaved | PairSkipped | Notice | Finished

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from cloob_cli.checkpoint.folder import save_model
 from cloob_cli.core.device import PRECISIONS
 from cloob_cli.errors import MissingExtraError, TrainingError, one_line
 from cloob_cli.recipe import MODEL_KEYS, PATH_KEYS, Recipe
-from cloob_cli.training.build import Run
+from cloob_cli.training.build import VALIDATION_KEYS, Run
 from cloob_cli.training.events import Event, Finished, Notice, Validated
+from cloob_cli.training.interpolation import WeightPath, compare_alphas
 from cloob_cli.training.new_model import shown_name
 from cloob_cli.training.reporting import started, validate
 from cloob_cli.training.telemetry import draw_loss_curve
@@ -30,7 +31,16 @@ def finish(run: Run) -> Iterator[Event]:
     metrics = {"loss": run.last_loss} if math.isfinite(run.last_loss) else {}
     stop = run.stop
     stop.nothing_to_save = None
-    with run.ema.applied_to(run.model) if run.ema else nullcontext():
+    alpha = run.recipe.finetune.interpolate
+    with ExitStack() as applied:
+        if run.ema:
+            applied.enter_context(run.ema.applied_to(run.model))
+        path = None
+        if alpha is not None:
+            if run.is_main:
+                _save_model(run, {}, f"# {run.recipe.name}: the end\n", run.folder.end)
+            path = applied.enter_context(WeightPath.of(run))
+            path.go_to(alpha)
         # The model comes first, with a card that cannot go wrong: nothing that fails from here on costs it.
         if run.is_main:
             _save_model(run, metrics, f"# {run.recipe.name}\n")
@@ -41,12 +51,14 @@ def finish(run: Run) -> Iterator[Event]:
             for event in validate(run):
                 metrics |= event.metrics if isinstance(event, Validated) else {}
                 yield event
+            if path is not None and alpha is not None:
+                yield from compare_alphas(run, path, alpha, metrics)
+                path.go_to(alpha)
             stop.nothing_to_save = None
+        elif path is not None:
+            yield Notice(f"finetune.interpolate has nothing to compare by: set {VALIDATION_KEYS}")
         if run.is_main:
-            card = trained_model_card(
-                run.model.config, run.recipe.description, started(run), len(run.skipped), run.seconds
-            )
-            _save_model(run, metrics, card)
+            _save_model(run, metrics)
     collapsed = run.collapse.at_the_end()
     yield from [Notice(collapsed)] if collapsed else []
     if run.is_main:
@@ -85,7 +97,7 @@ def recipe_record(recipe: Recipe) -> dict[str, Any]:
     return record
 
 
-def _save_model(run: Run, metrics: dict[str, float], card: str | None = None) -> None:
+def _save_model(run: Run, metrics: dict[str, float], card: str | None = None, folder: Path | None = None) -> None:
     run.model.config = run.model.config.model_copy(
         update={
             "inv_tau": float(run.model.inv_tau.detach()),
@@ -93,7 +105,8 @@ def _save_model(run: Run, metrics: dict[str, float], card: str | None = None) ->
             "metrics": metrics,
         }
     )
-    summary = run.recipe.description
-    card = card or trained_model_card(run.model.config, summary, started(run), len(run.skipped), run.seconds)
+    if card is None:
+        description, skipped = run.recipe.description, len(run.skipped)
+        card = trained_model_card(run.model.config, description, started(run), skipped, run.seconds)
     dtype = PRECISIONS[run.recipe.train.save_precision]
-    save_model(run.folder.model, run.model, run.tokenizer, card_text=card, dtype=dtype)
+    save_model(folder or run.folder.model, run.model, run.tokenizer, card_text=card, dtype=dtype)

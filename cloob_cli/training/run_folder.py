@@ -7,6 +7,8 @@ RUN/loss.png                         the loss curve (extra `report`)
 RUN/skipped.jsonl                    pairs that could not be read
 RUN/checkpoints/step-00001000/       see checkpoints.py
 RUN/start/                           the model that the run started from (with model.init), see initial_model.py
+RUN/end/                             the last weights, where the finished model lies between start and end
+RUN/interpolation.json               the scores on the way from start to end (finetune.interpolate)
 RUN/model/                           the finished model
 RUN/result.json                      step, metrics, skipped pairs and seconds; written when everything is done
 RUN/run.lock                         held by the process that trains here
@@ -40,9 +42,9 @@ _RESULT_KEYS = ("step", "metrics", "skipped", "seconds")
 # Keys that may change between a run and its continuation: they do not change what the weights become. Where the data
 # lie does not either; whether they are the same data, the checkpoint knows (data_split.py).
 _FREE_KEYS = {
-    "description", "data.train", "data.validation", "data.workers", "data.in_memory", "train.log_every",
-    "train.checkpoint_every", "train.keep_checkpoints", "train.save_precision", "validation.every",
-    "validation.retrieval_pairs", "validation.zero_shot",
+    "description", "finetune.interpolate", "data.train", "data.validation", "data.workers", "data.in_memory",
+    "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.save_precision",
+    "validation.every", "validation.retrieval_pairs", "validation.zero_shot",
 }  # fmt: skip
 
 
@@ -79,6 +81,14 @@ class RunFolder:
     @property
     def start(self) -> Path:
         return self.path / "start"
+
+    @property
+    def end(self) -> Path:
+        return self.path / "end"
+
+    @property
+    def interpolation(self) -> Path:
+        return self.path / "interpolation.json"
 
     @property
     def model(self) -> Path:
