@@ -60,7 +60,7 @@ def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
     token = secrets.token_hex(4)
     temporaries = [_temporary(target, token) for target in targets]
     try:
-        with _naming(paths, temporaries), ExitStack() as locks:
+        with naming(paths, temporaries), ExitStack() as locks:
             for temporary in temporaries:
                 locks.enter_context(_locked_file(temporary))
             yield list(temporaries)
@@ -200,9 +200,9 @@ def _temporary(target: Path, token: str) -> Path:
 
 
 @contextmanager
-def _naming(paths: Sequence[Path], temporaries: Sequence[Path]) -> Iterator[None]:
-    """Make errors of writing name the file that was asked for, not a temporary one or none."""
-    known = dict(zip(map(str, temporaries), paths, strict=True))
+def naming(paths: Sequence[Path], temporaries: Sequence[Path] = ()) -> Iterator[None]:
+    """Make errors of writing name the file that was asked for (the first, where none is named), not a temporary one."""
+    known = dict(zip(map(str, temporaries), paths, strict=False))
     try:
         yield
     except OSError as problem:

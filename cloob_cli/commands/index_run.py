@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,10 +49,16 @@ class Updated:
 @contextmanager
 def index_lock(files: IndexFiles) -> Iterator[None]:
     """Hold the lock of an index, so that a second run on it waits and then finds the work done."""
+    from cloob_cli.path_text import path_text
     from cloob_cli.registry.locks import lock
 
-    place = files.embeddings.resolve()
-    with lock(f"index {place}", lambda: console.info(f"waiting for another run that writes {files.embeddings}")):
+    place = path_text(files.embeddings.resolve())
+    with ExitStack() as held:
+        try:
+            waiting = f"waiting for another run that writes {files.embeddings}"
+            held.enter_context(lock(f"index {place}", lambda: console.info(waiting)))
+        except OSError as problem:
+            console.warn(f"{files.embeddings} is not guarded against a second run: {problem.strerror or problem}")
         yield
 
 
@@ -124,11 +130,15 @@ def _embed_new(
 ) -> Updated:
     import numpy as np
 
+    from cloob_cli.files import naming
     from cloob_cli.inference.embed import embed_images
     from cloob_cli.inference.index.journal import Journal, remove_journal
     from cloob_cli.inference.index.update import record, write_index
 
-    with track_work("embed", len(plan.new), "images", files.failures, files.all, resumes=True) as work:
+    with (
+        naming(files.all),
+        track_work("embed", len(plan.new), "images", files.failures, files.all, resumes=True) as work,
+    ):
         work.kept = plan.kept
         batches = embed_images(
             model,
@@ -162,7 +172,7 @@ def _tell_plan(plan: Plan, gone: int) -> None:
 
 
 def _describe(options: IndexOptions) -> dict[str, str]:
-    """How rows would be made, as far as that can be told without opening the model."""
+    """Describe the making of rows as far as that can be told without opening the model."""
     from cloob_cli.checkpoint.folder import read_config, weights_sha256
     from cloob_cli.inference.provenance import describe_model
     from cloob_cli.registry.resolve import find_model

@@ -205,8 +205,9 @@ def track_work(
         rows = work.rows if work else 0
         of = f" of {total:,}" if total is not None else ""
         done = f"interrupted after {rows:,}{of} {unit}"
-        further = "; the same command goes on from here" if resumes else ""
-        raise Interrupted(done, _untouched(kept) + further) from None
+        if resumes and rows:
+            console.hint("the same command goes on from here")
+        raise Interrupted(done, _untouched(kept)) from None
 
 
 def _untouched(kept: Sequence[Path]) -> str:

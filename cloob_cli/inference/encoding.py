@@ -67,7 +67,7 @@ def pass_size(model: CloobModel, batch_size: int) -> int:
 
 
 def encode_in_passes(model: CloobModel, pixels: Tensor, size: int) -> Tensor:
-    """What `encode_images` gives, in passes of exactly `size` images; the last is filled up with black ones.
+    """Encode images as `encode_images` does, in passes of exactly `size` images; the last is filled up with black ones.
 
     Matrix products add in an order that depends on their shape. In passes of one shape an image's embedding is the
     same to the bit whatever stands beside it.

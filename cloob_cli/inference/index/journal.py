@@ -10,8 +10,8 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +28,7 @@ _DAMAGED = (OSError, ValueError, KeyError, TypeError, NotImplementedError)
 
 
 class Journal:
-    """A part of the journal in `folder` that this run appends to.
+    """A part of the journal in `folder` that this run appends to; it is there from the first batch on.
 
     Args:
         width: D, the length of a row.
@@ -37,23 +37,17 @@ class Journal:
     """
 
     def __init__(self, folder: Path, width: int, dtype: np.dtype, made_with: dict[str, str]) -> None:
-        import pyarrow as pa
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"{1 + max((number for number, _ in _parts(folder)), default=-1):04}.arrows"
-        self._dtype = dtype
+        self._folder, self._dtype = folder, dtype
         self._schema = _schema(width, dtype, made_with)
-        self._file = self.path.open("xb")
-        try:
-            self._writer = pa.ipc.new_stream(self._file, self._schema)
-        except BaseException:
-            self._file.close()
-            raise
+        self._open = ExitStack()
+        self._writer: pyarrow.RecordBatchStreamWriter | None = None
+        self.path: Path | None = None
 
     def append(self, names: Sequence[str], stamps: Sequence[Stamp], rows: np.ndarray) -> None:
         """Append rows [n, D] with the names and stamps of their files."""
         import pyarrow as pa
 
+        self._writer = self._writer or self._begin()
         rows = np.ascontiguousarray(rows, self._dtype)
         columns = [
             pa.array(names, pa.string()),
@@ -66,15 +60,20 @@ class Journal:
         self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
         self._file.flush()
 
+    def _begin(self) -> pyarrow.RecordBatchStreamWriter:
+        import pyarrow as pa
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((number for number, _ in _parts(self._folder)), default=-1)
+        self.path = self._folder / f"{number:04}.arrows"
+        self._file = self._open.enter_context(self.path.open("xb"))
+        return pa.ipc.new_stream(self._file, self._schema)
+
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._file:
-            if kind is None:
-                self._writer.close()
+    def __exit__(self, *problem: object) -> None:
+        self._open.close()
 
 
 def read_journal(folder: Path, fits: Callable[[dict[str, str]], bool], known: KnownRows) -> dict[str, str] | None:
@@ -131,7 +130,7 @@ def _schema(width: int, dtype: np.dtype, made_with: dict[str, str]) -> pyarrow.S
 
 
 def _made_with(path: Path) -> dict[str, str] | None:
-    """How a part was made; None where that cannot be read."""
+    """The description of a part's making; None where that cannot be read."""
     import pyarrow as pa
 
     try:
