@@ -45,6 +45,11 @@ def recipes_folder() -> Path:
     return _folder("recipes")
 
 
+def suites_folder() -> Path:
+    """The folder of the shipped evaluation suites, `NAME.toml`."""
+    return recipes_folder() / "eval"
+
+
 def find_recipe(name: str) -> Path:
     """The recipe that a user means by `name`: a path, or else the name of a shipped one, with or without .toml."""
     path = Path(name)

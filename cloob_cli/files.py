@@ -172,6 +172,18 @@ def remove_abandoned(folder: Path) -> None:
                         _discard(path)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source` (a hard link), or a copy of it where the file system cannot do that.
+
+    Only for a source whose contents nobody changes: both names stand for one file.
+    """
+    source = source.resolve()  # a link to a symbolic link would end with what that points to
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def sha256_of(path: Path) -> str:
     """The hex sha256 of a file's bytes."""
     with Path(path).open("rb") as stream:

@@ -162,8 +162,9 @@ class AugmentSection(StrictModel):
 class ObjectiveSection(StrictModel):
     """The loss. See docs/loss.md."""
 
-    name: Literal["cloob", "infoloob", "clip"] = Field(
-        default="cloob", description="InfoLOOB after retrieval, InfoLOOB alone, or InfoNCE"
+    name: Literal["cloob", "infoloob", "clip", "clip_hopfield"] = Field(
+        default="cloob",
+        description="InfoLOOB after retrieval, InfoLOOB alone, InfoNCE alone, or InfoNCE after retrieval",
     )
     inv_tau: float = Field(default=30.0, gt=0, description="inverse temperature; where it is learned, its start")
     learn_inv_tau: bool = Field(default=False, description="learn it; the paper keeps it fixed")
@@ -173,7 +174,7 @@ class ObjectiveSection(StrictModel):
         default=0.0,
         ge=0.0,
         le=1.0,
-        description="fraction of the steps on InfoLOOB before retrieval is switched on: at initialization all "
+        description="fraction of the steps before retrieval is switched on: at initialization all "
         "embeddings are alike, retrieval returns nearly the same average for every query and the gradient all but "
         "vanishes",
     )

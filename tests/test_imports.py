@@ -20,9 +20,9 @@ BASE = {"errors", "schema", "files", "assets", "parallel", "text_format", "path_
 ALLOWED = {
     "core": BASE | {"core"},
     "data": BASE | {"core", "data", "recipe"},
-    "checkpoint": BASE | {"core", "data", "checkpoint"},
-    "convert": BASE | {"core", "data", "checkpoint", "convert"},
-    "export": BASE | {"core", "data", "checkpoint", "export"},
+    "convert": BASE | {"core", "data", "convert"},
+    "checkpoint": BASE | {"core", "data", "convert", "checkpoint"},
+    "export": BASE | {"core", "data", "convert", "checkpoint", "export"},
     "registry": BASE | {"core", "data", "checkpoint", "convert", "registry"},
     "training": BASE | {"core", "data", "checkpoint", "training", "recipe"},
     "inference": BASE | {"core", "data", "checkpoint", "inference", "recipe"},

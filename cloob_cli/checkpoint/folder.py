@@ -2,6 +2,7 @@
 
 It holds `config.json`, `model.safetensors` (with the same configuration in its metadata, so that the file alone says
 what it is), `tokenizer.json`, `README.md` and `fingerprint.safetensors`. Opening one never runs anything it contains.
+Folders of open_clip and of transformers' CLIPModel are opened in their place, without being converted on the disk.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from cloob_cli.checkpoint.behavior_fingerprint import (
     read_fingerprint,
 )
 from cloob_cli.checkpoint.tensor_file import write_tensors
-from cloob_cli.errors import ModelFolderError
-from cloob_cli.files import replacing, replacing_folder, sha256_of
+from cloob_cli.convert.folder_forms import foreign_form
+from cloob_cli.errors import ConversionError, ModelFolderError
+from cloob_cli.files import link_or_copy, replacing, replacing_folder, sha256_of
 from cloob_cli.schema import parse
 from cloob_cli.text_format import first_line
 
@@ -55,22 +57,28 @@ def save_model(
     *,
     card_text: str,
     dtype: torch.dtype | None = None,
+    stored: Path | None = None,
 ) -> None:
     """Write a model folder; an existing one is replaced as a whole, or left as it was on any error.
 
     Args:
         dtype: what floating-point tensors are stored as; None keeps them as they are.
         card_text: the contents of README.md.
+        stored: a safetensors file of exactly these tensors that nobody will change (one of the Hub's cache): it is
+            linked into the folder and takes no further room, or copied where that cannot be.
 
     The folder is opened once and its fingerprint stored in it, for `cloob zoo verify --deep`.
     """
     with replacing_folder(Path(folder)) as temporary:
-        tensors = {
-            name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
-            for name, tensor in model.state_dict().items()
-        }
-        metadata = {"format": "pt", CONFIG_KEY: model.config.model_dump_json(exclude_none=True)}
-        write_tensors(tensors, temporary / WEIGHTS_FILE, metadata)
+        if stored is not None:
+            link_or_copy(stored, temporary / WEIGHTS_FILE)
+        else:
+            tensors = {
+                name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+                for name, tensor in model.state_dict().items()
+            }
+            metadata = {"format": "pt", CONFIG_KEY: model.config.model_dump_json(exclude_none=True)}
+            write_tensors(tensors, temporary / WEIGHTS_FILE, metadata)
         write_config(temporary, model.config)
         tokenizer.save(temporary / TOKENIZER_FILE)
         (temporary / README_FILE).write_text(card_text, encoding="utf-8")
@@ -89,6 +97,7 @@ def open_model(
     """Open a model folder for inference: evaluation mode, no gradients, `preprocess` and `tokenize` attached.
 
     Args:
+        folder: in our form, in open_clip's, or in that of transformers' CLIPModel.
         device: None picks the best one here.
         dtype: of the weights, also "fp32" or "float32" and the like; None: float16 on CUDA, float32 elsewhere,
             whatever the file stores.
@@ -104,9 +113,11 @@ def open_model(
     from cloob_cli.data.images import Preprocess
 
     folder = Path(folder)
-    config = read_config(folder)
     chosen_device = pick_device(str(device) if device is not None else None)
     chosen_dtype = dtype if isinstance(dtype, torch.dtype) else pick_dtype(chosen_device, _short(dtype))
+    if foreign_form(folder):
+        return _open_foreign(folder).to(chosen_device, chosen_dtype)
+    config = read_config(folder)
     _check_depth(folder, config)
     tokenizer = _open_tokenizer(folder, config)
     weights = _read_tensors(folder / WEIGHTS_FILE, chosen_device, chosen_dtype)
@@ -120,6 +131,27 @@ def open_model(
     model.preprocess = Preprocess(config.vision.image_size, config.preprocess)
     model.tokenize = tokenizer
     return model
+
+
+def _open_foreign(folder: Path) -> CloobModel:
+    from cloob_cli.convert import convert_checkpoint
+    from cloob_cli.data.images import Preprocess
+
+    try:
+        converted = convert_checkpoint(folder, foreign_form(folder), name=_name_of(folder))
+    except ConversionError as problem:
+        raise ModelFolderError(problem.message, problem.hint) from None
+    model = converted.model
+    model.preprocess = Preprocess(model.config.vision.image_size, model.config.preprocess)
+    model.tokenize = converted.tokenizer
+    return model
+
+
+def _name_of(folder: Path) -> str:
+    """A foreign folder's own name; in the Hub's cache, whose folders are called by their commits, the repository's."""
+    folder = folder.resolve()
+    repository = folder.parents[1].name if folder.parent.name == "snapshots" else ""
+    return repository.split("--")[-1] or folder.name
 
 
 def store_fingerprint(folder: Path) -> None:
@@ -155,6 +187,8 @@ def _short(dtype: str | None) -> str | None:
 def read_config(folder: Path) -> ModelConfig:
     """The configuration of a model folder, from its weights' metadata and its config.json; they must agree.
 
+    Of a folder of open_clip or transformers, what its own configuration comes to here.
+
     Raises:
         ModelFolderError: neither holds one, one of them is wrong, or they differ.
     """
@@ -163,6 +197,13 @@ def read_config(folder: Path) -> ModelConfig:
     folder = Path(folder)
     if not folder.is_dir():
         raise ModelFolderError(f"{folder} is not a folder")
+    if foreign_form(folder):
+        from cloob_cli.convert import describe_folder
+
+        try:
+            return describe_folder(folder).model_copy(update={"name": _name_of(folder)})
+        except ConversionError as problem:
+            raise ModelFolderError(problem.message, problem.hint) from None
     _, metadata = read_header(folder / WEIGHTS_FILE)
     found: list[ModelConfig] = []
     if CONFIG_KEY in metadata:
@@ -221,6 +262,10 @@ def weights_sha256(folder: Path) -> str:
         ModelFolderError: the folder has none.
     """
     path = Path(folder) / WEIGHTS_FILE
+    if foreign_form(Path(folder)):
+        from cloob_cli.convert import locate
+
+        path = locate(Path(folder))
     if not path.is_file():
         raise ModelFolderError(f"{folder} has no {WEIGHTS_FILE}")
     return sha256_of(path)

@@ -35,6 +35,13 @@ def installed_models(incomplete: str) -> list[str]:
     return _fitting(inventory.installed_models(), incomplete)
 
 
+def suites(incomplete: str) -> list[str]:
+    """Shipped evaluation suites."""
+    from cloob_cli import assets
+
+    return _fitting(sorted(path.stem for path in assets.suites_folder().glob("*.toml")), incomplete)
+
+
 def recipes(incomplete: str) -> list[str]:
     """Shipped recipes."""
     from cloob_cli import assets

@@ -33,7 +33,8 @@ def evaluate(
         typer.Argument(
             metavar="DATASET...",
             help="Folders with a subfolder for each class, CLIP_benchmark's webdatasets (also hf://ORG/REPO), parquet, "
-            "CSV, or folders of images with captions.",
+            "CSV, folders of images with captions, or suites: a shipped one's name or a .toml file.",
+            autocompletion=completion.suites,
         ),
     ],
     further: Annotated[
@@ -43,10 +44,11 @@ def evaluate(
         ),
     ] = None,
     task: Annotated[
-        Literal["zero-shot", "retrieval"] | None,
+        Literal["zero-shot", "retrieval", "linear-probe", "few-shot"] | None,
         typer.Option(help="What to measure.", show_default="zero-shot for labels, retrieval for captions"),
     ] = None,
     split: Annotated[str, typer.Option(help="The part of a data set that is scored.")] = "test",
+    train_split: Annotated[str, typer.Option(help="The part that linear-probe and few-shot learn from.")] = "train",
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -73,6 +75,10 @@ def evaluate(
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Keep what the .json file holds already, and measure the rest.")
     ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The folder of the suites' local data sets.", show_default="below CLOOB_HOME"),
+    ] = None,
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Keep embeddings and use kept ones.")] = True,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
@@ -82,19 +88,22 @@ def evaluate(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure models on data sets: zero-shot classification and image-text retrieval.
+    """Measure models on data sets: zero-shot classification, retrieval, and classifiers on the embeddings.
 
     The JSON result is a list of records in CLIP_benchmark's schema, fractions in [0, 1]. Intervals are those of a
     bootstrap over the images. In retrieval a wrong answer that is exactly as near as the right one counts as nearer.
-    Embeddings are kept below CLOOB_HOME. Images that cannot be read are skipped; the exit code is then 3.
+    Embeddings are kept below CLOOB_HOME. Images that cannot be read and data sets of a suite that are
+    not here are passed over; the exit code is then 3.
     """
-    console.configure(quiet=quiet)
     with signals.leaving_at_once():
-        from cloob_cli.commands.eval_run import Evaluations, find_data_sets
+        from cloob_cli.commands.eval_data import find_data_sets
+        from cloob_cli.commands.eval_run import Evaluations
+        from cloob_cli.evaluation import processes
         from cloob_cli.evaluation.run import Asked
         from cloob_cli.inference.labels import read_labels, read_templates
         from cloob_cli.inference.output_files import check_output
 
+    console.configure(quiet=quiet or processes.rank() > 0)
     if output is not None:
         inputs = [path for path in (labels, templates) if path is not None]
         check_output(output, "eval", [".json", ".csv"], inputs=inputs, force=force)
@@ -103,6 +112,7 @@ def evaluate(
     asked = Asked(
         task=task,
         split=split,
+        train_split=train_split,
         templates=read_templates(templates) if templates else None,
         labels=[(label.name, label.names) for label in read_labels(labels)] if labels else None,
         labels_file=str(labels),
@@ -110,7 +120,7 @@ def evaluate(
         resamples=bootstrap,
     )
     # Everything that can be wrong with the input is found before a model is opened.
-    found = find_data_sets(datasets, asked)
+    found = find_data_sets(datasets, asked, data)
     work = Evaluations(
         output=output,
         skip_existing=skip_existing,
@@ -123,11 +133,11 @@ def evaluate(
     )
     models = list(dict.fromkeys([model, *(further or [])]))
     try:
-        work.run(models, found)
+        work.run(models, found.jobs)
     except KeyboardInterrupt:
-        done = f"interrupted after {len(work.records)} of {len(models) * len(found)} evaluations"
+        done = f"interrupted after {len(work.records)} of {len(models) * len(found.jobs)} evaluations"
         kept = f"{output} holds those; --skip-existing goes on" if output and work.records else None
         raise Interrupted(done, kept or "embeddings of whole data sets are kept and will be used again") from None
     work.show(as_json)
-    if work.failures:
+    if work.failures or found.missing:
         raise typer.Exit(3)

@@ -1,46 +1,21 @@
-"""The work of `cloob eval`: data sets are found, models run over them, results shown and written."""
+"""The work of `cloob eval`: models run over data sets, results are shown and written."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloob_cli import console
-from cloob_cli.commands.download_report import reporting
 
 if TYPE_CHECKING:
+    from cloob_cli.commands.eval_data import Job
     from cloob_cli.errors import Failure
     from cloob_cli.evaluation.results import Record
-    from cloob_cli.evaluation.run import Asked, DataSet
 
 _LISTED = 10  # skipped images that stderr names
 _CONFUSIONS = 20
 _HEADINGS = {"acc1": "top-1", "acc5": "top-5", "mean_per_class_recall": "mean per class"}
-
-
-@dataclass(frozen=True)
-class Job:
-    """A data set, and what is asked of it."""
-
-    data: DataSet
-    asked: Asked
-
-
-def find_data_sets(names: list[str], asked: Asked) -> list[Job]:
-    """Open the data sets that the arguments name; those on the Hub are fetched first."""
-    from cloob_cli.evaluation.run import open_data
-    from cloob_cli.registry.datasets import hub_data_set
-
-    jobs = []
-    for name in names:
-        path = Path(name).expanduser()
-        if name.startswith("hf://"):
-            with reporting() as report:
-                path = hub_data_set(name, [asked.split], report)
-        jobs.append(Job(open_data(path, asked), asked))
-    return jobs
 
 
 class Evaluations:
@@ -80,11 +55,13 @@ class Evaluations:
         """Measure every model on every data set."""
         from cloob_cli.checkpoint.folder import weights_sha256
         from cloob_cli.commands.inference_run import model_name, open_model
+        from cloob_cli.evaluation import processes
         from cloob_cli.evaluation.embeddings import Embedder
         from cloob_cli.registry import paths
 
+        device = processes.start(self._device)
         for name in models:
-            model, folder = open_model(name, self._device, self._precision)
+            model, folder = open_model(name, device, self._precision)
             kept = paths.evaluation_folder() if self._cache else None
             identity = weights_sha256(folder)
             embedder = Embedder(model, identity, kept, self._batch_size, self._workers)
@@ -95,7 +72,11 @@ class Evaluations:
                 self._write()
 
     def show(self, as_json: bool) -> None:
-        """Print the result."""
+        """Print the result, in the first of several processes."""
+        from cloob_cli.evaluation import processes
+
+        if processes.rank() > 0:
+            return
         if as_json:
             console.json_document(self.records)
             return
@@ -116,6 +97,8 @@ class Evaluations:
         return None
 
     def _measure(self, embedder: Any, model: str, identity: str, job: Job) -> dict[str, Any]:
+        from cloob_cli.evaluation import processes
+        from cloob_cli.evaluation.results import Published
         from cloob_cli.evaluation.run import chosen_images, evaluate
         from cloob_cli.version import __version__
 
@@ -124,18 +107,25 @@ class Evaluations:
         def read(failure: Failure | None) -> None:
             nonlocal skipped
             skipped += failure is not None
-            if failure is not None and skipped <= _LISTED:
+            if failure is not None and skipped <= _LISTED and processes.rank() == 0:
                 console.warn(f"skipped {failure.name}: {failure.reason}")
             bar.advance()
 
-        with console.track(job.data.name, len(chosen_images(job.data, job.asked.limit)), "images") as bar:
-            record = evaluate(embedder, model, job.data, job.asked, read)
+        total = len(chosen_images(job.data, job.asked.limit)) + len(job.train or ())
+        with console.track(job.data.name, total // processes.count(), "images") as bar:
+            record = evaluate(embedder, model, job.data, job.asked, read, job.train)
         record.settings |= {"weights_sha256": identity, "version": __version__}
+        if model in job.published:
+            record.published = Published(job.published[model] / 100, job.published_by)
         self._tell(record)
         self.failures += record.failures
         return record.as_dict(self._details)
 
     def _tell(self, record: Record) -> None:
+        from cloob_cli.evaluation import processes
+
+        if processes.rank() > 0:
+            return
         if record.failures:
             console.warn(f"{record.dataset}: {len(record.failures)} image(s) skipped; the scores are those of the rest")
         if record.ties:
@@ -143,13 +133,16 @@ class Evaluations:
                 f"{record.dataset}: in {record.ties} queries a wrong answer is exactly as near as the right one, "
                 "and counts as nearer"
             )
+        if record.settings.get("converged") is False:
+            console.warn(f"{record.dataset}: the logistic regression did not converge")
 
     def _write(self) -> None:
-        if self._output is None:
-            return
+        from cloob_cli.evaluation import processes
         from cloob_cli.evaluation.results import csv_text
         from cloob_cli.files import replacing
 
+        if self._output is None or processes.rank() > 0:
+            return
         text = json.dumps(self.records, indent=2) + "\n"
         if self._output.suffix.lower() == ".csv":
             text = csv_text(self.records)
@@ -162,13 +155,17 @@ def _table(records: list[dict[str, Any]]) -> tuple[list[str], list[list[object]]
     from cloob_cli.evaluation.results import metric_names
 
     names = metric_names(records)
+    beside = any("published" in record for record in records)
     rows: list[list[object]] = []
     for record in records:
         cells: list[object] = [record["dataset"], record["model"], record["task"], record.get("images")]
         for name in names:
             cells.append(_percent(record["metrics"].get(name), record.get("intervals", {}).get(name)))
+        if beside:
+            cells.append(_percent(record.get("published", {}).get("acc1"), None))
         rows.append(cells)
-    return ["data set", "model", "task", "images", *(_heading(name) for name in names)], rows
+    columns = ["data set", "model", "task", "images", *(_heading(name) for name in names)]
+    return [*columns, "published top-1"] if beside else columns, rows
 
 
 def _heading(name: str) -> str:

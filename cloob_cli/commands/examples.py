@@ -23,7 +23,7 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
     "eval": (
         "cloob eval cloob-xs-pictograms flowers",
         "cloob eval cloob-xs-pictograms flowers signs --model runs/my-model/model --json",
-        "cloob eval cloob-xs-pictograms hf://ORG/REPO -o scores.json --skip-existing",
+        "cloob eval cloob-rn50-yfcc paper -o scores.json --skip-existing",
     ),
     "undo": ("cloob undo sorted/cloob-undo-20260314-092653.jsonl",),
     "train": (
@@ -46,11 +46,17 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
         "cloob zoo pull hf://ORG/REPO --name my-model",
         "cloob zoo pull cloob-rn50-yfcc --dry-run",
     ),
-    "zoo add": ("cloob zoo add runs/my-model/model --name my-model",),
+    "zoo add": (
+        "cloob zoo add runs/my-model/model --name my-model",
+        "cloob zoo add my-open-clip-folder --name my-clip",
+    ),
     "zoo verify": ("cloob zoo verify cloob-xs-pictograms --deep",),
     "zoo rm": ("cloob zoo rm my-model",),
     "zoo prune": ("cloob zoo prune --dry-run",),
-    "zoo convert": ("cloob zoo convert checkpoint.pt -o my-model",),
+    "zoo convert": (
+        "cloob zoo convert checkpoint.pt -o my-model",
+        "cloob zoo convert my-transformers-folder -o my-model",
+    ),
     "zoo export": ("cloob zoo export cloob-vit-b-16-laion400m-32ep --to open_clip -o for-open-clip",),
     "zoo blend": ("cloob zoo blend runs/my-model/start runs/my-model/end --alpha 0.3 -o my-blend",),
     "zoo bundle": ("cloob zoo bundle my-model -o my-model.tar",),

@@ -29,7 +29,10 @@ def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A released checkpoint, or the folder that holds it.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to write.")],
     format: Annotated[
-        str | None, typer.Option("--format", help="mljku, crowsonkb or rinna; left out: detected from the file.")
+        str | None,
+        typer.Option(
+            "--format", help="open_clip, transformers, mljku, crowsonkb or rinna; left out: detected from the file."
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="The checkpoint's own configuration (JSON).")] = None,
     quiet: QuietOption = False,

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from cloob_cli.registry.resolve import Origin
 
 FormatOption = Annotated[
-    str | None, typer.Option("--format", help="mljku, crowsonkb, rinna or cloob; left out: detected from the file.")
+    str | None,
+    typer.Option(
+        "--format", help="open_clip, transformers, mljku, crowsonkb, rinna or cloob; left out: detected from the file."
+    ),
 ]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="The checkpoint's own configuration (JSON).")]
 Sha256Option = Annotated[
@@ -101,7 +104,12 @@ def pull(
 
 
 def add(
-    source: Annotated[Path, typer.Argument(help="A model folder, a checkpoint or a bundle on this disk.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A model folder (open_clip's and transformers' too), a checkpoint or a bundle on this disk."
+        ),
+    ],
     name: Annotated[str, typer.Option(help="The name to install it under.")],
     format: FormatOption = None,
     config: ConfigOption = None,

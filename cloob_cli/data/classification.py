@@ -121,4 +121,6 @@ def _class_folders(folder: Path, split: str) -> ClassificationSet:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """The subfolders by name; by number where all names are numbers, as ImageNet V2 has them."""
+    found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(found, key=lambda path: int(path.name)) if all(path.name.isdecimal() for path in found) else found

@@ -22,10 +22,14 @@ from cloob_cli.core.zero_shot import class_embeddings
 from cloob_cli.data.content import digest_of_images
 from cloob_cli.data.images import Preprocess, normalize
 from cloob_cli.errors import DataError, Failure, ImageError, one_line
+from cloob_cli.evaluation import processes
 from cloob_cli.evaluation.store import Kept, Store
 from cloob_cli.parallel import core_count, map_in_order
 
 OnImage = Callable[[Failure | None], None]  # called for every image in order: with None, or with why it was skipped
+
+
+_Part = tuple[Tensor, list[int], list[tuple[int, str]]]  # embeddings, their numbers, numbers with reasons to skip
 
 
 class ImageSet(Protocol):
@@ -96,14 +100,16 @@ class Embedder:
         """
         key = self._key | {"images": digest_of_images(images.places()), "chosen": _digest([*map(str, chosen)])}
         kept = self._store.read(key)
-        if kept is not None:
+        if all(processes.gathered(kept is not None)) and kept is not None:
             failures = [Failure(images.image_name(index), why) for index, why in json.loads(kept.notes["failures"])]
             return Embedded(kept.tensors["embeddings"], kept.tensors["indices"].tolist(), failures)
-        embeddings, indices, reasons = self._compute(images, chosen, on_image)
+        own = list(chosen)[processes.rank() :: processes.count()]
+        embeddings, indices, reasons = _together(processes.gathered(self._compute(images, own, on_image)))
         if not indices:
             raise DataError(f"not one of the {len(chosen)} images can be read", f"the first: {reasons[0][1]}")
         tensors = {"embeddings": embeddings, "indices": torch.tensor(indices)}
-        self._store.write(key, Kept(tensors, {"failures": json.dumps(reasons)}))
+        if processes.rank() == 0:
+            self._store.write(key, Kept(tensors, {"failures": json.dumps(reasons)}))
         failures = [Failure(images.image_name(index), why) for index, why in reasons]
         return Embedded(embeddings, indices, failures)
 
@@ -135,9 +141,7 @@ class Embedder:
             self._store.write(key, kept)
         return kept.tensors["embeddings"]
 
-    def _compute(
-        self, images: ImageSet, chosen: Sequence[int], on_image: OnImage | None
-    ) -> tuple[Tensor, list[int], list[tuple[int, str]]]:
+    def _compute(self, images: ImageSet, chosen: Sequence[int], on_image: OnImage | None) -> _Part:
         preprocess = Preprocess(self.model.config.vision.image_size, self.model.config.preprocess)
 
         def crop(index: int) -> np.ndarray | str:
@@ -178,6 +182,16 @@ class Embedder:
         assert self.model.tokenize is not None
         tokens = cut_to_longest(self.model.tokenize(texts), self.model.config.text)
         return self.model.encode_text(tokens.to(self.device)).float().cpu()
+
+
+def _together(parts: Sequence[_Part]) -> _Part:
+    """The parts of several processes in the order of the images."""
+    if len(parts) == 1:
+        return parts[0]
+    embeddings = torch.cat([part[0] for part in parts])
+    indices = [index for part in parts for index in part[1]]
+    order = sorted(range(len(indices)), key=lambda place: indices[place])
+    return embeddings[order], [indices[place] for place in order], sorted(why for part in parts for why in part[2])
 
 
 def _batches(texts: Sequence[str], size: int) -> Iterator[list[str]]:

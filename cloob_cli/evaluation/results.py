@@ -18,7 +18,7 @@ from typing import Any, Literal
 from cloob_cli.errors import Failure, InputError
 
 Task = Literal["zero-shot", "retrieval", "linear-probe", "few-shot"]
-TASKS: tuple[Task, ...] = ("zero-shot", "retrieval", "linear-probe", "few-shot")
+LEARNING: tuple[Task, ...] = ("linear-probe", "few-shot")  # those that need images to learn from
 TASK_NAMES: dict[Task, str] = {  # in the records; the first three are CLIP_benchmark's
     "zero-shot": "zeroshot_classification",
     "retrieval": "zeroshot_retrieval",
@@ -46,6 +46,14 @@ class Confusion:
     examples: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Published:
+    """The accuracy that was published of a model, in [0, 1], and where it stands."""
+
+    acc1: float
+    by: str | None
+
+
 @dataclass
 class Record:
     """The scores of one model on one data set.
@@ -70,6 +78,7 @@ class Record:
     classes: list[ClassScore] = field(default_factory=list)
     confusions: list[Confusion] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    published: Published | None = None
 
     def as_dict(self, details: bool = False) -> dict[str, Any]:
         """The record as JSON has it (NaN as null); with `details` also each class and the confusions."""
@@ -86,6 +95,8 @@ class Record:
             "ties": self.ties,
             "settings": self.settings,
         }
+        if self.published is not None:
+            found["published"] = {"acc1": self.published.acc1, "by": self.published.by}
         if details and self.classes:
             found["per_class"] = [
                 {"class": one.name, "images": one.images, "recall": one.recall} for one in self.classes

@@ -15,7 +15,8 @@ from cloob_cli.data.sources.files import METADATA_NAMES, read_columns
 from cloob_cli.errors import DataError
 from cloob_cli.evaluation.embeddings import Embedder, OnImage
 from cloob_cli.evaluation.naming import Labels, class_texts
-from cloob_cli.evaluation.results import Record, Task
+from cloob_cli.evaluation.probe import few_shot, linear_probe
+from cloob_cli.evaluation.results import LEARNING, Record, Task
 from cloob_cli.evaluation.retrieval import retrieval
 from cloob_cli.evaluation.zero_shot import zero_shot
 
@@ -28,7 +29,7 @@ class Asked:
 
     Attributes:
         task: None: as the data set has labels or captions.
-        split: the part of the data set that is scored.
+        split: the part of the data set that is scored; `train_split`: the part that a classifier learns from.
         templates: instead of the data set's own.
         labels: for each class its texts, instead of its name (naming.py); `labels_file` is what errors call them.
         limit: so many images, evenly spaced; None: all.
@@ -37,6 +38,7 @@ class Asked:
 
     task: Task | None = None
     split: str = "test"
+    train_split: str = "train"
     templates: list[str] | None = None
     labels: Labels | None = None
     labels_file: str = "the labels"
@@ -59,6 +61,19 @@ def open_data(path: Path, asked: Asked) -> DataSet:
     return replace(opened, templates=asked.templates) if asked.templates else opened
 
 
+def open_train(path: Path, asked: Asked) -> ClassificationSet | None:
+    """The images that a classifier learns from; None for a task that needs none.
+
+    Raises:
+        DataError: there is no such split.
+    """
+    if asked.task not in LEARNING:
+        return None
+    if asked.split == asked.train_split:
+        raise DataError(f"{path}: the split '{asked.split}' is both learned from and scored", "name another --split")
+    return open_classification_set(path, asked.train_split)
+
+
 def task_of(data: DataSet, asked: Asked) -> Task:
     """The task that `evaluate` carries out."""
     return "retrieval" if isinstance(data, CaptionedSet) else asked.task or "zero-shot"
@@ -72,9 +87,17 @@ def chosen_images(data: DataSet, limit: int | None) -> list[int]:
 
 
 def evaluate(
-    embedder: Embedder, model_name: str, data: DataSet, asked: Asked, on_image: OnImage | None = None
+    embedder: Embedder,
+    model_name: str,
+    data: DataSet,
+    asked: Asked,
+    on_image: OnImage | None = None,
+    train: ClassificationSet | None = None,
 ) -> Record:
     """Score a model on an opened data set.
+
+    Args:
+        train: the images to learn from (`open_train`).
 
     Raises:
         DataError: not one image can be read.
@@ -82,6 +105,10 @@ def evaluate(
     chosen = chosen_images(data, asked.limit)
     if isinstance(data, CaptionedSet):
         record = retrieval(embedder, data, chosen, model_name, asked.resamples, on_image)
+    elif train is not None:
+        learn = linear_probe if asked.task == "linear-probe" else few_shot
+        record = learn(embedder, data, train, chosen, model_name, asked.resamples, on_image)
+        record.settings["train_split"] = asked.train_split
     else:
         record = zero_shot(embedder, data, chosen, model_name, asked.resamples, on_image)
     record.settings |= {"split": asked.split} | ({"limit": asked.limit} if asked.limit else {})

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cloob_cli.checkpoint.folder import README_FILE, TOKENIZER_FILE, open_model, write_config
 from cloob_cli.core.model import CloobModel
 from cloob_cli.errors import MissingExtraError
+from cloob_cli.export.parts import tokenizer_of
 from cloob_cli.files import replacing_folder
 
 _OPSET = 18
@@ -60,9 +61,9 @@ def export_onnx(folder: Path, output: Path) -> None:
         _export(ImageEncoder(model), "pixels", torch.zeros(2, 3, size, size), temporary / "image.onnx")
         _export(TextEncoder(model), "tokens", tokens, temporary / "text.onnx")
         write_config(temporary, model.config)
-        for name in (TOKENIZER_FILE, README_FILE):
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, temporary / name)
+        tokenizer_of(model).save(temporary / TOKENIZER_FILE)
+        if (folder / README_FILE).is_file():
+            shutil.copyfile(folder / README_FILE, temporary / README_FILE)
 
 
 def _export(encoder: nn.Module, name: str, example: Tensor, path: Path) -> None:

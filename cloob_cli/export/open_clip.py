@@ -15,6 +15,7 @@ from cloob_cli.export.parts import (
     foreign_padding,
     not_of_clip,
     refuse,
+    tokenizer_of,
     write_readme,
     write_tokenizer,
 )
@@ -62,7 +63,7 @@ def export_open_clip(folder: Path, output: Path) -> None:
         (temporary / _CONFIG).write_text(text + "\n", encoding="utf-8")
         save_file(model.state_dict(), temporary / _WEIGHTS, metadata={"format": "pt"})
         if model.config.tokenizer.kind == "bpe":
-            write_tokenizer(folder, model.config, temporary, cleaned_before=True)
+            write_tokenizer(tokenizer_of(model), model.config, temporary, cleaned_before=True)
         write_readme(folder, temporary, "open_clip", _USAGE.format(open_rgb=OPEN_RGB))
 
 

@@ -12,6 +12,8 @@ from cloob_cli.errors import NotExportableError
 
 if TYPE_CHECKING:
     from cloob_cli.core.config import ModelConfig
+    from cloob_cli.core.model import CloobModel
+    from cloob_cli.data.text import Tokenizer
 
 _CLIP_VOCABULARY = 49408
 # Patterns of what cleaning does before it takes lower case, where a file can express it: straight quotation marks, and
@@ -72,16 +74,14 @@ def foreign_padding(config: ModelConfig) -> dict[str, bool]:
     }
 
 
-def write_tokenizer(folder: Path, config: ModelConfig, target: Path, *, cleaned_before: bool) -> None:
+def write_tokenizer(own: Tokenizer, config: ModelConfig, target: Path, *, cleaned_before: bool) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json` as transformers reads them.
 
     Args:
+        own: the model's.
         cleaned_before: texts come clean, in lower case where the model wants that; normalizing them once more is not
             always the same. Otherwise the file normalizes as far as it can.
     """
-    from cloob_cli.data.text import Tokenizer
-
-    own = Tokenizer(_tokenizer_bytes(folder), config.tokenizer, config.text.context_length)
     described: dict[str, Any] = json.loads(own.to_json())
     start, end = config.tokenizer.start_token, config.tokenizer.end_token
     described["padding"] |= {"pad_id": own.rows([""])[0][-1], "pad_token": end}
@@ -121,11 +121,9 @@ def write_readme(folder: Path, target: Path, library: str, usage: str) -> None:
     (target / README_FILE).write_text(text.rstrip("\n") + "\n" + usage, encoding="utf-8")
 
 
-def _tokenizer_bytes(folder: Path) -> bytes:
-    """The folder's tokenizer; CLIP's own, where the folder leaves it out."""
-    path = folder / TOKENIZER_FILE
-    if path.is_file():
-        return path.read_bytes()
-    from cloob_cli.data.text import clip_tokenizer
+def tokenizer_of(model: CloobModel) -> Tokenizer:
+    """The tokenizer that a model was opened with."""
+    from cloob_cli.data.text import Tokenizer
 
-    return clip_tokenizer().to_json().encode()
+    assert isinstance(model.tokenize, Tokenizer)  # open_model brings it
+    return model.tokenize

@@ -1,7 +1,4 @@
-"""The folder of transformers' `CLIPModel` and `CLIPProcessor`: a vision transformer and a causal text tower.
-
-Its names of tensors differ from ours, and it keeps query, key and value projections apart.
-"""
+"""The folder of transformers' `CLIPModel` and `CLIPProcessor`: a vision transformer and a causal text tower."""
 
 from __future__ import annotations
 
@@ -10,43 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloob_cli.checkpoint.folder import CONFIG_FILE, WEIGHTS_FILE, open_model
-from cloob_cli.export.parts import OPEN_RGB, not_of_clip, refuse, write_readme, write_tokenizer
+from cloob_cli.convert.transformers_names import to_transformers
+from cloob_cli.export.parts import OPEN_RGB, not_of_clip, refuse, tokenizer_of, write_readme, write_tokenizer
 from cloob_cli.files import replacing_folder
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from cloob_cli.core.config import ModelConfig, TextConfig, VisionConfig
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
 _RESAMPLING = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
-
-_NAMES = {
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "ln_final.weight": "text_model.final_layer_norm.weight",
-    "ln_final.bias": "text_model.final_layer_norm.bias",
-    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-    "visual.class_embedding": "vision_model.embeddings.class_embedding",
-    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",  # spelt so there
-    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
-    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
-    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
-    "logit_scale": "logit_scale",
-}
-_TRANSPOSED = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
-_TOWERS = {
-    "visual.transformer.resblocks.": "vision_model.encoder.layers.",
-    "transformer.resblocks.": "text_model.encoder.layers.",
-}
-_IN_BLOCK = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
 
 _USAGE = """
 ## In transformers
@@ -95,14 +64,14 @@ def export_transformers(folder: Path, output: Path) -> None:
     from safetensors.torch import save_file
 
     model = open_model(folder, "cpu", torch.float32)
-    assert model.tokenize is not None  # open_model brings it
-    start, end = model.tokenize([""])[0, :2].tolist()
+    tokenizer = tokenizer_of(model)
+    start, end = tokenizer([""])[0, :2].tolist()
     described = transformers_config(model.config, start, end)
     with replacing_folder(output) as temporary:
-        write_tokenizer(folder, model.config, temporary, cleaned_before=False)
+        write_tokenizer(tokenizer, model.config, temporary, cleaned_before=False)
         _write_json(temporary / CONFIG_FILE, described)
         _write_json(temporary / "preprocessor_config.json", _preprocessor(model.config))
-        save_file(renamed(model.state_dict()), temporary / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_file(to_transformers(model.state_dict()), temporary / WEIGHTS_FILE, metadata={"format": "pt"})
         write_readme(folder, temporary, "transformers", _usage(model.config))
 
 
@@ -138,32 +107,6 @@ def transformers_config(config: ModelConfig, start: int, end: int) -> dict[str, 
         "text_config": _text(config.text, config.embed_dim)
         | {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end},
     }
-
-
-def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights under the names of transformers' CLIPModel, in its layout."""
-    result: dict[str, Tensor] = {}
-    for name, tensor in weights.items():
-        if name in _NAMES:
-            result[_NAMES[name]] = tensor
-        elif name in _TRANSPOSED:
-            result[_TRANSPOSED[name]] = tensor.T.contiguous()
-        else:
-            result |= _block(name, tensor)
-    return result
-
-
-def _block(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """One tensor of a block; the joint projection of queries, keys and values becomes three."""
-    prefix = next(prefix for prefix in _TOWERS if name.startswith(prefix))
-    number, part = name.removeprefix(prefix).split(".", 1)
-    target = f"{_TOWERS[prefix]}{number}."
-    if part.startswith("attn.in_proj_"):
-        kind = part.removeprefix("attn.in_proj_")
-        three = zip("qkv", tensor.chunk(3), strict=True)
-        return {f"{target}self_attn.{letter}_proj.{kind}": piece.contiguous() for letter, piece in three}
-    module, kind = part.rsplit(".", 1)
-    return {f"{target}{_IN_BLOCK[module]}.{kind}": tensor}
 
 
 def _vision(vision: VisionConfig, embed_dim: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from cloob_cli.schema import StrictModel, nearest, parse
 if TYPE_CHECKING:
     from cloob_cli.core.config import ModelConfig
 
-Format = Literal["cloob", "mljku", "crowsonkb", "rinna"]
+Format = Literal["cloob", "mljku", "crowsonkb", "rinna", "open_clip", "transformers"]
 
 
 class Source(StrictModel):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from cloob_cli.checkpoint.folder import CONFIG_FILE, KEPT_FILES, README_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from cloob_cli.convert import locate
+from cloob_cli.convert.folder_forms import OPEN_CLIP_WEIGHTS, TRANSFORMERS_WEIGHTS
 from cloob_cli.errors import ChecksumError, DownloadError
 from cloob_cli.files import sha256_of
 from cloob_cli.registry import download, hub, paths
@@ -24,9 +24,8 @@ from cloob_cli.registry.storage import check_space, free_space
 # The converted copy stands beside the download until it is valid.
 _ROOM_FACTOR = 2.0
 
-# What the Hub holds of a model that is not in our form (rinna's).
-_UPSTREAM_FILES = (CONFIG_FILE, WEIGHTS_FILE, "pytorch_model.bin", README_FILE)
-_TOKENIZER_FILES = ("spiece.model", "tokenizer_config.json", "special_tokens_map.json", TOKENIZER_FILE)
+# What the Hub holds of a tokenizer in a repository of its own (rinna's).
+_TOKENIZER_FILES = ("spiece.model", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -90,15 +89,6 @@ def offline(options: Options) -> bool:
     return options.offline or hub.offline_by_environment()
 
 
-def wanted(found: hub.Listing) -> list[str]:
-    """The names of the files of a repository that are needed."""
-    names = {file.name for file in found.files}
-    chosen = {*KEPT_FILES, *_UPSTREAM_FILES, *_TOKENIZER_FILES}
-    if WEIGHTS_FILE in names:
-        chosen.discard("pytorch_model.bin")  # the same weights as a pickle
-    return sorted(names & chosen)
-
-
 def _at_hand(origin: Origin, path: Path, options: Options) -> Fetched:
     size = folder_size(path) if path.is_dir() else path.stat().st_size
     check_space(paths.home(), size, options.free)
@@ -149,14 +139,14 @@ def _from_the_hub(origin: Origin, reference: Reference, options: Options, report
     tokens = origin.entry.source.tokenizer_repository if origin.entry else None
     tokenizer = None
     if offline(options):
-        folder = hub.cached(reference, (*KEPT_FILES, *_UPSTREAM_FILES, *_TOKENIZER_FILES))
+        folder = hub.cached(reference, hub.READABLE_FILES)
         commit = folder.name
         if tokens:
             tokenizer = hub.cached(Reference(tokens), _TOKENIZER_FILES)
     else:
         found = hub.listing(reference)
         _check_listed(origin, found)
-        folder, commit = hub.snapshot(found, wanted(found), report, options.force), found.commit
+        folder, commit = hub.snapshot(found, hub.wanted(found), report, options.force), found.commit
         if tokens:
             tokenizer = hub.snapshot(hub.listing(Reference(tokens)), _TOKENIZER_FILES, report)
     check_space(paths.home(), folder_size(folder), options.free)
@@ -171,8 +161,9 @@ _OTHER_REVISION = "name the revision that has it, as hf://ORG/REPO@COMMIT, or lo
 
 def _check_listed(origin: Origin, found: hub.Listing) -> None:
     """Raise ChecksumError, before anything is fetched, where the Hub lists another file than the known one."""
-    listed = {file.name: file.sha256 for file in found.files}
-    weights = next((name for name in (WEIGHTS_FILE, "pytorch_model.bin") if listed.get(name)), None)
+    names = hub.wanted(found)
+    listed = {file.name: file.sha256 for file in found.files if file.name in names}
+    weights = next((name for name in (*OPEN_CLIP_WEIGHTS, *TRANSFORMERS_WEIGHTS) if listed.get(name)), None)
     if weights:
         _check(f"{found.reference}: {weights}", str(listed[weights]), origin.sha256, _OTHER_REVISION)
 

@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
+from cloob_cli.checkpoint.behavior_fingerprint import FINGERPRINT_FILE
 from cloob_cli.checkpoint.folder import KEPT_FILES, WEIGHTS_FILE
+from cloob_cli.convert.folder_forms import FOREIGN_FILES, OPEN_CLIP_WEIGHTS, TRANSFORMERS_WEIGHTS, needed_files
 from cloob_cli.errors import ChecksumError, DownloadError, RegistryError, UsageError
 from cloob_cli.files import sha256_of
 from cloob_cli.registry.events import Received, Report, Started, unreported
 from cloob_cli.registry.http import check_proxies, distrusted_certificate
 from cloob_cli.registry.storage import check_space, quarantine
 from cloob_cli.text_format import first_line
+
+# Whatever a model on the Hub may be made of, in any form. The last is rinna's.
+READABLE_FILES = (*KEPT_FILES, *FOREIGN_FILES, "spiece.model")
 
 _REFERENCE = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?/?")
 
@@ -90,6 +95,17 @@ def check_inside(name: str, where: str) -> None:
             raise RegistryError(f"{where} names the file {name!r}, which lies outside of its folder: refused")
 
 
+def wanted(found: Listing) -> list[str]:
+    """The names of the files of a repository that its model is made from, in one form where it has several."""
+    names = {file.name for file in found.files}
+    if FINGERPRINT_FILE not in names and (needed := needed_files(names)):
+        return sorted(needed)
+    chosen = {*READABLE_FILES} - {*OPEN_CLIP_WEIGHTS}
+    if WEIGHTS_FILE in names:
+        chosen.discard("pytorch_model.bin")  # the same weights as a pickle
+    return sorted(names & chosen)
+
+
 def snapshot(found: Listing, names: Sequence[str], report: Report = unreported, force: bool = False) -> Path:
     """Bring the named files of a listing into the Hub's own cache.
 
@@ -151,20 +167,21 @@ def cached(reference: Reference, names: Sequence[str], kind: Kind = "model") -> 
 
 
 def model_folder(text: str, report: Report = unreported) -> Path:
-    """A model in our form on the Hub, as a folder in the Hub's cache: what `--model hf://ORG/REPO` opens.
+    """A model on the Hub, in our form or another program's, as a folder in the Hub's cache: `--model hf://ORG/REPO`.
 
     Raises:
         UsageError: not a reference.
-        DownloadError: it is not there, not reachable and not cached, or not in our form.
+        DownloadError: it is not there, not reachable and not cached, or has no weights in a form that is opened.
     """
-    reference, names = parse_reference(text), KEPT_FILES
+    reference = parse_reference(text)
     if offline_by_environment():
-        return cached(reference, names)
+        return cached(reference, READABLE_FILES)
     found = listing(reference)
-    if WEIGHTS_FILE not in {file.name for file in found.files}:
+    names = wanted(found)
+    if not {*names} & {*TRANSFORMERS_WEIGHTS, *OPEN_CLIP_WEIGHTS}:
         raise DownloadError(
-            f"{reference} has no {WEIGHTS_FILE}: it is not a cloob model folder",
-            f"a released checkpoint is converted with `cloob zoo pull {reference}`",
+            f"{reference} has no {WEIGHTS_FILE}, and none of {', '.join(OPEN_CLIP_WEIGHTS)}",
+            "cloob opens its own model folders, open_clip's, and transformers' CLIPModel in one file",
         )
     return snapshot(found, names, report)
 

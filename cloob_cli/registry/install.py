@@ -20,6 +20,7 @@ from cloob_cli import assets
 from cloob_cli.checkpoint.behavior_fingerprint import FINGERPRINT_FILE
 from cloob_cli.checkpoint.folder import (
     CONFIG_FILE,
+    CONFIG_KEY,
     KEPT_FILES,
     TOKENIZER_FILE,
     WEIGHTS_FILE,
@@ -27,11 +28,13 @@ from cloob_cli.checkpoint.folder import (
     file_hashes,
     is_model_folder,
     read_config,
+    read_header,
     save_model,
     store_fingerprint,
     write_config,
 )
 from cloob_cli.convert import locate
+from cloob_cli.convert.folder_forms import foreign_form
 from cloob_cli.errors import (
     ChecksumError,
     ConversionError,
@@ -40,12 +43,12 @@ from cloob_cli.errors import (
     RegistryError,
     UnsafeCheckpointError,
 )
-from cloob_cli.files import replacing_folder, sha256_of
+from cloob_cli.files import link_or_copy, replacing_folder, sha256_of
 from cloob_cli.registry import hub, paths
 from cloob_cli.registry.bundle import extract_bundle, is_bundle
 from cloob_cli.registry.entries import ZooEntry, check_shape, refuse_taken_name, score_rows
 from cloob_cli.registry.events import Notice, Report, unreported
-from cloob_cli.registry.fetch import Fetched, Options, fetch_files, known_hash, offline, wanted
+from cloob_cli.registry.fetch import Fetched, Options, fetch_files, known_hash, offline
 from cloob_cli.registry.http import remote_size
 from cloob_cli.registry.inventory import INSTALL_RECORD, install_record, read_json_object
 from cloob_cli.registry.locks import lock
@@ -203,7 +206,7 @@ def _download_bytes(origin: Origin, options: Options) -> int | None:
         return remote_size(origin.url)
     assert origin.reference is not None
     found = hub.listing(origin.reference)
-    return sum(file.size or 0 for file in found.files if file.name in wanted(found))
+    return sum(file.size or 0 for file in found.files if file.name in hub.wanted(found))
 
 
 def _held_to(origin: Origin) -> str:
@@ -264,8 +267,10 @@ def _fill(folder: Path, source: Fetched, origin: Origin, config: Path | None, re
     elif path.is_dir() and _is_ours(path):
         for name in KEPT_FILES:
             if (path / name).is_file():
-                shutil.copyfile(path / name, folder / name)
-    elif path.is_file() and origin.format == "cloob":
+                # The Hub's cache never changes its files, so that both may have the large one.
+                link = source.commit and name == WEIGHTS_FILE
+                (link_or_copy if link else shutil.copyfile)(path / name, folder / name)
+    elif path.is_file() and origin.format == "cloob" and CONFIG_KEY in read_header(path)[1]:
         _fill_from_weights(folder, path)
     else:
         _convert(folder, source, origin, config, report)
@@ -283,6 +288,8 @@ def _prove(folder: Path) -> None:
 
 def _is_ours(folder: Path) -> bool:
     """True where a folder is in our form; a config.json of transformers has a model_type, ours has a format_version."""
+    if foreign_form(folder):
+        return False
     try:
         read_config(folder)
     except ModelFolderError:
@@ -320,10 +327,18 @@ def _convert(folder: Path, source: Fetched, origin: Origin, config: Path | None,
     )
     if converted.ignored:
         report(Notice(f"left out, as inference does not need them: {', '.join(converted.ignored)}"))
-    _save(folder, converted, origin.public, source.sha256, origin.entry)
+    stored = converted.as_it_is if source.commit else None
+    _save(folder, converted, origin.public, source.sha256, origin.entry, stored)
 
 
-def _save(folder: Path, converted: Converted, origin: str, sha256: str | None, entry: ZooEntry | None) -> None:
+def _save(
+    folder: Path,
+    converted: Converted,
+    origin: str,
+    sha256: str | None,
+    entry: ZooEntry | None,
+    stored: Path | None = None,
+) -> None:
     from cloob_cli.checkpoint.card import model_card
 
     model = converted.model
@@ -338,7 +353,7 @@ def _save(folder: Path, converted: Converted, origin: str, sha256: str | None, e
         scores=score_rows(entry) if entry else (),
         usage=model.config.name,
     )
-    save_model(folder, model, converted.tokenizer, card_text=text)
+    save_model(folder, model, converted.tokenizer, card_text=text, stored=stored)
 
 
 def _facts(source: dict[str, Any], entry: ZooEntry | None) -> dict[str, str]:

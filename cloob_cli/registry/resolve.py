@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from cloob_cli import assets
 from cloob_cli.checkpoint.folder import file_hashes, is_model_folder, open_model
+from cloob_cli.convert import TORCH
 from cloob_cli.errors import InputError, UnknownModelError, UsageError
 from cloob_cli.registry import entries, hub, paths
 from cloob_cli.registry.bundle import bundle_hashes, bundle_name, is_bundle
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from cloob_cli.core.model import CloobModel
 
 # What a file's name says of its layout; a bundle is recognized by its contents.
-_FORMATS_BY_SUFFIX = {".pt": "mljku", ".pth": "mljku", ".pkl": "crowsonkb", ".safetensors": "cloob"}
+_FORMATS_BY_SUFFIX = {".pt": TORCH, ".pth": TORCH, ".pkl": "crowsonkb", ".safetensors": "cloob"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

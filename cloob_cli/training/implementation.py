@@ -31,6 +31,7 @@ def choose_implementation(
     objective: Objective = "cloob",
     precision: Precision = "fp32",
     group: ProcessGroup | None = None,
+    scale_hopfield: float = 8.0,
 ) -> LossImplementation:
     """The implementation for batches of which this process has `rows` [rows, width] in float32.
 
@@ -51,7 +52,7 @@ def choose_implementation(
         return LossImplementation(requested, "as asked for")
     if device.type != "cpu":
         return measure_implementations(
-            layout, width, device, objective, precision, device.type == "cuda" and not obstacle
+            layout, width, device, objective, precision, device.type == "cuda" and not obstacle, scale_hopfield
         )
     if layout.processes == 1 and layout.total < TILED_FROM:
         return LossImplementation("definition", f"{layout.total} pairs are fewer than {TILED_FROM}")
@@ -59,7 +60,13 @@ def choose_implementation(
 
 
 def measure_implementations(
-    layout: RowLayout, width: int, device: torch.device, objective: Objective, precision: Precision, kernels: bool
+    layout: RowLayout,
+    width: int,
+    device: torch.device,
+    objective: Objective,
+    precision: Precision,
+    kernels: bool,
+    scale_hopfield: float,
 ) -> LossImplementation:
     """Run each implementation forward and backward on random embeddings of the joint shape, and choose the fastest.
 
@@ -77,7 +84,13 @@ def measure_implementations(
             x, y = (normalize(rows, dim=1).to(device).requires_grad_() for rows in own)
             start = time.perf_counter()
             contrastive_loss(
-                x, y, objective, implementation=name, precision=precision, process_group=layout.group
+                x,
+                y,
+                objective,
+                scale_hopfield=scale_hopfield,
+                implementation=name,
+                precision=precision,
+                process_group=layout.group,
             ).backward()
             float(torch.cat([rows.grad for rows in (x, y) if rows.grad is not None]).sum())  # waits for the device
         seconds.append(time.perf_counter() - start)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cloob_cli.core.config import CLIP_VOCAB_SIZE, ModelConfig, TextConfig
+from cloob_cli.core.loss import WITH_RETRIEVAL
 from cloob_cli.core.model import CloobModel, build, with_weights
 from cloob_cli.core.towers import freeze
 from cloob_cli.data.text import Tokenizer, clip_tokenizer, train_bpe
@@ -72,7 +73,7 @@ def model_config(recipe: Recipe, vocab_size: int, init: ModelConfig | None = Non
         preprocess=section.preprocess,
         tokenizer=tokenizer or recipe.tokenizer.config(),
         inv_tau=recipe.objective.inv_tau,
-        scale_hopfield=recipe.objective.scale_hopfield if recipe.objective.name == "cloob" else None,
+        scale_hopfield=recipe.objective.scale_hopfield if recipe.objective.name in WITH_RETRIEVAL else None,
         templates=section.templates,
         source={"init": shown_name(section.init)} if section.init else {},
     )

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from cloob_cli.core.loss import contrastive_loss
+from cloob_cli.core.loss import Objective, contrastive_loss
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.transformer import VisionTransformer
 from cloob_cli.data.batch import PairBatch
@@ -26,6 +26,9 @@ from cloob_cli.training.schedules import learning_rate
 
 # What enters the matrix products of the loss on a GPU, by the precision of the towers; sums are float32 always.
 _LOSS_PRECISION: dict[Precision, Literal["fp32", "tf32", "bf16"]] = {"fp32": "fp32", "fp16": "tf32", "bf16": "bf16"}
+
+# What a loss with retrieval is before retrieval is switched on.
+_WITHOUT_RETRIEVAL: dict[str, Objective] = {"cloob": "infoloob", "clip_hopfield": "clip"}
 
 
 class TrainingStep:
@@ -63,7 +66,7 @@ class TrainingStep:
         self._processes = torch.distributed.group.WORLD if accelerator.num_processes > 1 else None
         self._objective, self._schedule = objective, optimizer
         self._steps, self._local_batch_size, self._seed = steps, local_batch_size, seed
-        self._retrieval_from = round(objective.hopfield_warmup * steps) if objective.name == "cloob" else 0
+        self._retrieval_from = round(objective.hopfield_warmup * steps) if objective.name in _WITHOUT_RETRIEVAL else 0
         self._patch_dropout, self._all_patches_from = train.patch_dropout, round(train.patch_dropout_until * steps)
         self.micro_batch_size = self._find_micro_batch_size(train)
         self._loss_precision = _LOSS_PRECISION[precision] if self._device.type == "cuda" else "fp32"
@@ -75,6 +78,7 @@ class TrainingStep:
             objective.name,
             self._loss_precision,
             self._processes,
+            objective.scale_hopfield,
         )
 
     def __call__(self, batch: PairBatch, step: int) -> tuple[Tensor, Tensor]:
@@ -149,7 +153,7 @@ class TrainingStep:
             contrastive_loss(
                 images,
                 texts[:, number],
-                objective="infoloob" if warming_up else section.name,
+                objective=_WITHOUT_RETRIEVAL[section.name] if warming_up else section.name,
                 inv_tau=section.inv_tau if logit_scale is None else logit_scale.exp(),
                 scale_hopfield=section.scale_hopfield,
                 caption_ids=None if caption_ids is None else caption_ids[:, number],

@@ -106,8 +106,9 @@ class CollapseWatch:
 
     def __init__(self, objective: ObjectiveSection, batch_size: int, warm_up: int) -> None:
         # InfoLOOB leaves the positive out of the denominator, InfoNCE keeps it.
-        self._name = "log(batch size)" if objective.name == "clip" else "log(batch size - 1)"
-        self._value = math.log(batch_size - (objective.name != "clip"))
+        leaves_out = objective.name in ("cloob", "infoloob")
+        self._name = "log(batch size - 1)" if leaves_out else "log(batch size)"
+        self._value = math.log(batch_size - leaves_out)
         self._warm_up, self._steps, self._told = warm_up, 0, False
 
     def add(self, step: int, losses: Sequence[float]) -> str | None:

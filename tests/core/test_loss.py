@@ -11,6 +11,7 @@ from margins import EPS, close
 from safetensors.torch import load_file
 
 from cloob_cli.core.loss import (
+    clip_hopfield_loss,
     clip_loss,
     cloob_loss,
     contrastive_loss,
@@ -85,13 +86,31 @@ def test_equal_captions_are_left_out_of_the_negatives_only():
             expected.append(torch.stack(negatives).logsumexp(0) - tau * a[i] @ b[i])
     close(cloob_loss(x, y, tau, 8.0, ids), torch.stack(expected).mean(), FLOAT64, rtol=1e-13)
 
+    expected = []
+    for stored, (q_a, q_b) in ((x, (x, y)), (y, (y, x))):
+        a, b = hopfield_retrieve(q_a, stored, 8.0), hopfield_retrieve(q_b, stored, 8.0)
+        for i in range(5):
+            summed = [tau * a[i] @ b[j] for j in range(5) if ids[j] != ids[i] or j == i]
+            expected.append(torch.stack(summed).logsumexp(0) - tau * a[i] @ b[i])
+    close(clip_hopfield_loss(x, y, tau, 8.0, ids), torch.stack(expected).mean(), FLOAT64, rtol=1e-13)
+
+
+def test_infonce_after_retrieval_is_a_cross_entropy_of_what_was_retrieved():
+    x, y = embeddings(9, 6)
+    pairs = [[hopfield_retrieve(query, stored, 5.0) for query in (x, y)] for stored in (x, y)]
+    (images_x, texts_x), (images_y, texts_y) = pairs
+    own = torch.arange(9)
+    logits = 20.0 * images_x @ texts_x.T, 20.0 * texts_y @ images_y.T
+    expected = sum(torch.nn.functional.cross_entropy(each, own) for each in logits) / 2
+    close(clip_hopfield_loss(x, y, 20.0, 5.0), expected, FLOAT64, rtol=1e-13)
+
 
 def test_different_captions_mask_nothing():
     x, y = embeddings(6, 4)
     assert cloob_loss(x, y, 30.0, 8.0, torch.arange(6) * 7) == cloob_loss(x, y, 30.0, 8.0)
 
 
-@pytest.mark.parametrize("objective", ["cloob", "infoloob", "clip"])
+@pytest.mark.parametrize("objective", ["cloob", "infoloob", "clip", "clip_hopfield"])
 def test_learnable_temperature_gets_the_derivative(objective):
     x, y = embeddings(9, 6)
     tau = torch.tensor(20.0, dtype=torch.float64, requires_grad=True)

@@ -119,7 +119,7 @@ def test_few_rows_in_float64():
 
 
 # Objectives with scale_hopfield: the others have no retrieval.
-SCALES = [("cloob", 0.1), ("cloob", 8.0), ("cloob", 100.0), ("infoloob", 8.0), ("clip", 8.0)]
+SCALES = [("cloob", 0.1), ("cloob", 8.0), ("cloob", 100.0), ("infoloob", 8.0), ("clip", 8.0), ("clip_hopfield", 8.0)]
 
 
 @pytest.mark.parametrize(("objective", "scale_hopfield"), SCALES)

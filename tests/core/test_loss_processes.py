@@ -11,7 +11,7 @@ import torch
 from margins import close
 from torch.nn.functional import normalize
 
-from cloob_cli.core.loss import clip_loss, cloob_loss, infoloob_loss
+from cloob_cli.core.loss import clip_hopfield_loss, clip_loss, cloob_loss, infoloob_loss
 
 pytestmark = pytest.mark.numeric
 
@@ -64,8 +64,8 @@ def expected(batch: dict, objective: str, scale_hopfield: float, masked: bool) -
     weights = {name: batch[name].clone().requires_grad_() for name in ("image", "text", "logit_scale")}
     x, y = normalize(batch["pixels"] @ weights["image"]), normalize(batch["tokens"] @ weights["text"])
     tau, ids = weights["logit_scale"].exp(), batch["caption_ids"] if masked else None
-    if objective == "cloob":
-        loss = cloob_loss(x, y, tau, scale_hopfield, ids)
+    if objective in ("cloob", "clip_hopfield"):
+        loss = (cloob_loss if objective == "cloob" else clip_hopfield_loss)(x, y, tau, scale_hopfield, ids)
     else:
         loss = (infoloob_loss if objective == "infoloob" else clip_loss)(x, y, tau, ids)
     loss.backward()
@@ -84,6 +84,8 @@ def expected(batch: dict, objective: str, scale_hopfield: float, masked: bool) -
         ("infoloob", 8.0, True),
         ("clip", 8.0, False),
         ("clip", 8.0, True),
+        ("clip_hopfield", 8.0, False),
+        ("clip_hopfield", 8.0, True),
     ],
 )
 def test_loss_and_averaged_gradients_equal_one_process(
@@ -127,7 +129,9 @@ def test_bytes_received_are_those_of_the_documentation(results, processes):
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
-@pytest.mark.parametrize(("objective", "scale"), [("cloob", 8.0), ("cloob", 400.0), ("infoloob", 8.0), ("clip", 8.0)])
+@pytest.mark.parametrize(
+    ("objective", "scale"), [("cloob", 8.0), ("cloob", 400.0), ("infoloob", 8.0), ("clip", 8.0), ("clip_hopfield", 8.0)]
+)
 def test_no_process_ever_holds_a_joint_matrix(results, processes, objective, scale):
     """The largest tensor is a process's own rows or a chunk of scores, never N x D."""
     for rank in range(processes):

@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from cloob_cli.core.loss import contrastive_loss
 
-OBJECTIVES = ["cloob", "infoloob", "clip"]
+OBJECTIVES = ["cloob", "infoloob", "clip", "clip_hopfield"]
 
 
 def unit_rows(n: int, d: int, seed: int) -> torch.Tensor:

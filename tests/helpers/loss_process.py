@@ -80,12 +80,15 @@ class Counted(TorchDispatchMode):
         return counted
 
 
+OBJECTIVES = (("cloob", 8.0), ("cloob", 400.0), ("infoloob", 8.0), ("clip", 8.0), ("clip_hopfield", 8.0))
+
+
 def run(batch: dict, rank: int, processes: int, group: distributed.ProcessGroup, folder: Path) -> dict:
     rows = batch["rows"][processes]
     own = slice(sum(rows[:rank]), sum(rows[: rank + 1]))
     pixels, tokens, ids = (batch[name][own] for name in ("pixels", "tokens", "caption_ids"))
     results = {}
-    for objective, scale_hopfield in (("cloob", 8.0), ("cloob", 400.0), ("infoloob", 8.0), ("clip", 8.0)):
+    for objective, scale_hopfield in OBJECTIVES:
         for implementation in ("definition", "tiled"):
             for masked in (False, True) if scale_hopfield == 8.0 else (False,):
                 model = nn.parallel.DistributedDataParallel(Towers(batch), process_group=group)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from command_line import cloob_here
+from hub_server import Hub, hub_serving
 
 from cloob_cli import console
 from cloob_cli.checkpoint.folder import save_model
@@ -78,3 +79,21 @@ def model_folder(_saved: Path, tmp_path: Path) -> Path:
     import shutil
 
     return Path(shutil.copytree(_saved, tmp_path / "tiny"))
+
+
+@pytest.fixture
+def hub(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    from huggingface_hub import constants
+
+    with hub_serving() as running:
+        files = {path.name: path.read_bytes() for path in model_folder.iterdir()}
+        running.repositories["org/tiny"] = files | {".gitattributes": b"*", "notes/extra.txt": b"x"}
+        # What the client reads from the environment when it is imported; one test below goes that way.
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+        yield running

@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import Hub, hub_serving, sha256
+from hub_server import Hub, sha256
 
 from cloob_cli import load
 from cloob_cli.checkpoint.folder import README_FILE, WEIGHTS_FILE, read_config
@@ -23,24 +23,6 @@ from cloob_cli.registry.hub import check_inside
 from cloob_cli.registry.inventory import install_record
 
 Cloob = Callable[..., Any]
-
-
-@pytest.fixture
-def hub(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    from huggingface_hub import constants
-
-    with hub_serving() as running:
-        files = {path.name: path.read_bytes() for path in model_folder.iterdir()}
-        running.repositories["org/tiny"] = files | {".gitattributes": b"*", "notes/extra.txt": b"x"}
-        # What the client reads from the environment when it is imported; one test below goes that way.
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
-        yield running
 
 
 def test_the_environment_decides_as_for_every_program_of_the_hub(hub: Hub, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def watch(name: str, warm_up: int = 0) -> CollapseWatch:
     return CollapseWatch(ObjectiveSection(name=name), batch_size=32, warm_up=warm_up)
 
 
-@pytest.mark.parametrize("name", ["cloob", "infoloob", "clip"])
+@pytest.mark.parametrize("name", ["cloob", "infoloob", "clip", "clip_hopfield"])
 def test_equal_embeddings_are_told_once_on_the_way_and_at_the_end(name):
     one = torch.nn.functional.normalize(torch.ones(32, 8) + 1e-4 * torch.randn(32, 8), dim=1)
     loss = float(contrastive_loss(one, one.flip(0), objective=name, inv_tau=30.0, scale_hopfield=8.0))

@@ -46,15 +46,18 @@ def test_a_wish_is_followed_where_it_can_be():
 
 
 def test_the_fastest_at_the_runs_own_shape_is_taken(cost):
-    found = measure_implementations(RowLayout((48,)), 16, CPU, "infoloob", "fp32", kernels=True)
+    found = measure_implementations(RowLayout((48,)), 16, CPU, "infoloob", "fp32", kernels=True, scale_hopfield=8.0)
     assert found == ("triton", "measured: tiled 2000.0 ms, triton 1000.0 ms, definition 3000.0 ms")
     names = [name for name, _ in itertools.groupby(cost["ran"])]
     assert names == [(name, "infoloob", (48, 16)) for name in ("tiled", "triton", "definition")]
     cost["definition"] = 0.5
-    assert measure_implementations(RowLayout((48,)), 16, CPU, "cloob", "fp32", kernels=False).name == "definition"
+    assert (
+        measure_implementations(RowLayout((48,)), 16, CPU, "cloob", "fp32", kernels=False, scale_hopfield=8.0).name
+        == "definition"
+    )
 
 
 def test_a_batch_too_large_for_the_definition_is_not_tried_with_it(cost, monkeypatch):
     monkeypatch.setattr(implementation, "_DEFINITION_UP_TO", 47)
-    found = measure_implementations(RowLayout((48,)), 16, CPU, "cloob", "fp32", kernels=False)
+    found = measure_implementations(RowLayout((48,)), 16, CPU, "cloob", "fp32", kernels=False, scale_hopfield=8.0)
     assert found == ("tiled", "measured: tiled 2000.0 ms")

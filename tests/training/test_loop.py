@@ -214,7 +214,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
 
 
 @pytest.mark.numeric
-@pytest.mark.parametrize("objective", ["cloob", "infoloob", "clip"])
+@pytest.mark.parametrize("objective", ["cloob", "infoloob", "clip", "clip_hopfield"])
 def test_micro_batches_train_like_the_whole_batch(data, tmp_path, objective):
     changes = {"objective__name": objective, "objective__learn_inv_tau": True, "train__steps": 6}
     changes |= {"objective__inv_tau": 10.0, "train__log_every": 1, "objective__hopfield_warmup": 0.3}

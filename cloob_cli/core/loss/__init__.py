@@ -12,7 +12,7 @@ import os
 from functools import cache
 from itertools import product
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,16 +21,24 @@ from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
 from cloob_cli.core.distributed import gather_with_gradient, sum_over_processes
-from cloob_cli.core.loss.definition import clip_loss, cloob_loss, hopfield_retrieve, infoloob_loss
+from cloob_cli.core.loss.definition import (
+    clip_hopfield_loss,
+    clip_loss,
+    cloob_loss,
+    hopfield_retrieve,
+    infoloob_loss,
+)
 from cloob_cli.core.loss.inputs import LossInputs, check_inputs
 from cloob_cli.core.loss.negatives import Gradient, sums_over_negatives
 from cloob_cli.core.loss.retrieval import Retrieval, small_scores
 from cloob_cli.core.loss.steps import Steps
 from cloob_cli.errors import LossInputError, UsageError, one_line
 
-__all__ = ["clip_loss", "cloob_loss", "contrastive_loss", "hopfield_retrieve", "infoloob_loss"]
+__all__ = ["clip_hopfield_loss", "clip_loss", "cloob_loss", "contrastive_loss", "hopfield_retrieve", "infoloob_loss"]
 
-Objective = Literal["cloob", "infoloob", "clip"]
+Objective = Literal["cloob", "infoloob", "clip", "clip_hopfield"]
+OBJECTIVES: tuple[str, ...] = get_args(Objective)
+WITH_RETRIEVAL = ("cloob", "clip_hopfield")
 Implementation = Literal["auto", "definition", "tiled", "triton"]
 Precision = Literal["fp32", "tf32", "bf16"]
 
@@ -54,9 +62,9 @@ def contrastive_loss(
     Args:
         image_embeddings, text_embeddings: [N, D] each, rows of unit norm, row i of both is one pair. Of any floating
             point dtype; the arithmetic is in float32 whatever the autocast, in float64 if one of them is.
-        objective: `cloob_loss`, `infoloob_loss` or `clip_loss`.
+        objective: `cloob_loss`, `infoloob_loss`, `clip_loss` or `clip_hopfield_loss`.
         inv_tau: inverse temperature; a tensor of one element gets a gradient.
-        scale_hopfield: beta, the inverse temperature of retrieval ("cloob" only).
+        scale_hopfield: beta, the inverse temperature of retrieval ("cloob" and "clip_hopfield").
         caption_ids: int64 [N]. Pairs with equal ids are not negatives of each other: their terms are left out of the
             sums over negatives, and of nothing else. Retrieval stores and finds them as before, and each still has
             its own positive. A row without any negative exists only where all ids are equal, which is refused.
@@ -78,9 +86,9 @@ def contrastive_loss(
         LossInputError: see `check_inputs`; also an unknown objective or precision, or a scale_hopfield not above zero.
         UsageError: an unknown implementation.
     """
-    if objective not in ("cloob", "infoloob", "clip"):
-        raise LossInputError(f"unknown objective '{objective}'", "use cloob, infoloob or clip")
-    if objective == "cloob" and not 0 < scale_hopfield < float("inf"):
+    if objective not in OBJECTIVES:
+        raise LossInputError(f"unknown objective '{objective}'", f"use one of {', '.join(OBJECTIVES)}")
+    if objective in WITH_RETRIEVAL and not 0 < scale_hopfield < float("inf"):
         raise LossInputError(f"scale_hopfield must be a finite number above zero, not {scale_hopfield}")
     inputs = check_inputs(image_embeddings, text_embeddings, inv_tau, caption_ids, process_group)
     if precision not in (None, "fp32", "tf32", "bf16"):
@@ -105,10 +113,11 @@ def _loss(
     x, y, inv_tau = inputs.x, inputs.y, inputs.inv_tau
     if implementation == "definition":
         x, y = gather_with_gradient(x, inputs.layout), gather_with_gradient(y, inputs.layout)
-        if objective == "cloob":
-            return cloob_loss(x, y, inv_tau, scale_hopfield, inputs.caption_ids)
+        if objective in WITH_RETRIEVAL:
+            retrieving = cloob_loss if objective == "cloob" else clip_hopfield_loss
+            return retrieving(x, y, inv_tau, scale_hopfield, inputs.caption_ids)
         return (infoloob_loss if objective == "infoloob" else clip_loss)(x, y, inv_tau, inputs.caption_ids)
-    if precision == "bf16" and objective == "cloob" and not small_scores(inputs, scale_hopfield):
+    if precision == "bf16" and objective in WITH_RETRIEVAL and not small_scores(inputs, scale_hopfield):
         precision = "tf32"  # multiplied by so large a scale, the rounding of bfloat16 would show in the gradient
     kind = _triton_steps().TritonSteps if implementation == "triton" else Steps
     inv_tau = inv_tau if isinstance(inv_tau, Tensor) else x.new_full((), inv_tau)
@@ -137,10 +146,11 @@ class _TiledLoss(torch.autograd.Function):
         steps: Steps,
     ) -> Tensor:
         with steps.prepared():
-            if objective == "cloob":
-                loss, gradient = _cloob(inputs, scale_hopfield, steps)
+            in_sums = objective in ("clip", "clip_hopfield")  # InfoNCE keeps the positive among what it sums
+            if objective in WITH_RETRIEVAL:
+                loss, gradient = _after_retrieval(inputs, scale_hopfield, steps, in_sums)
             else:
-                loss, gradient = sums_over_negatives(x, y, inputs, steps, both=True, in_sums=objective == "clip")
+                loss, gradient = sums_over_negatives(x, y, inputs, steps, both=True, in_sums=in_sums)
             ctx.layout = inputs.layout
             if gradient:
                 ctx.save_for_backward(*gradient[:2], sum_over_processes(gradient[2], inputs.layout))
@@ -155,15 +165,15 @@ class _TiledLoss(torch.autograd.Function):
         return (*(scale * saved if needs_grad else None for scale, saved, needs_grad in terms), *[None] * 4)
 
 
-def _cloob(inputs: LossInputs, beta: float, steps: Steps) -> tuple[Tensor, Gradient | None]:
-    """The sums of L(U_x, U_y) + L(V_y, V_x), not divided by 2 N."""
+def _after_retrieval(inputs: LossInputs, beta: float, steps: Steps, in_sums: bool) -> tuple[Tensor, Gradient | None]:
+    """The sums of L(U_x, U_y) + L(V_y, V_x), not divided by 2 N; with `in_sums` positives count in their sums."""
     retrieval = Retrieval(inputs, beta, steps)
     patterns = retrieval.patterns("u_x", "u_y", "v_x")
     loss, grad_inv_tau = inputs.x.new_zeros(()), inputs.x.new_zeros(())
     for anchors, partners in (("u_x", "u_y"), ("v_y", "v_x")):
         if anchors == "v_y":  # by itself, so that it need not wait in memory for its turn
             patterns |= retrieval.patterns("v_y")
-        part, gradient = sums_over_negatives(patterns[anchors], patterns[partners], inputs, steps)
+        part, gradient = sums_over_negatives(patterns[anchors], patterns[partners], inputs, steps, in_sums=in_sums)
         loss += part
         if gradient:
             grad_inv_tau += gradient[2]

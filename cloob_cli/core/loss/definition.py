@@ -48,7 +48,36 @@ def cloob_loss(
 
     Arguments and errors: see `contrastive_loss`. Returns a scalar.
     """
+    return _after_retrieval(image_embeddings, text_embeddings, inv_tau, scale_hopfield, caption_ids, in_sums=False)
+
+
+def clip_hopfield_loss(
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    inv_tau: float | Tensor,
+    scale_hopfield: float | Tensor,
+    caption_ids: Tensor | None = None,
+) -> Tensor:
+    """InfoNCE after retrieval: as `cloob_loss`, but the sum of each row also holds the positive.
+
+    The CLOOB paper's ablation "InfoNCE with Hopfield", which tells what each of its two ideas does.
+
+    Arguments and errors: see `contrastive_loss`. Returns a scalar.
+    """
+    return _after_retrieval(image_embeddings, text_embeddings, inv_tau, scale_hopfield, caption_ids, in_sums=True)
+
+
+def _after_retrieval(
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    inv_tau: float | Tensor,
+    scale_hopfield: float | Tensor,
+    caption_ids: Tensor | None,
+    in_sums: bool,
+) -> Tensor:
     x, y, inv_tau, not_negative = _prepare(image_embeddings, text_embeddings, inv_tau, caption_ids)
+    if in_sums:
+        not_negative = not_negative.fill_diagonal_(False)
     with torch.autocast(x.device.type, enabled=False):
         images_from_images, texts_from_images = (hopfield_retrieve(queries, x, scale_hopfield) for queries in (x, y))
         images_from_texts, texts_from_texts = (hopfield_retrieve(queries, y, scale_hopfield) for queries in (x, y))
