@@ -40,11 +40,12 @@ class Found:
     missing: list[str] = field(default_factory=list)
 
 
-def find_data_sets(names: list[str], asked: Asked, folder: Path | None) -> Found:
+def find_data_sets(names: list[str], asked: Asked, folder: Path | None, only: set[str] | None = None) -> Found:
     """Open the data sets and suites that the arguments name.
 
     Args:
         folder: where the local data sets of suites are; None: where fetched ones are kept.
+        only: of suites these data sets; None: all.
 
     Raises:
         DataError: a data set cannot be opened; of suites, not one is here.
@@ -55,7 +56,7 @@ def find_data_sets(names: list[str], asked: Asked, folder: Path | None) -> Found
     for name in names:
         suite = find_suite(name)
         if suite is not None:
-            _add_suite(found, read_suite(suite), asked, folder)
+            _add_suite(found, read_suite(suite), asked, folder, only)
         else:
             found.jobs.append(_job(_located(name, asked), asked))
     if not found.jobs:
@@ -81,8 +82,10 @@ def _located(name: str, asked: Asked) -> Path:
         return hub_data_set(name, splits, report)
 
 
-def _add_suite(found: Found, suite: Suite, asked: Asked, folder: Path | None) -> None:
+def _add_suite(found: Found, suite: Suite, asked: Asked, folder: Path | None, only: set[str] | None) -> None:
     for one in suite.datasets:
+        if only is not None and one.name not in only:
+            continue
         changed = replace(asked, split=one.split, task=one.task or asked.task)
         try:
             path = _suite_path(one, changed, folder)

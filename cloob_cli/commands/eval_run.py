@@ -31,14 +31,14 @@ class Evaluations:
     def __init__(
         self,
         *,
-        output: Path | None,
-        skip_existing: bool,
-        details: bool,
-        cache: bool,
-        device: str | None,
-        precision: str | None,
-        batch_size: int,
-        workers: int | None,
+        output: Path | None = None,
+        skip_existing: bool = False,
+        details: bool = False,
+        cache: bool = True,
+        device: str | None = None,
+        precision: str | None = None,
+        batch_size: int = 64,
+        workers: int | None = None,
     ) -> None:
         self.records: list[dict[str, Any]] = []
         self.failures: list[Failure] = []

@@ -50,7 +50,10 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
         "cloob zoo add runs/my-model/model --name my-model",
         "cloob zoo add my-open-clip-folder --name my-clip",
     ),
-    "zoo verify": ("cloob zoo verify cloob-xs-pictograms --deep",),
+    "zoo verify": (
+        "cloob zoo verify cloob-xs-pictograms --deep",
+        "cloob zoo verify cloob-xs-pictograms --scores --data eval",
+    ),
     "zoo rm": ("cloob zoo rm my-model",),
     "zoo prune": ("cloob zoo prune --dry-run",),
     "zoo convert": (

@@ -131,12 +131,25 @@ def add(
 def verify(
     name: Annotated[str, typer.Argument(help="Zoo name or model folder.", autocompletion=completion.usable_models)],
     deep: Annotated[bool, typer.Option("--deep", help="Also compute an embedding and compare it.")] = False,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="Also measure the scores of its entry again, on the data that is here.")
+    ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The folder of the scores' local data sets.", show_default="below CLOOB_HOME"),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare a model's files with their recorded hashes; exit 1 where one differs."""
+    """Compare a model's files with their recorded hashes; exit 1 where one differs.
+
+    With --scores, scores must agree to 0.1 points; those whose data is not here are named, and the exit code is then 3.
+    """
+    from cloob_cli.commands.zoo_scores import check_scores
     from cloob_cli.registry.verify import verify_model
 
     checks = verify_model(name, deep)
+    if scores:
+        checks += check_scores(name, data)
     if json:
         console.json_document([check.__dict__ for check in checks])
     else:
@@ -144,6 +157,8 @@ def verify(
     wrong = [check.what for check in checks if check.failed]
     if wrong:
         raise VerificationError(f"{name} is not what was stored: {', '.join(wrong)}", f"cloob zoo pull {name} --force")
+    if any(check.state == "not here" for check in checks):
+        raise typer.Exit(3)
 
 
 def remove(

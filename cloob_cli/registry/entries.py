@@ -44,6 +44,14 @@ class Source(StrictModel):
         return self
 
 
+class Measurement(StrictModel):
+    """The measurement of a score: the mean of `metric` over data sets of a suite (`recipes/eval/SUITE.toml`)."""
+
+    suite: str
+    sets: list[str] = Field(min_length=1)
+    metric: str = "acc1"
+
+
 class Score(StrictModel):
     """One measured number, in percent, and who measured it how.
 
@@ -55,6 +63,7 @@ class Score(StrictModel):
     value: float = Field(ge=0, le=100)
     clip: float | None = Field(default=None, ge=0, le=100, description="of the CLIP beside it, on the same data")
     by: str = Field(description="who measured it, and where it is published or with which command")
+    measured: Measurement | None = Field(default=None, description="how `cloob zoo verify --scores` measures it again")
 
 
 class ZooEntry(StrictModel):

@@ -21,7 +21,7 @@ class Check:
     """The result of one comparison with what is recorded of a model."""
 
     what: str
-    state: Literal["right", "wrong", "missing", "not recorded"]
+    state: Literal["right", "wrong", "missing", "not recorded", "not here"]
     detail: str = ""
 
     @property
