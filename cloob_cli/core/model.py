@@ -109,7 +109,7 @@ class CloobModel(nn.Module):
         return adapted
 
     def image_trunk(self, pixels: Tensor) -> Tensor:
-        """What the projection gets [B, W], of normalized pixels [B, 3, H, W]."""
+        """Features before the projection, [B, W], of normalized pixels [B, 3, H, W]."""
         return self.visual.trunk(pixels.to(self.visual.conv1.weight.dtype))
 
     def text_features(self, tokens: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class CloobModel(nn.Module):
         return adapted
 
     def text_trunk(self, tokens: Tensor) -> Tensor:
-        """What the projection gets [B, W], of token ids int64 [B, context]."""
+        """Features before the projection, [B, W], of token ids int64 [B, context]."""
         text = self.config.text
         index: Tensor | int = tokens.argmax(-1) if text.pooling == "end" else 0  # the end token is the highest id
         if text.causal and text.pooling == "end" and self.cuts_tokens and not tokens.is_cuda and not _is_traced():

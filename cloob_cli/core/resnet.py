@@ -105,7 +105,7 @@ class ModifiedResNet(nn.Module):
         return output
 
     def trunk(self, pixels: Tensor) -> Tensor:
-        """What the projection gets: [B, 32 width] of normalized pixels [B, 3, H, W]."""
+        """Features before the projection: [B, 32 width] of normalized pixels [B, 3, H, W]."""
         return self.attnpool.pool(self._map(pixels))
 
     def head(self, features: Tensor) -> Tensor:

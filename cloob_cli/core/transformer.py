@@ -247,7 +247,7 @@ class VisionTransformer(nn.Module):
         return project(features, self.proj)
 
     def trunk(self, pixels: Tensor) -> Tensor:
-        """What the projection gets: [B, width] of normalized pixels [B, 3, H, W]."""
+        """Features before the projection: [B, width] of normalized pixels [B, 3, H, W]."""
         grid = self.conv1(self.stem(pixels))  # [B, W, height, width]
         patches = grid.flatten(2).transpose(1, 2)  # [B, patches, W]
         class_token = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
