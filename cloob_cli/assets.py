@@ -40,6 +40,11 @@ def clip_tokenizer_file() -> Path:
     return _PACKAGE / "_tokenizers" / "clip.json"
 
 
+def templates_folder() -> Path:
+    """The folder of the HTML reports' templates."""
+    return _PACKAGE / "_templates"
+
+
 def recipes_folder() -> Path:
     """The folder of the shipped recipes, `NAME.toml`."""
     return _folder("recipes")

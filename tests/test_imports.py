@@ -27,10 +27,11 @@ ALLOWED = {
     "training": BASE | {"core", "data", "checkpoint", "training", "recipe"},
     "inference": BASE | {"core", "data", "checkpoint", "inference", "recipe"},
     "evaluation": BASE | {"core", "data", "checkpoint", "evaluation", "recipe"},
+    "report": BASE | {"data", "report"},
     "filing": BASE | {"data", "filing"},
     "commands": BASE
     | {"console", "signals", "recipe", "commands", "training", "inference", "registry", "core", "data", "diagnosis"}
-    | {"evaluation", "filing", "convert", "export", "checkpoint"},
+    | {"evaluation", "filing", "report", "convert", "export", "checkpoint"},
     "console": {"console", "errors", "text_format"},
 }
 # Modules that quick commands load: nothing heavy at their top level.

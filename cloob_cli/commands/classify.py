@@ -16,6 +16,7 @@ from cloob_cli.commands.options import (
     ExcludeOption,
     FastJpegOption,
     ForceOption,
+    HtmlOption,
     JsonOption,
     MemoryBudgetOption,
     ModelOption,
@@ -104,6 +105,7 @@ def classify(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write a .csv, .jsonl or .parquet file instead.")
     ] = None,
+    html: HtmlOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -122,6 +124,7 @@ def classify(
         from cloob_cli.commands.classify_filing import FilingOptions, filing
         from cloob_cli.commands.classify_results import printer, report_tokens, show, write
         from cloob_cli.commands.classify_rules import RuleOptions, filed_under, label_paths
+        from cloob_cli.commands.html_report import CHOICES, check_html, classify_page
         from cloob_cli.commands.inference_run import (
             description,
             find_images,
@@ -145,8 +148,9 @@ def classify(
     images = read_sources(images, null)
     to_file = FilingOptions(sort_into, sort_mode, xmp, undo_file)
     to_file.check(images)
+    inputs = [*filter(None, [labels, templates, reference]), *images]
+    check_html(html, inputs, force)
     if output is not None:
-        inputs = [*filter(None, [labels, templates, reference]), *images]
         check_output(output, "classify", OUTPUT_SUFFIXES, inputs=inputs, force=force)
     classes = read_labels(labels, label or [])
     options = RuleOptions(unknown, rejection, threshold, reference, multi_label, sure)
@@ -164,13 +168,22 @@ def classify(
     report_tokens(label_tokens(opened, classes, prompts), opened.config.text.context_length)
     metadata = describe_images("classify", opened, *made_with, fast_jpeg=fast_jpeg, templates=json.dumps(prompts))
     stored = read_reference(reference, metadata) if reference else None
-    files = output_files(output, "classify") if output else []
+    files = [*(output_files(output, "classify") if output else []), *filter(None, [html])]
     listing = failures_path(output) if output else None
     names = label_paths(classes, unknown)
 
     with (
         track_work("classify", len(paths), "images", listing, files) as work,
         filing(to_file, images, names.values(), lambda row: filed_under(row, names, rules), work) as apply,
+        classify_page(
+            html,
+            images,
+            names,
+            further,
+            [("model", description(opened, folder)), ("prompt templates", " | ".join(prompts))],
+            top_k=top_k,
+            moved=sort_into is not None and sort_mode == "move",
+        ) as put_on_page,
     ):
         texts = inference.encode_labels(
             opened, classes, prompts, batch_size, lambda done, total: work.prepared("label texts", done, total)
@@ -181,17 +194,18 @@ def classify(
             paths,
             Scorer(texts, inv_tau),
             Answers(classes, rules, texts if stored is None else stored, inv_tau),
-            top_k=top_k,
+            top_k=top_k if html is None else max(top_k, min(CHOICES, len(classes))),
             batch_size=batch_size,
             workers=workers,
             fast_jpeg=fast_jpeg,
             memory_budget=memory_budget,
             on_image=work.read,
+            with_thumbnails=html is not None,
         )
         with closing(work.track(batches)) as tracked:
-            rows = _apply(tracked, apply)
+            rows = put_on_page(_apply(tracked, apply))
             if output is None:
-                show(rows, printer(as_json, top_k, paths, names, further))
+                show(rows, printer(as_json, top_k, paths, names, further), to_the_end=html is not None)
             else:
                 write(output, rows, top_k, work, as_json, metadata, further)
     if output is not None:

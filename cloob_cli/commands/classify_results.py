@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,11 +57,11 @@ def printer(
     return lambda rows: add(_cells(row, hidden) for row in rows)
 
 
-def show(batches: Iterable[ClassifiedBatch], add: AddRows) -> None:
-    """Show rows as they come."""
+def show(batches: Iterable[ClassifiedBatch], add: AddRows, to_the_end: bool = False) -> None:
+    """Show rows as they come; `to_the_end`: also where nobody reads them any more, since something else needs all."""
     for batch in batches:
-        with signals.held_back():  # half a batch printed could be printed twice
-            add(batch.rows)
+        with signals.held_back(), console.ignore_closed_stdout() if to_the_end else nullcontext():
+            add(batch.rows)  # held back: half a batch printed could be printed twice
 
 
 def write(

@@ -16,6 +16,7 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
         "cloob classify a.jpg b.jpg --label cat --label 'dog: puppy | hound' --json",
         "cloob classify photos -l labels.txt --unknown other",
         "cloob classify photos -l labels.txt --sort-into sorted --sort-mode move",
+        "cloob classify photos -l labels.txt --html report.html",
     ),
     "embed": (
         "cloob embed photos -o photos.npy",

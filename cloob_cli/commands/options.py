@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -54,6 +55,14 @@ MemoryBudgetOption = Annotated[
         help="Memory for decoding, like 1GB. Images wait until enough is free; those that need more are skipped.",
         envvar="CLOOB_MEMORY_BUDGET",
         show_default="a quarter of the machine's",
+    ),
+]
+HtmlOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        help="Write a page for a browser as well: one file with thumbnails, to sort, filter and look through.",
     ),
 ]
 ForceOption = Annotated[

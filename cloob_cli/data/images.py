@@ -56,7 +56,11 @@ def open_image(source: Path | str | bytes, size_hint: int | None = None) -> Imag
 
 
 def read_crop(
-    source: Path | str | bytes, preprocess: Preprocess, budget: MemoryBudget, size_hint: int | None = None
+    source: Path | str | bytes,
+    preprocess: Preprocess,
+    budget: MemoryBudget,
+    size_hint: int | None = None,
+    also: Callable[[Image.Image], None] | None = None,
 ) -> np.ndarray:
     """Read one image as `preprocess.crop` gives it, uint8 [H, W, 3], in less memory than `open_image` and `crop` take.
 
@@ -64,6 +68,7 @@ def read_crop(
         source: a file's path, or its bytes.
         budget: what decoding this and other images may take together; a large one waits for its part.
         size_hint: as `open_image` takes it.
+        also: called with the decoded image, for what else is to be made of it.
 
     Raises:
         ImageError: as `open_image`, or decoding it would take more than the whole budget.
@@ -75,7 +80,10 @@ def read_crop(
         try:
             with budget.reserve(amount):
                 try:
-                    return preprocess.crop(image)
+                    pixels = preprocess.crop(image)
+                    if also is not None:
+                        also(image)
+                    return pixels
                 finally:
                     image.close()  # before others are given the memory
         except OverBudgetError:

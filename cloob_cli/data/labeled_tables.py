@@ -20,6 +20,7 @@ from cloob_cli.data.sources.columns import IMAGE_NAMES, find_column
 from cloob_cli.data.sources.files import images_folder, read_columns
 from cloob_cli.data.sources.parquet import ParquetSource
 from cloob_cli.errors import DataError
+from cloob_cli.path_text import path_of
 from cloob_cli.schema import nearest
 from cloob_cli.text_format import first_line
 
@@ -70,10 +71,17 @@ def open_labeled_table(path: Path, split: str) -> ClassificationSet:
         raise no_split(path, split, known)
     chosen = [row for row, value in enumerate(splits) if value is None or str(value) == split]
     base = images_folder(path.parent, images)
-    sources = [Source(base / str(images[row])) for row in chosen if images[row] and column[row] is not None]
+    sources = [Source(_file(base, str(images[row]))) for row in chosen if images[row] and column[row] is not None]
     labels = [str(column[row]) for row in chosen if images[row] and column[row] is not None]
     # Classes are those of the whole table, so that both splits count them alike.
     return _named(path, path.stem, sources, labels, None, [str(value) for value in column if value is not None])
+
+
+def _file(base: Path, text: str) -> Path:
+    """The file that a cell names; where no file has that name, the one whose `path_text` it is, if that exists."""
+    path = base / text
+    other = base / path_of(text)
+    return other if other != path and not path.exists() and other.exists() else path
 
 
 def label_column(names: Sequence[str], where: str) -> str:

@@ -32,15 +32,16 @@ class Upright:
 
     Args:
         image: as `PIL.Image.open` gives it; it is decoded here.
+        turned: the EXIF orientation; None reads the image's own.
 
     Raises:
         Exception: whatever Pillow raises for a damaged file.
     """
 
-    def __init__(self, image: Image.Image) -> None:
+    def __init__(self, image: Image.Image, turned: int | None = None) -> None:
         image.load()
         self._image = image
-        self._undo = _UNDO.get(orientation(image))
+        self._undo = _UNDO.get(orientation(image) if turned is None else turned)
         self.size = image.size if self._undo in _KEEP_SIZE else image.size[::-1]
         self._white = _white(image) if image.mode.startswith("I") or image.mode == "F" else None
 

@@ -26,10 +26,14 @@ OnTexts = Callable[[int, int], None]
 
 @dataclass
 class ClassifiedBatch:
-    """Rows of consecutive images, and the images among them that could not be read."""
+    """Rows of consecutive images, and the images among them that could not be read.
+
+    `thumbnails` holds one for each row where they were asked for.
+    """
 
     rows: list[Classified]
     failures: list[Failure] = field(default_factory=list)
+    thumbnails: list[bytes] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -47,6 +51,7 @@ def classify(
     fast_jpeg: bool = False,
     memory_budget: int | None = None,
     on_image: OnImage | None = None,
+    with_thumbnails: bool = False,
 ) -> Generator[ClassifiedBatch]:
     """Classify images in their order; unreadable ones are failures of the batch they would have stood in.
 
@@ -62,6 +67,7 @@ def classify(
         fast_jpeg=fast_jpeg,
         memory_budget=memory_budget,
         on_image=on_image,
+        with_thumbnails=with_thumbnails,
     )
     with closing(batches):
         for batch in batches:
@@ -69,7 +75,7 @@ def classify(
             if batch.paths:
                 embeddings = encode_images(model, batch.pixels)
                 rows = answers.rows(batch.paths, embeddings, scorer(embeddings), top_k)
-            yield ClassifiedBatch(rows, batch.failures)
+            yield ClassifiedBatch(rows, batch.failures, batch.thumbnails)
 
 
 def encode_labels(

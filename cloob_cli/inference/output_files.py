@@ -5,6 +5,7 @@ That it wrote a file is known
 * of a .parquet file by its metadata (`made_by`; of files of version 0.1.0 by the other metadata, or their columns);
 * of a .npy file by the .parquet file beside it, which has as many rows;
 * of a .csv or .jsonl file of labels by its first line: the columns, or the keys, that `classify` writes;
+* of a report, .html, by the name of the generator in its head, whichever command asked for it;
 * of a .json or .csv file of scores by its keys, or its first line;
 * of a .failures.jsonl file by all its lines, and by an output of the same command beside it.
 
@@ -22,7 +23,7 @@ from typing import Literal
 
 from cloob_cli.errors import UsageError
 
-Command = Literal["classify", "embed", "eval"]
+Command = Literal["classify", "embed", "eval", "report"]
 
 MADE_BY = "made_by"  # the key in a Parquet file's metadata; its value is the command, "cloob embed"
 _EMBED_KEYS = {b"model", b"weights_sha256", b"preprocessing", b"version"}
@@ -38,6 +39,8 @@ _FURTHER = [
 _CSV_HEADER = re.compile(
     r"path,label,probability,cosine(,label_\d+,probability_\d+,cosine_\d+)*" + "".join(f"(,{n})?" for n in _FURTHER)
 )
+_GENERATOR = b'<meta name="generator" content="cloob '
+_HEAD = 1024  # bytes of a page in which that stands
 _FIRST_LINE = 1 << 20  # bytes of a first line that are read
 
 
@@ -48,20 +51,27 @@ def failures_path(output: Path) -> Path:
 
 def output_files(output: Path, command: Command) -> list[Path]:
     """All files that `command -o output` writes, `output` first and the failures last."""
-    if command == "eval":
+    if command in ("eval", "report"):
         return [output]
     index = [output.with_suffix(".parquet")] if command == "embed" else []
     return [output, *index, failures_path(output)]
 
 
 def check_output(
-    output: Path, command: Command, suffixes: Sequence[str], *, inputs: Iterable[Path] = (), force: bool = False
+    output: Path,
+    command: Command,
+    suffixes: Sequence[str],
+    *,
+    inputs: Iterable[Path] = (),
+    force: bool = False,
+    option: str = "--output",
 ) -> None:
     """Refuse output paths before any work is done.
 
     Args:
         inputs: files that the command reads.
         force: also replace files that the command did not write. Inputs are refused all the same.
+        option: the one that names the output.
 
     Raises:
         UsageError: the suffix is none of `suffixes`; a file cannot be written there; it is an input; or it exists and
@@ -72,31 +82,32 @@ def check_output(
     files = output_files(output, command)
     inputs = list(inputs)
     for path in files:
-        _check_place(path)
+        _check_place(path, option)
         if source := next((source for source in inputs if _same(source, path)), None):
-            raise UsageError(f"{path} would overwrite {source}, which is an input", "choose another --output")
+            raise UsageError(f"{path} would overwrite {source}, which is an input", f"choose another {option}")
     if force:
         return
     for path in files:
         if path.exists() and path.stat().st_size and not _is_own(path, output, command):
+            writer = "cloob" if command == "report" else f"`cloob {command}`"
             raise UsageError(
-                f"{path} exists, and `cloob {command}` did not write it",
-                "choose another --output, or overwrite it with --force",
+                f"{path} exists, and {writer} did not write it",
+                f"choose another {option}, or overwrite it with --force",
             )
 
 
-def _check_place(path: Path) -> None:
+def _check_place(path: Path, option: str) -> None:
     if path.is_dir():
-        raise UsageError(f"{path} is a folder, a file was expected", "choose another --output")
+        raise UsageError(f"{path} is a folder, a file was expected", f"choose another {option}")
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is not a regular file", "choose another --output")
+        raise UsageError(f"{path} is not a regular file", f"choose another {option}")
     folder = Path(os.path.realpath(path)).parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
-        raise UsageError(f"cannot write {path}: {folder} is not a folder", "choose another --output")
+        raise UsageError(f"cannot write {path}: {folder} is not a folder", f"choose another {option}")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"cannot write {path}: no permission to write in {folder}", "choose another --output")
+        raise UsageError(f"cannot write {path}: no permission to write in {folder}", f"choose another {option}")
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -137,6 +148,9 @@ def made_by(path: Path) -> Command | None:
                 records = json.loads(path.read_text(encoding="utf-8"))
                 ours = isinstance(records, list) and all(record.keys() >= {*_SCORES, "metrics"} for record in records)
                 return "eval" if ours else None
+            case ".html" | ".htm":
+                with path.open("rb") as stream:
+                    return "report" if _GENERATOR in stream.read(_HEAD) else None
             case ".jsonl":
                 value = json.loads(_read_first_line(path))
                 return "classify" if isinstance(value, dict) and _is_row([*value]) else None

@@ -15,10 +15,12 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from cloob_cli.data.decoding_memory import MemoryBudget, default_budget
 from cloob_cli.data.images import Preprocess, read_crop
+from cloob_cli.data.thumbnails import thumbnail
 from cloob_cli.errors import Failure, ImageError, one_line
 from cloob_cli.inference.collecting import Collected, collect_images
 from cloob_cli.inference.index.stamp import Stamp, stamped
@@ -31,8 +33,8 @@ __all__ = ["Collected", "ImageBatch", "OnImage", "collect_images", "image_batche
 _MOST_THREADS = 32
 
 
-# A readable image: its path as text, the cropped pixels, and its stamp where that was asked for.
-_Read: TypeAlias = tuple[str, np.ndarray, Stamp | None]
+# A readable image: its path as text, the cropped pixels, and where they were asked for its stamp and thumbnail.
+_Read: TypeAlias = tuple[str, np.ndarray, Stamp | None, bytes]
 
 # Called for every image in order, as soon as it was read: with None, or with why it was skipped.
 OnImage = Callable[[Failure | None], None]
@@ -42,13 +44,15 @@ OnImage = Callable[[Failure | None], None]
 class ImageBatch:
     """Consecutive readable images, `paths` and `pixels`, uint8 [B, H, W, 3], or (B is 0) one that is not readable.
 
-    `stamps` tells the files that they were read from, where that was asked for.
+    Where they were asked for `stamps` tells the files that they were read from, and `thumbnails` holds one for each
+    image, empty bytes where none could be made.
     """
 
     paths: list[str]
     pixels: Tensor
     failures: list[Failure] = field(default_factory=list)
     stamps: list[Stamp] = field(default_factory=list)
+    thumbnails: list[bytes] = field(default_factory=list)
 
 
 def image_batches(
@@ -61,6 +65,7 @@ def image_batches(
     memory_budget: int | None = None,
     on_image: OnImage | None = None,
     with_stamps: bool = False,
+    with_thumbnails: bool = False,
 ) -> Generator[ImageBatch]:
     """Decode, resize and crop images; at most two batches are held at any time.
 
@@ -71,6 +76,7 @@ def image_batches(
             more are failures. None picks by the machine's memory.
         fast_jpeg: decode a JPEG at 1/2, 1/4 or 1/8 of its size where both sides stay at least twice the model's.
         with_stamps: also stamp each file.
+        with_thumbnails: also make thumbnails, of the same decoded images.
 
     Yields:
         Batches of `batch_size` readable images (the last may be smaller), in the order of `paths`, and each failure
@@ -81,11 +87,16 @@ def image_batches(
     budget = MemoryBudget(default_budget() if memory_budget is None else memory_budget)
 
     def read(path: Path | Failure) -> _Read | Failure:
-        return path if isinstance(path, Failure) else _read(path, preprocess, budget, size_hint, with_stamps)
+        if isinstance(path, Failure):
+            return path
+        return _read(path, preprocess, budget, size_hint, with_stamps, with_thumbnails)
 
     def batch_of(images: list[_Read]) -> ImageBatch:
-        paths, crops, stamps = zip(*images, strict=True)
-        return ImageBatch(list(paths), torch.from_numpy(np.stack(crops)), stamps=[stamp for stamp in stamps if stamp])
+        paths, crops, stamps, small = zip(*images, strict=True)
+        thumbnails = list(small) if with_thumbnails else []
+        return ImageBatch(
+            list(paths), torch.from_numpy(np.stack(crops)), [], [stamp for stamp in stamps if stamp], thumbnails
+        )
 
     size = preprocess.image_size
     nothing = torch.empty(0, size, size, 3, dtype=torch.uint8)
@@ -105,16 +116,33 @@ def image_batches(
 
 
 def _read(
-    path: Path, preprocess: Preprocess, budget: MemoryBudget, size_hint: int | None, with_stamp: bool
+    path: Path,
+    preprocess: Preprocess,
+    budget: MemoryBudget,
+    size_hint: int | None,
+    with_stamp: bool,
+    with_thumbnail: bool,
 ) -> _Read | Failure:
+    small = b""
+
+    def keep_small(image: Image.Image) -> None:
+        nonlocal small
+        try:
+            small = thumbnail(image)
+        except Exception:  # the image is read; it has its row without a thumbnail
+            pass
+
+    def read() -> np.ndarray:
+        return read_crop(path, preprocess, budget, size_hint, keep_small if with_thumbnail else None)
+
     try:
         # Opening a pipe would wait for somebody to write into it.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ImageError("not a regular file")
         if not with_stamp:
-            return path_text(path), read_crop(path, preprocess, budget, size_hint), None
-        stamp, crop = stamped(path, lambda: read_crop(path, preprocess, budget, size_hint))
-        return path_text(path), crop, stamp
+            return path_text(path), read(), None, small
+        stamp, crop = stamped(path, read)
+        return path_text(path), crop, stamp, small
     except ImageError as problem:
         reason = problem.message
     except OSError as problem:
