@@ -15,6 +15,8 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
         "cloob classify photos -l labels.txt --top-k 3 -o labels.csv",
         "cloob classify a.jpg b.jpg --label cat --label 'dog: puppy | hound' --json",
         "cloob classify photos -l labels.txt --unknown other",
+        "cloob classify photos --examples sorted-by-hand",
+        "cloob classify -l labels.txt --calibrate sorted-by-hand --calibration calibration.json",
         "cloob classify photos -l labels.txt --sort-into sorted --sort-mode move",
     ),
     "embed": (
