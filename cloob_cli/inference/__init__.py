@@ -2,5 +2,6 @@
 
 Start with classify.py and embed.py, which the commands call: paths in, batches of rows out. reading.py finds, reads
 and decodes images for both; encoding.py runs the model; outputs.py writes result files, and output_files.py guards
-those that exist already. index/ keeps embeddings up to date with their folders.
+those that exist already. index/ keeps embeddings up to date with their folders,
+and search/ finds the nearest of them.
 """
