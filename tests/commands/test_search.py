@@ -132,7 +132,9 @@ def test_a_folder_that_cannot_be_written(place: Path, monkeypatch: pytest.Monkey
         shutil.rmtree(place / "pictures" / ".cloob")
     before = sorted(path for path in (place / "pictures").rglob("*"))
     access = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and not ("pictures" in str(path) and mode & os.W_OK))
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: access(path, mode) and not ("pictures" in str(path) and mode & os.W_OK)
+    )
     home = place / "home"
     result = cloob_here("search", "pictures", "a cat", cwd=place, CLOOB_HOME=str(home))
     assert result.returncode == 0, result.stderr
