@@ -24,7 +24,7 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
     "search": (
         'cloob search photos "a red bicycle"',
         "cloob search photos --image a.jpg --also snow:0.5 --minus people --top 20",
-        "cloob search photos beach --min-score 0.25 --print0 | xargs -0 -I{} cp {} beach",
+        "cloob search photos beach --min-score 0.25 --print0",
         "cloob search photos.npy sunset --json",
     ),
     "eval": (
