@@ -23,6 +23,12 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
         "cloob embed photos -o photos.npy",
         "cloob embed --text queries.txt -o queries.npy",
     ),
+    "search": (
+        'cloob search photos "a red bicycle"',
+        "cloob search photos --image a.jpg --also snow:0.5 --minus people --top 20",
+        "cloob search photos beach --min-score 0.25 --print0",
+        "cloob search photos.npy sunset --json",
+    ),
     "eval": (
         "cloob eval cloob-xs-pictograms flowers",
         "cloob eval cloob-xs-pictograms flowers signs --model runs/my-model/model --json",
