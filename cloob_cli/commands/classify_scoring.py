@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How images are read and encoded."""
+    """Options of reading and encoding images."""
 
     batch_size: int
     workers: int | None

@@ -32,7 +32,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Setup(StrictModel):
-    """What scores depend on: a calibration is good for these only."""
+    """Everything that scores depend on: a calibration is good for these only."""
 
     weights_sha256: str
     labels: list[list[str]]
@@ -42,7 +42,7 @@ class Setup(StrictModel):
 
 
 class Calibration(StrictModel):
-    """What was fitted, and how well it does on the images that it was fitted to.
+    """The fitted values, and how well they do on the images that they were fitted to.
 
     `ece_after` is measured on each half of the images with the temperature of the other half.
     """
