@@ -11,8 +11,6 @@ Hopfield Networks"; `empty_pattern_share` is not their Lagrangian but plain retr
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -51,9 +49,9 @@ def energy_score(queries: Tensor, patterns: Tensor, beta: float) -> Tensor:
 def empty_pattern_share(queries: Tensor, patterns: Tensor, beta: float, steps: int = _STEPS) -> Tensor:
     """The share of the softmax that an empty pattern at the origin has where retrieval comes to rest.
 
-    Retrieval repeats x <- sum_i w_i s_i with w = softmax of beta s_i·x over the patterns and log N + beta · 0.3 for the
-    origin, whose own similarity would be 0: it weighs as much as N patterns that are as near as `EMPTY_SIMILARITY`. An
-    image that is near to no pattern falls to the origin, and the share rises to nearly 1.
+    Retrieval repeats x <- sum_i w_i s_i with w = softmax of beta s_i·x over the patterns and beta · 0.3 for the origin,
+    whose own similarity would be 0: it weighs as much as a pattern that is as near as `EMPTY_SIMILARITY`. An image that
+    is near to no pattern falls to the origin, and the share rises to nearly 1.
 
     Args:
         queries: unit-norm [B, D].
@@ -65,7 +63,7 @@ def empty_pattern_share(queries: Tensor, patterns: Tensor, beta: float, steps: i
         float32 [B] in (0, 1).
     """
     state, patterns, beta = queries.float(), patterns.float(), float(beta)
-    empty = torch.full((len(state), 1), math.log(len(patterns)) + beta * EMPTY_SIMILARITY, device=state.device)
+    empty = torch.full((len(state), 1), beta * EMPTY_SIMILARITY, device=state.device)
     share = torch.zeros(len(state), device=state.device)
     for step in range(steps + 1):
         weights = torch.softmax(torch.cat([beta * state @ patterns.T, empty], dim=1), dim=1)

@@ -67,7 +67,7 @@ def test_the_share_is_that_of_the_fixed_point() -> None:
     for query, share in zip(QUERIES.double().numpy(), found.tolist(), strict=True):
         state = query
         for _ in range(3000):
-            logits = np.append(beta * patterns @ state, math.log(len(patterns)) + beta * EMPTY_SIMILARITY)
+            logits = np.append(beta * patterns @ state, beta * EMPTY_SIMILARITY)
             weights = np.exp(logits - logits.max())
             weights /= weights.sum()
             state = weights[:-1] @ patterns
