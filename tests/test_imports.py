@@ -16,7 +16,7 @@ from command_line import environment
 PACKAGE = Path(__file__).resolve().parents[1] / "cloob_cli"
 
 # What the modules of a folder may import from the package, anywhere in the file. The top level is ".".
-BASE = {"errors", "schema", "files", "assets", "parallel", "text_format", "path_text", "version"}
+BASE = {"errors", "schema", "files", "file_exchange", "assets", "parallel", "text_format", "path_text", "version"}
 ALLOWED = {
     "core": BASE | {"core"},
     "data": BASE | {"core", "data", "recipe"},
@@ -44,6 +44,7 @@ LIGHT = [
     "assets",
     "schema",
     "files",
+    "file_exchange",
     "parallel",
     "text_format",
     "path_text",
