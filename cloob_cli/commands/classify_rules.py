@@ -14,6 +14,7 @@ from cloob_cli.errors import UsageError
 if TYPE_CHECKING:
     from cloob_cli.filing.filing import LabelPath
     from cloob_cli.inference.answers import Rejection, Rules
+    from cloob_cli.inference.calibration import Calibration
     from cloob_cli.inference.labels import Label
     from cloob_cli.inference.rows import Classified
 
@@ -28,6 +29,8 @@ class RuleOptions:
     reference: Path | None = None
     several: bool = False
     sure: float | None = None
+    calibration: Path | None = None
+    calibrating: bool = False
 
     def check(self, labels: Sequence[Label]) -> None:
         """Refuse what does not go together.
@@ -44,7 +47,7 @@ class RuleOptions:
                 raise UsageError("--threshold is for --unknown or --multi-label")
             if not math.isfinite(self.threshold):
                 raise UsageError("--threshold is not a number")
-        if (self.rejection or self.reference) and (self.unknown is None or self.several):
+        if (self.rejection or self.reference) and (self.unknown is None or self.several) and not self.calibrating:
             raise UsageError(
                 "--rejection and --reference choose the score of --unknown",
                 "with --multi-label an image is unknown where no label reaches the threshold",
@@ -52,24 +55,34 @@ class RuleOptions:
         if self.sure is not None and not any(label.above for label in labels):
             raise UsageError("--sure is for labels in a tree", "like: animal > bird > robin")
 
-    def rules(self, model: str) -> Rules:
-        """The rules for `Answers`; says where a threshold is not the user's own."""
+    def rules(self, model: str, calibration: Calibration | None = None) -> Rules:
+        """The rules for `Answers`; says where a threshold is not the user's own.
+
+        Raises:
+            UsageError: `calibration` is of another rejection score.
+        """
         from cloob_cli import assets
         from cloob_cli.inference.answers import DEFAULT_SHARE, DEFAULT_THRESHOLDS, Rules
+        from cloob_cli.inference.calibration import calibrated
 
-        rejection = self.rejection or "energy"
+        if calibration is not None and self.rejection not in (None, calibration.rejection):
+            raise UsageError(
+                f"{self.calibration} has a threshold for the {calibration.rejection} score", "leave --rejection out"
+            )
+        rejection = self.rejection or (calibration.rejection if calibration else "energy")
         least = DEFAULT_SHARE if self.sure is None else self.sure
         threshold = DEFAULT_THRESHOLDS[rejection] if self.threshold is None else self.threshold
         if self.several and self.threshold is not None:
             least = self.threshold
-        elif self.unknown is not None and self.threshold is None and not self.several:
+        elif self.unknown is not None and self.threshold is None and not self.several and calibration is None:
             console.info(f"images are '{self.unknown}' where the {rejection} score exceeds {threshold}")
             if model != assets.BUNDLED_MODEL:
                 console.warn(
                     f"that threshold was measured with {assets.BUNDLED_MODEL}; scores of {model} lie elsewhere"
                 )
             console.hint("--threshold sets another")
-        return Rules(self.unknown, rejection, threshold, least, self.several)
+        rules = Rules(self.unknown, rejection, threshold, least, self.several)
+        return rules if calibration is None else calibrated(calibration, rules, self.threshold is not None)
 
 
 def label_paths(labels: Sequence[Label], unknown: str | None) -> dict[str, LabelPath]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -81,6 +82,12 @@ class Answers:
             for name in label.path:
                 below.setdefault(name, []).append(number)
         self._below = below
+
+    def with_temperature(self, temperature: float) -> Answers:
+        """The same with another temperature."""
+        other = copy.copy(self)
+        other._rules = replace(self._rules, temperature=temperature)
+        return other
 
     def rows(self, paths: Sequence[str], embeddings: Tensor, scores: Scores, top_k: int) -> list[Classified]:
         """Answer for a batch of images, of at least one: their embeddings are unit-norm [B, D]."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from cloob_cli.core.few_shot import Retrieval, retrieval_logits
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -31,3 +33,28 @@ class Scorer:
         """Score embeddings, unit-norm [B, D]."""
         cosines = embeddings @ self.classes.T
         return Scores(cosines, self.inv_tau * cosines)
+
+
+@dataclass(frozen=True)
+class ExampleScorer:
+    """Scores embeddings by retrieval from examples and the labels' texts (`core/few_shot.py`).
+
+    Args:
+        classes: unit-norm [C, D], the labels' texts.
+        examples: unit-norm [M, D].
+        labels: int64 [M], the number of each example's label.
+        choice: the inverse temperature and the weight of texts.
+    """
+
+    classes: Tensor
+    examples: Tensor
+    labels: Tensor
+    choice: Retrieval
+
+    def __call__(self, embeddings: Tensor) -> Scores:
+        """Score embeddings, unit-norm [B, D]; the cosines are those with texts."""
+        logits = retrieval_logits(embeddings, self.classes, self.examples, self.labels, self.choice)
+        return Scores(embeddings @ self.classes.T, logits)
+
+
+AnyScorer = Scorer | ExampleScorer
