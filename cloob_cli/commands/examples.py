@@ -35,6 +35,10 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
         "cloob eval cloob-rn50-yfcc paper -o scores.json --skip-existing",
     ),
     "undo": ("cloob undo sorted/cloob-undo-20260314-092653.jsonl",),
+    "analyze": (
+        "cloob analyze cloob-xs-pictograms flowers --plots plots",
+        "cloob analyze cloob-xs-pictograms pairs.parquet --scale-hopfield 8 --scale-hopfield 30 --json",
+    ),
     "train": (
         "cloob train folder-quickstart --set data.train=photos --set name=my-model",
         "cloob train my-recipe.toml --dry-run",
