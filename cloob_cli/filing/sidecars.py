@@ -95,7 +95,8 @@ def plan_write(
 def carry_out(action: Write, after: bytes) -> None:
     """Write a sidecar's new bytes; its permissions stay, and a link stays one."""
     path = Path(os.path.realpath(path_of(action.path)))
-    with creating(path, overwrite=True) as temporary:
+    # A new one is not waited for until it is on the disk: there is nothing that a power cut could take.
+    with creating(path, overwrite=action.before is not None) as temporary:
         temporary.write_bytes(after)
         temporary.chmod(0o666 & ~_umask() if action.mode is None else action.mode)
 
