@@ -169,7 +169,7 @@ def captions_of(data: DataSplit, tokenizer: Tokenizer) -> CaptionStore:
 
 
 def data_key(data: DataSplit, data_parts: dict[str, Any]) -> dict[str, Any]:
-    """What a key of features says of the training pairs."""
+    """The part of a key of features that tells the training pairs."""
     fingerprint = hashlib.sha256(json.dumps(data_parts["train"]).encode()).hexdigest()
     return {"data": fingerprint, "pairs": len(data.indices)}
 
