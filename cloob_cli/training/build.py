@@ -26,6 +26,7 @@ from cloob_cli.training.checkpoints import Progress, load_checkpoint
 from cloob_cli.training.data_split import DataSplit, compare_parts, open_data
 from cloob_cli.training.ema import EMA
 from cloob_cli.training.events import Event, Notice, Preparing
+from cloob_cli.training.features import kept_features
 from cloob_cli.training.initial_model import FindModel, check_same_start, fit_initial_model, keep_initial_model
 from cloob_cli.training.interrupt import StopRequest
 from cloob_cli.training.new_model import (
@@ -39,6 +40,7 @@ from cloob_cli.training.new_model import (
 from cloob_cli.training.run_folder import RunFolder, RunLock, Start, claim, find_start
 from cloob_cli.training.schedules import warmup_length
 from cloob_cli.training.step import TrainingStep
+from cloob_cli.training.teacher import check_teacher, open_teacher
 from cloob_cli.training.telemetry import CollapseWatch
 from cloob_cli.training.validation import Validator
 from cloob_cli.version import __version__
@@ -198,6 +200,7 @@ def _build(
     stop.check()
     processes.agree(facts(recipe, data, data_parts))
     check_frozen_parts(recipe)
+    processes.on_main(lambda: check_teacher(recipe, folder.features, find_model))
     fitted = None
     if recipe.model.init is not None:
         yield Preparing(f"opening {shown_name(recipe.model.init)}")
@@ -227,7 +230,31 @@ def _build(
     if recipe.validation.every and not validator:
         yield Notice(f"validation.every has nothing to validate on: set {VALIDATION_KEYS}")
 
-    yield Preparing("reading images")
+    features = yield from kept_features(
+        recipe,
+        folder.features,
+        model,
+        data,
+        data_parts,
+        tokenizer,
+        preprocess,
+        accelerator,
+        start.progress.precision,
+        stop,
+    )
+    teacher = yield from open_teacher(
+        recipe,
+        folder.features,
+        model,
+        data,
+        data_parts,
+        tokenizer,
+        accelerator,
+        start.progress,
+        find_model,
+        stop,
+    )
+    yield Preparing("reading captions" if "image" in features else "reading images")
     loader = PairLoader(
         data.source,
         data.indices,
@@ -244,6 +271,8 @@ def _build(
         device=accelerator.device,
         captions_per_image=recipe.train.captions_per_image,
         text=config.text,
+        image_features=features.get("image"),
+        text_features=features.get("text"),
     )
     stop.check()
     steps = recipe.train.steps or max(1, round((recipe.train.epochs or 0) * loader.batches_per_epoch))
@@ -257,11 +286,14 @@ def _build(
         steps=steps,
         local_batch_size=loader.local_batch_size,
         seed=recipe.seed,
+        teacher=teacher,
     )
     warm_ups = warmup_length(recipe.optimizer, steps), round(recipe.objective.hopfield_warmup * steps)
     if start.checkpoint:
         optimizer, scaler = train_step.optimizer, accelerator.scaler
-        load_checkpoint(start.checkpoint, model, optimizer, scaler, train_step.ema, accelerator.device)
+        load_checkpoint(
+            start.checkpoint, model, optimizer, scaler, train_step.ema, accelerator.device, train_step.projection
+        )
     return Run(
         recipe=recipe,
         folder=folder,
