@@ -36,6 +36,12 @@ def test_a_shipped_recipe_parses_and_is_found_by_name(name):
     assert "cloob train" in text  # says how it is run
 
 
+def test_a_folder_of_that_name_does_not_hide_a_shipped_recipe(monkeypatch):
+    monkeypatch.chdir(assets.recipes_folder())
+    assert Path("pictograms").is_dir()
+    assert assets.find_recipe("pictograms") == assets.recipes_folder() / "pictograms.toml"
+
+
 def test_cc3m_is_the_papers_setting():
     recipe = load_recipe(assets.find_recipe("cc3m-rn50"))
     assert (recipe.train.batch_size, recipe.train.epochs) == (512, 70)
