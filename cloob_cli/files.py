@@ -14,13 +14,15 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+
+from cloob_cli.file_exchange import ASIDE, exchange, finish, is_marker, marker_of
 
 if os.name == "posix":
     import fcntl
 
-_PARTIAL, _ASIDE = ".partial", ".replaced"
+_PARTIAL = ".partial"
 _UNFINISHED = re.compile(r"\.(?P<name>.+)\.cloob-(?P<token>[0-9a-f]{8})\.(partial|replaced)", re.DOTALL)
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EROFS, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else [])}
 _SHORT = 40  # bytes of a file's name that stand in the name of a temporary file that may be anything
@@ -58,7 +60,7 @@ def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
     token = secrets.token_hex(4)
     temporaries = [_temporary(target, token) for target in targets]
     try:
-        with _naming(paths, temporaries), ExitStack() as locks:
+        with naming(paths, temporaries), ExitStack() as locks:
             for temporary in temporaries:
                 locks.enter_context(_locked_file(temporary))
             yield list(temporaries)
@@ -68,7 +70,9 @@ def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
             if os.name != "posix":
                 locks.close()  # Windows renames no open file
             _refuse_folders(targets)
-            _exchange(temporaries, targets)
+            marker = marker_of(temporaries[0]) if len(targets) > 1 else None
+            with _locked_file(marker) if marker else nullcontext():
+                exchange(temporaries, targets, marker)
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
@@ -130,7 +134,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent)
     temporary = _temporary(path, secrets.token_hex(4))
-    aside = temporary.with_suffix(_ASIDE)
+    aside = temporary.with_suffix(ASIDE)
     try:
         with _locked_folder(temporary):
             yield temporary
@@ -152,9 +156,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove unfinished files of killed processes from `folder`, and restore those that they had moved aside."""
+    """Remove unfinished files of killed processes from `folder`, and restore those that they had moved aside.
+
+    Where all of them were finished, and only some had their names yet, the others get theirs.
+    """
     groups: dict[str, dict[Path, Path]] = {}
     try:
+        _finish_exchanges(folder)
         with os.scandir(folder) as entries:
             for entry in entries:
                 if match := _UNFINISHED.fullmatch(entry.name):
@@ -166,10 +174,19 @@ def remove_abandoned(folder: Path) -> None:
         with ExitStack() as locks:
             if all(locks.enter_context(_claimed(path)) for path in partials):
                 for path, original in originals.items():
-                    if path.suffix == _ASIDE and not os.path.lexists(original):
+                    if path.suffix == ASIDE and not os.path.lexists(original):
                         _restore(path, original)  # killed between two renames
                     else:
                         _discard(path)
+
+
+def _finish_exchanges(folder: Path) -> None:
+    with os.scandir(folder) as entries:
+        markers = [folder / entry.name for entry in entries if is_marker(entry.name)]
+    for marker in markers:
+        with _claimed(marker) as abandoned:
+            if abandoned:
+                finish(marker)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -195,9 +212,9 @@ def _temporary(target: Path, token: str) -> Path:
 
 
 @contextmanager
-def _naming(paths: Sequence[Path], temporaries: Sequence[Path]) -> Iterator[None]:
-    """Make errors of writing name the file that was asked for, not a temporary one or none."""
-    known = dict(zip(map(str, temporaries), paths, strict=True))
+def naming(paths: Sequence[Path], temporaries: Sequence[Path] = ()) -> Iterator[None]:
+    """Make errors of writing name the file that was asked for (the first, where none is named), not a temporary one."""
+    known = dict(zip(map(str, temporaries), paths, strict=False))
     try:
         yield
     except OSError as problem:
@@ -290,38 +307,6 @@ def _refuse_folders(targets: Sequence[Path]) -> None:
     for target in targets:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
-
-
-def _exchange(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
-    """Rename every temporary file to its target; after an error all targets are as before."""
-    begun: list[tuple[Path, Path, bool]] = []
-    try:
-        for temporary, target in zip(temporaries, targets, strict=True):
-            aside = temporary.with_suffix(_ASIDE)
-            begun.append((target, aside, target.exists()))
-            if len(targets) > 1 and target.exists():
-                _link_or_rename(target, aside)
-            if temporary.exists():
-                os.replace(temporary, target)
-            else:
-                target.unlink(missing_ok=True)
-    except BaseException:
-        for target, aside, existed in begun:
-            if aside.exists():
-                os.replace(aside, target)
-            elif not existed:
-                target.unlink(missing_ok=True)
-        raise
-    finally:
-        for _, aside, _ in begun:
-            aside.unlink(missing_ok=True)
-
-
-def _link_or_rename(target: Path, aside: Path) -> None:
-    try:
-        os.link(target, aside)
-    except OSError:  # a file system without hard links
-        os.replace(target, aside)
 
 
 def _sync(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from cloob_cli.files import replacing, replacing_folder, replacing_together
+from cloob_cli.files import remove_abandoned, replacing, replacing_folder, replacing_together
+
+if os.name == "posix":
+    import fcntl
 
 
 def names(folder: Path) -> list[str]:
@@ -232,3 +236,70 @@ def test_without_locks_only_what_is_old_is_removed(tmp_path: Path, monkeypatch: 
     with replacing(tmp_path / "other") as temporary:
         temporary.touch()
     assert names(tmp_path) == [fresh.name, "other"]
+
+
+# --- killed between two renames -------------------------------------------------------------------------------------
+
+KILLED_BETWEEN = """
+import os, sys
+from pathlib import Path
+from cloob_cli.files import replacing_together
+left = int(sys.argv[1])
+def counted(call):
+    def counting(*arguments, **options):
+        global left
+        if left == 0:
+            os.kill(os.getpid(), 9)
+        left -= 1
+        return call(*arguments, **options)
+    return counting
+targets = [Path(sys.argv[2], name) for name in "abc"]
+with replacing_together(targets) as temporaries:
+    temporaries[0].write_text("new a")
+    temporaries[1].write_text("new b")
+    temporaries[2].unlink()  # so c goes
+    for name in ("replace", "link", "unlink"):
+        setattr(os, name, counted(getattr(os, name)))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+@pytest.mark.parametrize("earlier", ["", "b", "abc"])
+def test_a_kill_at_any_step_of_the_exchange_leaves_all_files_old_or_all_new(tmp_path: Path, earlier: str) -> None:
+    old = {name: f"old {name}" for name in earlier}
+    seen, steps = [], 0
+    while True:
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        for name, text in old.items():
+            (folder / name).write_text(text)
+        done = subprocess.run([sys.executable, "-c", KILLED_BETWEEN, str(steps), str(folder)], check=False, timeout=60)
+        remove_abandoned(folder)
+        found = {path.name: path.read_text() for path in folder.iterdir()}
+        assert found in (old, {"a": "new a", "b": "new b"}), (steps, found)
+        seen.append(found == old)
+        if done.returncode == 0:
+            break
+        steps += 1
+    assert steps >= 3
+    assert seen == sorted(seen, reverse=True)  # old, and from some step on new
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
+def test_a_step_that_another_process_is_at_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    with replacing_together([tmp_path / "a", tmp_path / "b"]) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text("new")
+        marker = temporaries[0].with_suffix(".commit")
+        handle = os.open(marker, os.O_CREAT | os.O_EXCL | os.O_RDWR)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            marker.write_text(json.dumps([[str(temporaries[0]), str(tmp_path / "a"), True]]))
+            remove_abandoned(tmp_path)
+            assert (tmp_path / "a").read_text() == "old"
+            assert marker.exists()
+        finally:
+            os.close(handle)
+            marker.unlink()
+    assert (tmp_path / "a").read_text() == "new"

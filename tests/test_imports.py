@@ -16,7 +16,7 @@ from command_line import environment
 PACKAGE = Path(__file__).resolve().parents[1] / "cloob_cli"
 
 # What the modules of a folder may import from the package, anywhere in the file. The top level is ".".
-BASE = {"errors", "schema", "files", "assets", "parallel", "text_format", "path_text", "version"}
+BASE = {"errors", "schema", "files", "file_exchange", "assets", "parallel", "text_format", "path_text", "version"}
 ALLOWED = {
     "core": BASE | {"core"},
     "data": BASE | {"core", "data", "recipe"},
@@ -25,7 +25,7 @@ ALLOWED = {
     "export": BASE | {"core", "data", "convert", "checkpoint", "export"},
     "registry": BASE | {"core", "data", "checkpoint", "convert", "registry"},
     "training": BASE | {"core", "data", "checkpoint", "training", "recipe"},
-    "inference": BASE | {"core", "data", "checkpoint", "inference", "recipe"},
+    "inference": BASE | {"core", "data", "checkpoint", "filing", "inference", "recipe"},
     "evaluation": BASE | {"core", "data", "checkpoint", "evaluation", "recipe"},
     "filing": BASE | {"data", "filing"},
     "commands": BASE
@@ -44,6 +44,7 @@ LIGHT = [
     "assets",
     "schema",
     "files",
+    "file_exchange",
     "parallel",
     "text_format",
     "path_text",

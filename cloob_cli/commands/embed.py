@@ -5,11 +5,12 @@ from __future__ import annotations
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from cloob_cli import console, signals
+from cloob_cli.commands.index_run import IndexOptions, index_lock, update_index
 from cloob_cli.commands.options import (
     BatchSizeOption,
     DeviceOption,
@@ -22,12 +23,10 @@ from cloob_cli.commands.options import (
     NullOption,
     PrecisionOption,
     QuietOption,
+    RebuildOption,
     WorkersOption,
 )
 from cloob_cli.errors import NothingFoundError, UsageError
-
-if TYPE_CHECKING:
-    from cloob_cli.inference.embed import Written
 
 
 def embed(
@@ -49,6 +48,7 @@ def embed(
     memory_budget: MemoryBudgetOption = None,
     exclude: ExcludeOption = None,
     null: NullOption = False,
+    rebuild: RebuildOption = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -58,6 +58,9 @@ def embed(
     Row i of the .npy file belongs to row i of the .parquet file, whose first column is `path` (or `text`) and whose
     metadata name the model, the sha256 of its weights, the preprocessing and the version. Images that cannot be
     read are listed and skipped; the exit code is then 3.
+
+    Where the output is there already, only images that are new or changed are embedded, and those that are gone are
+    dropped. A run that was stopped or killed goes on with the same command.
     """
     console.configure(quiet=quiet)
     if bool(images) == (text is not None):
@@ -65,72 +68,93 @@ def embed(
             "give either folders and images, or --text FILE", "cloob embed photos -o photos.npy, for example"
         )
     with signals.leaving_at_once():
-        from cloob_cli.checkpoint.folder import weights_sha256
-        from cloob_cli.commands.inference_run import (
-            description,
-            find_images,
-            model_name,
-            open_model,
-            read_sources,
-            track_work,
-        )
-        from cloob_cli.inference import embed as inference
-        from cloob_cli.inference.labels import read_texts
-        from cloob_cli.inference.output_files import check_output, failures_path, output_files
-        from cloob_cli.inference.provenance import describe_images, describe_texts
+        from cloob_cli.commands.inference_run import find_images, read_sources
+        from cloob_cli.files import remove_abandoned
+        from cloob_cli.inference.index.stored import IndexFiles
+        from cloob_cli.inference.output_files import check_output, made_by
 
     images = read_sources(images or [], null)
+    remove_abandoned(output.parent)  # and let a run that was killed between two renames have its last files
     check_output(output, "embed", [".npy"], inputs=[*images, *filter(None, [text])], force=force)
     # Everything that can be wrong with the input is found before the model is opened.
-    paths = find_images(images, exclude or []) if images else []
-    texts = read_texts(text) if text is not None else iter(())
+    if text is not None:
+        _embed_texts(
+            output,
+            text,
+            dtype=dtype,
+            model=model,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            as_json=as_json,
+        )
+        return
+    paths = find_images(images, exclude or [])
+    options = IndexOptions(
+        model,
+        device,
+        precision,
+        dtype,
+        batch_size,
+        workers,
+        fast_jpeg,
+        memory_budget,
+        rebuild=rebuild or (force and made_by(output) != "embed"),
+    )
+    files = IndexFiles.of(output)
+    with index_lock(files):
+        updated = update_index(files, paths, options)
+    failures = files.failures if updated.failures else None
+    _report(output, failures, updated.rows, len(updated.failures), as_json)
+    if updated.failures:
+        raise typer.Exit(3)
+
+
+def _embed_texts(
+    output: Path,
+    text: Path,
+    *,
+    dtype: str,
+    model: str | None,
+    device: str | None,
+    precision: str | None,
+    batch_size: int,
+    as_json: bool,
+) -> None:
+    with signals.leaving_at_once():
+        from cloob_cli.checkpoint.folder import weights_sha256
+        from cloob_cli.commands.inference_run import description, model_name, open_model, track_work
+        from cloob_cli.inference import embed as inference
+        from cloob_cli.inference.labels import read_texts
+        from cloob_cli.inference.output_files import failures_path, output_files
+        from cloob_cli.inference.provenance import describe_texts
+
+    texts = read_texts(text)
     first = next(texts, None)
-    if text is not None and first is None:
+    if first is None:
         raise NothingFoundError(f"{text} holds no text", "one text a line")
     opened, folder = open_model(model, device, precision)
-    made_with = model_name(opened, folder), weights_sha256(folder)
-
-    unit, total = ("texts", None) if first is not None else ("images", len(paths))
-    with track_work("embed", total, unit, failures_path(output), output_files(output, "embed")) as work:
-        if first is not None:
-            metadata = describe_texts("embed", opened, *made_with, dtype=dtype)
-            batches = inference.embed_texts(
-                opened, chain([first], texts), batch_size=batch_size, on_text=lambda: work.read(None)
-            )
-        else:
-            metadata = describe_images("embed", opened, *made_with, fast_jpeg=fast_jpeg, dtype=dtype)
-            batches = inference.embed_images(
-                opened,
-                paths,
-                batch_size=batch_size,
-                workers=workers,
-                fast_jpeg=fast_jpeg,
-                memory_budget=memory_budget,
-                on_image=work.read,
-            )
+    metadata = describe_texts("embed", opened, model_name(opened, folder), weights_sha256(folder), dtype=dtype)
+    with track_work("embed", None, "texts", failures_path(output), output_files(output, "embed")) as work:
+        batches = inference.embed_texts(
+            opened, chain([first], texts), batch_size=batch_size, on_text=lambda: work.read(None)
+        )
         with closing(work.track(batches)) as rows:
             written = inference.write_embeddings(
-                output,
-                rows,
-                width=opened.config.embed_dim,
-                dtype=dtype,
-                column="path" if text is None else "text",
-                metadata=metadata,
+                output, rows, width=opened.config.embed_dim, dtype=dtype, column="text", metadata=metadata
             )
-    _report(written, len(work.failures), as_json)
+    _report(output, None, written.rows, 0, as_json)
     if written.cut:
         context = opened.config.text.context_length
         console.warn(f"{written.cut} of {written.rows} texts are longer than the model's {context} tokens and were cut")
     work.tell_end("embedded", description(opened, folder))
-    if work.failures:
-        raise typer.Exit(3)
 
 
-def _report(written: Written, skipped: int, as_json: bool) -> None:
-    files = {"embeddings": written.embeddings, "index": written.index, "failures": written.failures}
+def _report(output: Path, failures: Path | None, rows: int, skipped: int, as_json: bool) -> None:
+    files = {"embeddings": output, "index": output.with_suffix(".parquet"), "failures": failures}
     if as_json:
         paths = {name: path and str(path) for name, path in files.items()}
-        console.json_document({**paths, "rows": written.rows, "skipped": skipped})
+        console.json_document({**paths, "rows": rows, "skipped": skipped})
     else:
         for path in filter(None, files.values()):
             console.line(str(path))

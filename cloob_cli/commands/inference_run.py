@@ -119,7 +119,7 @@ def read_sources(sources: Sequence[Path], null: bool = False) -> list[Path]:
 def find_images(sources: Sequence[Path], exclude: Sequence[str] = ()) -> list[Path | Failure]:
     """Find the images that the arguments name; one warning counts files in image formats that cannot be read here."""
     from cloob_cli.data.image_folder import describe_passed_over
-    from cloob_cli.inference.reading import collect_images
+    from cloob_cli.inference.collecting import collect_images
 
     with console.track("looking for images", unit="files", delay=_BAR_DELAY) as bar:
         found = collect_images(sources, bar.advance, exclude)
@@ -136,6 +136,7 @@ class Work:
         self._started = time.monotonic()
         self.failures: list[Failure] = []
         self.rows = 0
+        self.kept = 0  # rows of earlier runs
 
     def read(self, failure: Failure | None) -> None:
         """Count one more input as read or skipped; warn of a skipped one (of all where no file lists them)."""
@@ -164,7 +165,7 @@ class Work:
             for batch in batches:
                 self.rows += len(batch)
                 yield batch
-        if not self.rows:
+        if not self.rows and not self.kept:
             raise NothingFoundError(f"not one of the {len(self.failures)} {self._unit} can be read")
 
     def tell_end(self, verb: str, model: str) -> None:
@@ -180,13 +181,20 @@ class Work:
 
 @contextmanager
 def track_work(
-    what: str, total: int | None, unit: str, listing: Path | None = None, kept: Sequence[Path] = ()
+    what: str,
+    total: int | None,
+    unit: str,
+    listing: Path | None = None,
+    kept: Sequence[Path] = (),
+    *,
+    resumes: bool = False,
 ) -> Iterator[Work]:
     """Show the progress of the work in the body; Ctrl-C becomes an error that says how far it came.
 
     Args:
         listing: the file that will list what was skipped.
         kept: files that are written at the end only, and so stay as they were when the work is interrupted.
+        resumes: the same command goes on with what an interrupted one has done.
     """
     work: Work | None = None
     try:
@@ -197,6 +205,8 @@ def track_work(
         rows = work.rows if work else 0
         of = f" of {total:,}" if total is not None else ""
         done = f"interrupted after {rows:,}{of} {unit}"
+        if resumes and rows:
+            console.hint("the same command goes on from here")
         raise Interrupted(done, _untouched(kept)) from None
 
 

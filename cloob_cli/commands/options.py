@@ -59,6 +59,9 @@ MemoryBudgetOption = Annotated[
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Overwrite files that this command did not write (never its inputs).")
 ]
+RebuildOption = Annotated[
+    bool, typer.Option("--rebuild", help="Embed all images anew, also those whose embeddings are known.")
+]
 ExcludeOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -31,7 +31,8 @@ def convert(
     format: Annotated[
         str | None,
         typer.Option(
-            "--format", help="open_clip, transformers, mljku, crowsonkb or rinna; left out: detected from the file."
+            "--format",
+            help="open_clip, transformers, openai, mljku, crowsonkb or rinna; left out: detected from the file.",
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="The checkpoint's own configuration (JSON).")] = None,

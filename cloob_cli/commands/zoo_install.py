@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 FormatOption = Annotated[
     str | None,
     typer.Option(
-        "--format", help="open_clip, transformers, mljku, crowsonkb, rinna or cloob; left out: detected from the file."
+        "--format",
+        help="open_clip, transformers, openai, mljku, crowsonkb, rinna or cloob; left out: detected from the file.",
     ),
 ]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="The checkpoint's own configuration (JSON).")]

@@ -1,7 +1,8 @@
 """Other programs' checkpoints in our form: one module a layout, and readers that never run what they read.
 
-Start reading at `convert_checkpoint`. `mljku`, `crowsonkb`, `rinna`, `open_clip` and `transformers_clip` are the
-layouts; `torch_file` and `haiku_pickle` read files that may be hostile; `folder_forms` tells whose a folder is.
+Start reading at `convert_checkpoint`. `mljku`, `crowsonkb`, `rinna`, `open_clip`, `transformers_clip` and `openai` are
+the layouts; `torch_file`, `haiku_pickle` and `torchscript_archive` read files that may be hostile; `folder_forms` tells
+whose a folder is.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from cloob_cli.data.text import Tokenizer
 
 TORCH = "torch"  # a file of torch.save, in whichever of these layouts
-FORMATS = ("mljku", "crowsonkb", "rinna", "open_clip", "transformers")
+FORMATS = ("mljku", "crowsonkb", "rinna", "open_clip", "transformers", "openai")
 _WEIGHTS_FILES = (*TRANSFORMERS_WEIGHTS, "checkpoint.pt", "checkpoint.pkl")
 
 
@@ -108,15 +109,16 @@ def describe_folder(folder: Path) -> ModelConfig:
     return _with_tokenizer(_with_preprocessing(describe(contents, upstream), path.parent), path.parent)[0]
 
 
-def locate(path: Path) -> Path:
-    """The file with the weights: `path` itself, or the one in that folder.
+def locate(path: Path, format: str | None = None) -> Path:
+    """The file with the weights: `path` itself, or the one in that folder; `format` decides where it has several.
 
     Raises:
         ConversionError: the folder holds none.
     """
     if not path.is_dir():
         return path
-    names = OPEN_CLIP_WEIGHTS if foreign_form(path) == "open_clip" else _WEIGHTS_FILES
+    form = format if format in ("open_clip", "transformers") else foreign_form(path)
+    names = OPEN_CLIP_WEIGHTS if form == "open_clip" else _WEIGHTS_FILES
     for name in names:
         if (path / name).is_file():
             return path / name
@@ -129,7 +131,7 @@ def _opened(
     """The file with the weights, its contents, its own configuration, and its format."""
     if config is None and format in (None, "transformers") and path.is_dir() and foreign_form(path) == "transformers":
         _refuse_other_models(path)  # before a large file is read
-    path = locate(path)
+    path = locate(path, format)
     upstream = _upstream(path, config)
     contents = _read(path, format)
     known = format if format not in (None, TORCH) else _recognize(path, contents, upstream)
@@ -154,16 +156,22 @@ def _upstream(path: Path, config: Path | dict[str, Any] | None) -> dict[str, Any
 def _read(path: Path, format: str | None) -> Any:
     from cloob_cli.convert.haiku_pickle import read_haiku_pickle
     from cloob_cli.convert.torch_file import is_torch_file, read_safetensors, read_torch_file
+    from cloob_cli.convert.torchscript_archive import is_torchscript, read_torchscript
 
     if path.suffix == ".safetensors":
         return read_safetensors(path)
+    if format in (None, TORCH, "openai", "open_clip") and is_torchscript(path):
+        return read_torchscript(path)
     is_haiku = format in (None, "crowsonkb") and not is_torch_file(path)
     return read_haiku_pickle(path) if is_haiku else read_torch_file(path)
 
 
 def _recognize(path: Path, contents: Any, upstream: dict[str, Any] | None) -> str:
     from cloob_cli.convert import mljku, open_clip, rinna, transformers_clip
+    from cloob_cli.convert.torchscript_archive import is_torchscript
 
+    if is_torchscript(path) and not (upstream and "vision_cfg" in upstream.get("model_cfg", upstream)):
+        return "openai"
     if isinstance(contents, dict) and "params" in contents:
         return "crowsonkb"
     if mljku.recognizes(contents):
@@ -186,7 +194,7 @@ _Converter = Callable[[Any, "dict[str, Any] | None", "str | None"], "tuple[Model
 
 
 def _converter(format: str) -> _Converter:
-    from cloob_cli.convert import crowsonkb, mljku, open_clip, rinna, transformers_clip
+    from cloob_cli.convert import crowsonkb, mljku, open_clip, openai, rinna, transformers_clip
 
     known: dict[str, _Converter] = {
         "mljku": mljku.convert,
@@ -194,6 +202,7 @@ def _converter(format: str) -> _Converter:
         "rinna": rinna.convert,
         "open_clip": open_clip.convert,
         "transformers": transformers_clip.convert,
+        "openai": openai.convert,
     }
     if format not in known:
         raise ConversionError(f"unknown format {format!r}", f"known: {', '.join(FORMATS)}")

@@ -14,7 +14,11 @@ ForeignForm = Literal["open_clip", "transformers"]
 
 CONFIG_FILE = "config.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+OPEN_CLIP_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # Up to transformers 4 the first, since then the second.
 PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -43,9 +47,9 @@ def foreign_form(folder: Path) -> ForeignForm | None:
 
 def is_rinna(described: dict[str, Any]) -> bool:
     """True where a `config.json` is that of rinna's Japanese CLOOB: a ViT and a RoBERTa, not a pair of transformers."""
-    towers = [described.get(f"{tower}_config") for tower in ("vision", "text")]
-    kinds = [tower.get("model_type") if isinstance(tower, dict) else None for tower in towers]
-    return kinds[0] == "vit" and described.get("model_type") != "vision-text-dual-encoder"
+    vision, kind = described.get("vision_config"), described.get("model_type")
+    has_vit = isinstance(vision, dict) and vision.get("model_type") == "vit"
+    return kind == "cloob" or (has_vit and kind != "vision-text-dual-encoder")
 
 
 def needed_files(names: Collection[str]) -> list[str]:

@@ -10,34 +10,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ConfigDict
 from torch import Tensor
 
-from cloob_cli.convert.shapes import count_layers, grid_of, heads_of
+from cloob_cli.convert.clip_arguments import ClipArguments, arguments_of, described_by
 from cloob_cli.convert.torch_file import plain_tensor
 from cloob_cli.core.config import ARCHITECTURES, ModelConfig
 from cloob_cli.errors import ConversionError
-from cloob_cli.schema import StrictModel, nearest, parse
+from cloob_cli.schema import nearest, parse
 
 HOPFIELD = "logit_scale_hopfield"
 _RENAMED = {"logit_inv_tau": "logit_scale"}
-
-
-class UpstreamConfig(StrictModel):
-    """The keys of the reference program's `model_configs/*.json` that describe the model."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    embed_dim: int
-    image_resolution: int
-    vision_layers: list[int] | int
-    vision_width: int
-    vision_patch_size: int | None = None
-    context_length: int = 77
-    vocab_size: int
-    transformer_width: int
-    transformer_heads: int
-    transformer_layers: int
 
 
 def recognizes(checkpoint: Any) -> bool:
@@ -69,11 +51,11 @@ def convert(
             raise ConversionError(f"two tensors of the checkpoint stand for '{target}'")
         tensors[target] = plain_tensor(name, tensor)
     if upstream is not None:
-        description = _described(parse(UpstreamConfig, upstream, "the configuration", ConversionError))
+        description = described_by(parse(ClipArguments, upstream, "the configuration", ConversionError))
     elif architecture is not None:
         description = _named(architecture)
     else:
-        description = _described(_from_shapes(tensors))
+        description = described_by(arguments_of(tensors))
     inv_tau = _exponential(tensors.get("logit_scale"))
     if inv_tau is None:
         raise ConversionError("the checkpoint lacks the tensor 'logit_inv_tau'")
@@ -118,58 +100,6 @@ def _named(architecture: str) -> dict[str, Any]:
             f"unknown architecture {architecture!r}", f"did you mean {near!r}?" if near else f"known: {sorted(known)}"
         )
     return ARCHITECTURES[f"{base}-quickgelu"]
-
-
-def _described(upstream: UpstreamConfig) -> dict[str, Any]:
-    vision: dict[str, Any] = {
-        "kind": "resnet" if isinstance(upstream.vision_layers, list) else "vit",
-        "image_size": upstream.image_resolution,
-        "width": upstream.vision_width,
-        "layers": upstream.vision_layers,
-        "activation": "quick_gelu",
-    }
-    if upstream.vision_patch_size is not None:
-        vision["patch_size"] = upstream.vision_patch_size
-    text = {
-        "context_length": upstream.context_length,
-        "vocab_size": upstream.vocab_size,
-        "width": upstream.transformer_width,
-        "heads": upstream.transformer_heads,
-        "layers": upstream.transformer_layers,
-        "activation": "quick_gelu",
-    }
-    return {"embed_dim": upstream.embed_dim, "vision": vision, "text": text}
-
-
-def _from_shapes(tensors: dict[str, Tensor]) -> UpstreamConfig:
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    try:
-        text_width, embed_dim = shapes["text_projection"]
-        context_length, _ = shapes["positional_embedding"]
-        vocab_size, _ = shapes["token_embedding.weight"]
-        vision: dict[str, Any]
-        if "visual.proj" in shapes:
-            width, _, _, patch = shapes["visual.conv1.weight"]
-            grid = grid_of(shapes["visual.positional_embedding"][0])
-            layers = count_layers(shapes, r"visual\.transformer\.resblocks\.(\d+)\.")
-            vision = {"vision_layers": layers, "vision_patch_size": patch, "image_resolution": patch * grid}
-        else:
-            width = shapes["visual.layer1.0.conv1.weight"][0]
-            grid = grid_of(shapes["visual.attnpool.positional_embedding"][0])
-            stages = [count_layers(shapes, rf"visual\.layer{stage}\.(\d+)\.") for stage in range(1, 5)]
-            vision = {"vision_layers": stages, "image_resolution": 32 * grid}
-    except (KeyError, ValueError, IndexError) as problem:
-        raise ConversionError(f"the checkpoint is no CLIP of ml-jku/cloob: {problem} is missing or misshapen") from None
-    return UpstreamConfig(
-        embed_dim=embed_dim,
-        vision_width=width,
-        context_length=context_length,
-        vocab_size=vocab_size,
-        transformer_width=text_width,
-        transformer_heads=heads_of(text_width, "text"),
-        transformer_layers=count_layers(shapes, r"transformer\.resblocks\.(\d+)\."),
-        **vision,
-    )
 
 
 def _exponential(logarithm: Tensor | None) -> float | None:

@@ -132,19 +132,33 @@ def convert(
     Raises:
         ConversionError: open_clip's configuration is not given, or describes another kind of model.
     """
-    source = state_of(checkpoint)
     config = describe(checkpoint, upstream)
-    ignored = [name for name in source if name in _NOT_WEIGHTS]
+    tensors, ignored = with_our_names(checkpoint)
+    return config, tensors, ignored
+
+
+def with_our_names(checkpoint: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a checkpoint under our names, and the names of those that are computed from the rest.
+
+    Raises:
+        ConversionError: two of them stand for one, or one is not an ordinary tensor.
+    """
     tensors: dict[str, Tensor] = {}
-    for name, tensor in source.items():
+    ignored = []
+    for name, tensor in state_of(checkpoint).items():
         target = name.removeprefix("text.")  # where the text tower is a module of its own
         if target in tensors:
             raise ConversionError(f"two tensors of the checkpoint stand for '{target}'")
-        if name not in _NOT_WEIGHTS:
+        if name in _NOT_WEIGHTS:
+            ignored.append(name)
+        else:
             tensors[target] = plain_tensor(name, tensor)
-    tensors["logit_scale"] = tensors["logit_scale"].reshape(())
-    tensors |= _counters(config, tensors)
-    return config, tensors, ignored
+    if tensors["logit_scale"].numel() == 1:
+        tensors["logit_scale"] = tensors["logit_scale"].reshape(())
+    for name in [name for name in tensors if name.endswith("running_mean")]:
+        # Some programs leave out these counters; nothing here computes with them.
+        tensors.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
+    return tensors, ignored
 
 
 def describe(checkpoint: Any, upstream: dict[str, Any] | None) -> ModelConfig:
@@ -282,13 +296,3 @@ def _side(size: int | list[int], what: str) -> int:
     if len(sides) != 1:
         raise ConversionError(f"{_WHERE}: {what} are not square ({size}), which is not supported")
     return sides.pop()
-
-
-def _counters(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Counters of batch normalization that some programs leave out; nothing here computes with them."""
-    norms = [name.removesuffix("running_mean") for name in tensors if name.endswith("running_mean")]
-    return {
-        f"{norm}num_batches_tracked": torch.tensor(0)
-        for norm in norms
-        if config.vision.kind == "resnet" and f"{norm}num_batches_tracked" not in tensors
-    }

@@ -16,7 +16,8 @@ from cloob_cli.core.model import CloobModel
 from cloob_cli.data.images import Preprocess
 from cloob_cli.errors import Failure, NothingFoundError
 from cloob_cli.files import replacing_together
-from cloob_cli.inference.encoding import encode_images, encode_texts
+from cloob_cli.inference.encoding import encode_in_passes, encode_texts, pass_size
+from cloob_cli.inference.index.stamp import Stamp
 from cloob_cli.inference.output_files import output_files
 from cloob_cli.inference.outputs import NpyRows, parquet_rows, write_failures
 from cloob_cli.inference.reading import OnImage, image_batches
@@ -30,13 +31,14 @@ if TYPE_CHECKING:
 class EmbeddedBatch:
     """Embeddings, unit-norm float32 [B, D] on the CPU, of B named things (paths or texts), and what was skipped.
 
-    `cut` of the texts are longer than the model's context.
+    `cut` of the texts are longer than the model's context; `stamps` tell the images' files, where that was asked for.
     """
 
     names: list[str]
     embeddings: Tensor | None
     failures: list[Failure] = field(default_factory=list)
     cut: int = 0
+    stamps: list[Stamp] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -51,8 +53,12 @@ def embed_images(
     fast_jpeg: bool = False,
     memory_budget: int | None = None,
     on_image: OnImage | None = None,
+    with_stamps: bool = False,
 ) -> Generator[EmbeddedBatch]:
-    """Embed images in their order; unreadable ones are failures of the batch they would have stood in."""
+    """Embed images in their order; unreadable ones are failures of the batch they would have stood in.
+
+    An image's embedding does not depend on the others: all passes through the model have `pass_size` images.
+    """
     preprocess = Preprocess(model.config.vision.image_size, model.config.preprocess)
     batches = image_batches(
         paths,
@@ -62,11 +68,13 @@ def embed_images(
         fast_jpeg=fast_jpeg,
         memory_budget=memory_budget,
         on_image=on_image,
+        with_stamps=with_stamps,
     )
+    size = pass_size(model, batch_size)
     with closing(batches):
         for batch in batches:
-            embeddings = encode_images(model, batch.pixels) if batch.paths else None
-            yield EmbeddedBatch(batch.paths, embeddings, batch.failures)
+            embeddings = encode_in_passes(model, batch.pixels, size) if batch.paths else None
+            yield EmbeddedBatch(batch.paths, embeddings, batch.failures, stamps=batch.stamps)
 
 
 def embed_texts(

@@ -12,6 +12,8 @@ from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.transformer import VisionTransformer
 from cloob_cli.data.images import normalize
 
+_CPU_PASS = 16  # images
+
 
 def prepare_for_inference(model: CloobModel) -> CloobModel:
     """Make a loaded model faster where that keeps its results (differences of about 1e-7), in place; returns it.
@@ -54,6 +56,27 @@ def encode_images(model: CloobModel, pixels: Tensor) -> Tensor:
     with torch.inference_mode():
         normalized = normalize(pixels.to(device_of(model)), model.config.preprocess)
         return model.encode_image(normalized).float().cpu()
+
+
+def pass_size(model: CloobModel, batch_size: int) -> int:
+    """The number of images that go through the model at a time, where `batch_size` are read at a time.
+
+    A CPU gains nothing by more than 16 of them.
+    """
+    return min(batch_size, _CPU_PASS) if device_of(model).type == "cpu" else batch_size
+
+
+def encode_in_passes(model: CloobModel, pixels: Tensor, size: int) -> Tensor:
+    """Encode images as `encode_images` does, in passes of exactly `size` images; the last is filled up with black ones.
+
+    Matrix products add in an order that depends on their shape. In passes of one shape an image's embedding is the
+    same to the bit whatever stands beside it.
+    """
+    passes = []
+    for part in pixels.split(size):
+        filled = torch.cat([part, part.new_zeros(size - len(part), *part.shape[1:])]) if len(part) < size else part
+        passes.append(encode_images(model, filled)[: len(part)])
+    return torch.cat(passes)
 
 
 def encode_texts(model: CloobModel, texts: list[str]) -> Tensor:

@@ -28,7 +28,13 @@ MADE_BY = "made_by"  # the key in a Parquet file's metadata; its value is the co
 _EMBED_KEYS = {b"model", b"weights_sha256", b"preprocessing", b"version"}
 _CHOICE = ["label", "probability", "cosine"]
 _SCORES = ("dataset", "model", "task")  # the first columns, or keys of each record
-_FURTHER = ["sorted_to"]  # what `classify` writes behind these, where it was asked to
+_FURTHER = [
+    "rejection",
+    "decided_by",
+    "labels",
+    "set",
+    "sorted_to",
+]  # what `classify` writes behind these, where it was asked to
 _CSV_HEADER = re.compile(
     r"path,label,probability,cosine(,label_\d+,probability_\d+,cosine_\d+)*" + "".join(f"(,{n})?" for n in _FURTHER)
 )
@@ -77,6 +83,19 @@ def check_output(
                 f"{path} exists, and `cloob {command}` did not write it",
                 "choose another --output, or overwrite it with --force",
             )
+
+
+def check_place(path: Path, inputs: Iterable[Path], force: bool) -> None:
+    """Refuse a path for a calibration file: where nothing can be written, an input, or a file of another kind.
+
+    Raises:
+        UsageError: that.
+    """
+    _check_place(path)
+    if source := next((source for source in inputs if _same(source, path)), None):
+        raise UsageError(f"{path} would overwrite {source}, which is an input", "choose another --calibration")
+    if not force and path.exists() and path.stat().st_size and b'"cloob_calibration"' not in path.read_bytes()[:64]:
+        raise UsageError(f"{path} exists, and is no calibration", "choose another --calibration, or --force")
 
 
 def _check_place(path: Path) -> None:

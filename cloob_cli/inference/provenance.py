@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
-from cloob_cli.core.model import CloobModel
-from cloob_cli.inference.encoding import device_of
 from cloob_cli.inference.output_files import MADE_BY, Command
+
+if TYPE_CHECKING:
+    from cloob_cli.core.config import ModelConfig
+    from cloob_cli.core.model import CloobModel
 
 
 def describe_images(
@@ -18,7 +21,8 @@ def describe_images(
         name: the name of the model.
         further: values that only this command has.
     """
-    return {**_describe(command, model, name, weights_sha256), "fast_jpeg": json.dumps(fast_jpeg), **further}
+    model_part = describe_model(command, model.config, name, weights_sha256) | describe_computation(model)
+    return {**model_part, "fast_jpeg": json.dumps(fast_jpeg), **further}
 
 
 def describe_texts(
@@ -27,13 +31,14 @@ def describe_texts(
     """Describe how rows were made of texts, in the same way."""
     context = {"context_length": model.config.text.context_length}
     tokenizer = json.dumps({**context, **model.config.tokenizer.model_dump(mode="json")})
-    return {**_describe(command, model, name, weights_sha256), "tokenizer": tokenizer, **further}
+    model_part = describe_model(command, model.config, name, weights_sha256) | describe_computation(model)
+    return {**model_part, "tokenizer": tokenizer, **further}
 
 
-def _describe(command: Command, model: CloobModel, name: str, weights_sha256: str) -> dict[str, str]:
+def describe_model(command: Command, config: ModelConfig, name: str, weights_sha256: str) -> dict[str, str]:
+    """Describe the model and its preprocessing, as far as that can be told without opening it."""
     from cloob_cli.version import __version__
 
-    config = model.config
     preprocessing = {"image_size": config.vision.image_size, **config.preprocess.model_dump(mode="json")}
     return {
         MADE_BY: f"cloob {command}",
@@ -41,6 +46,10 @@ def _describe(command: Command, model: CloobModel, name: str, weights_sha256: st
         "model": name,
         "weights_sha256": weights_sha256,
         "preprocessing": json.dumps(preprocessing),
-        "precision": str(model.logit_scale.dtype).removeprefix("torch."),
-        "device": device_of(model).type,
     }
+
+
+def describe_computation(model: CloobModel) -> dict[str, str]:
+    """Describe the number format and the kind of device that an opened model computes in and on."""
+    dtype, device = model.logit_scale.dtype, model.logit_scale.device
+    return {"precision": str(dtype).removeprefix("torch."), "device": device.type}

@@ -17,7 +17,7 @@ from cloob_cli.schema import StrictModel, nearest, parse
 if TYPE_CHECKING:
     from cloob_cli.core.config import ModelConfig
 
-Format = Literal["cloob", "mljku", "crowsonkb", "rinna", "open_clip", "transformers"]
+Format = Literal["cloob", "mljku", "crowsonkb", "rinna", "open_clip", "transformers", "openai"]
 
 
 class Source(StrictModel):
@@ -71,6 +71,7 @@ class ZooEntry(StrictModel):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     summary: str
+    objective: Literal["cloob", "infoloob", "clip"] = Field(default="cloob", description="the loss that trained it")
     architecture: str
     parameters: int | None = Field(default=None, gt=0)
     image_size: int = Field(gt=0)

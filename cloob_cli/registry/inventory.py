@@ -34,6 +34,7 @@ class InventoryItem:
     license: str | None = None
     path: Path | None = None
     summary: str | None = None
+    objective: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The item as plain values."""
@@ -96,6 +97,7 @@ def _from_entry(entry: ZooEntry, default: str) -> InventoryItem:
         license=entry.license,
         path=path,
         summary=entry.summary,
+        objective=entry.objective,
     )
 
 

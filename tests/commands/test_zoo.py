@@ -34,6 +34,14 @@ RELEASED = {
     "japanese-cloob-vit-b-16",
     "cloob-xs-pictograms",
 }
+CLIP = {
+    "clip-rn50-openai": "59.8 %",
+    "clip-vit-b-32-openai": "63.3 %",
+    "clip-vit-b-16-openai": "68.3 %",
+    "clip-vit-l-14-openai": "75.5 %",
+    "clip-vit-b-32-laion2b": "66.6 %",
+    "clip-vit-b-16-datacomp-xl": "73.5 %",
+}
 
 
 @pytest.fixture
@@ -71,6 +79,7 @@ def installed(tiny: Path, cloob: Cloob) -> Path:
 
 def test_every_released_model_has_a_entry() -> None:
     assert set(entries.entry_names()) >= RELEASED
+    assert {entry.name for entry in entries.all_entries() if entry.objective == "clip"} == CLIP.keys()
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in assets.zoo_folder().glob("*.toml")))
@@ -150,7 +159,7 @@ def test_list_in_a_pipe_is_plain_columns(cloob: Cloob, installed: Path) -> None:
     assert lines[0] == ["name", "state", "default", "size", "pixels", "data", "score", "license"]
     assert {len(line) for line in lines} == {8}
     by_name = {line[0]: line for line in lines[1:]}
-    assert set(by_name) == RELEASED | {"mine"}
+    assert set(by_name) == RELEASED | CLIP.keys() | {"mine"}
     assert by_name["cloob-rn50-yfcc"][1] == "not installed"
     assert by_name["mine"][1] == "installed"
     assert by_name["cloob-rn50-yfcc"][6] == "ImageNet zero-shot top-1 35.7 %"
@@ -162,8 +171,8 @@ def test_list_at_80_columns_has_a_line_a_model(home: Path, tmp_path: Path) -> No
     assert shown.finish() == 0
     head, *rows = [line for line in shown.lines() if line]
     assert head.split() == ["name", "state", "default", "size", "score"]
-    assert {row.split()[0] for row in rows} == RELEASED
-    assert len(rows) == len(RELEASED)
+    assert {row.split()[0] for row in rows} == RELEASED | CLIP.keys()
+    assert len(rows) == len(RELEASED | CLIP.keys())
     assert max(map(len, rows)) <= 80
     scores = {row.split()[0]: row.partition("ImageNet ")[2] for row in rows}
     assert scores.pop("cloob-xs-pictograms") == ""  # it was made for drawings
@@ -173,6 +182,7 @@ def test_list_at_80_columns_has_a_line_a_model(home: Path, tmp_path: Path) -> No
         "cloob-vit-b-16-laion400m-16ep": "61.2 %",
         "cloob-vit-b-16-laion400m-32ep": "62.8 %",
         "japanese-cloob-vit-b-16": "54.6 %",
+        **CLIP,
     }
 
 

@@ -201,7 +201,7 @@ def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match="holds no checkpoint"):
         convert_checkpoint(tmp_path)
     with pytest.raises(ConversionError, match="unknown format"):
-        convert_checkpoint(GOLDEN / "mljku_rn", "openai")
+        convert_checkpoint(GOLDEN / "mljku_rn", "flax")
     (tmp_path / "config.json").write_text("[]", encoding="utf-8")
     with pytest.raises(ConversionError, match="no JSON object"):
         convert_checkpoint(GOLDEN / "mljku_rn/checkpoint.pt", config=tmp_path / "config.json")

@@ -13,7 +13,13 @@ from torch import nn
 
 from cloob_cli import load
 from cloob_cli.data.images import Preprocess
-from cloob_cli.inference.encoding import encode_images, encode_texts, prepare_for_inference
+from cloob_cli.inference.encoding import (
+    encode_images,
+    encode_in_passes,
+    encode_texts,
+    pass_size,
+    prepare_for_inference,
+)
 from cloob_cli.inference.reading import image_batches
 
 UNIT_ROWS = "elements below 1 through a dozen layers in float32: 16 EPS"
@@ -45,3 +51,25 @@ def test_equals_the_plain_model(tmp_path: Path, vision: dict[str, object]) -> No
     texts = ["a red bicycle", "the sea"]
     alone = torch.cat([plain.encode_text(plain.tokenize([text])) for text in texts])
     close(encode_texts(prepared, texts), alone, UNIT_ROWS, atol=2e-6)
+
+
+@pytest.mark.parametrize("size", [16, 5])
+@pytest.mark.parametrize("vision", [VIT, RESNET], ids=["vit", "resnet"])
+def test_an_image_s_embedding_is_the_same_to_the_bit_whatever_stands_beside_it(
+    tmp_path: Path, vision: dict[str, object], size: int
+) -> None:
+    model = prepare_for_inference(load(str(save_tiny_model(tmp_path / "model", vision)), "cpu"))
+    side = model.config.vision.image_size
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (37, side, side, 3), generator=generator, dtype=torch.uint8)
+    together = encode_in_passes(model, pixels, size)
+    order = torch.randperm(len(pixels), generator=generator)
+    assert torch.equal(encode_in_passes(model, pixels[order], size), together[order])
+    for count in (1, 2, 3, 16, 20):
+        some = order[:count]
+        assert torch.equal(encode_in_passes(model, pixels[some], size), together[some])
+
+
+def test_passes_on_a_cpu_are_of_sixteen_images_at_most(tmp_path: Path) -> None:
+    model = load(str(save_tiny_model(tmp_path / "model")), "cpu")
+    assert [pass_size(model, batch_size) for batch_size in (1, 16, 64)] == [1, 16, 16]

@@ -1,0 +1,195 @@
+"""Shared by the commands that keep an index of images: lock it, bring it up to date, and say what was done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cloob_cli import console, signals
+from cloob_cli.commands.inference_run import description, open_model, track_work
+
+if TYPE_CHECKING:
+    from cloob_cli.core.model import CloobModel
+    from cloob_cli.errors import Failure
+    from cloob_cli.inference.index.known import KnownRows
+    from cloob_cli.inference.index.stored import IndexFiles
+    from cloob_cli.inference.index.update import NameOf, Plan
+
+_PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # options, and how metadata call them
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """Options of the model and of reading, as the command line has them; `rebuild` begins anew."""
+
+    model: str | None
+    device: str | None
+    precision: str | None
+    dtype: str
+    batch_size: int
+    workers: int | None
+    fast_jpeg: bool
+    memory_budget: int | None
+    rebuild: bool
+
+
+@dataclass
+class Updated:
+    """An index that is up to date: its rows, what was skipped, and the model where one had to be opened."""
+
+    rows: int
+    failures: list[Failure]
+    model: CloobModel | None = None
+
+
+@contextmanager
+def index_lock(files: IndexFiles) -> Iterator[None]:
+    """Hold the lock of an index, so that a second run on it waits and then finds the work done."""
+    from cloob_cli.path_text import path_text
+    from cloob_cli.registry.locks import lock
+
+    place = path_text(files.embeddings.resolve())
+    with ExitStack() as held:
+        try:
+            waiting = f"waiting for another run that writes {files.embeddings}"
+            held.enter_context(lock(f"index {place}", lambda: console.info(waiting)))
+        except OSError as problem:
+            console.warn(f"{files.embeddings} is not guarded against a second run: {problem.strerror or problem}")
+        yield
+
+
+def update_index(
+    files: IndexFiles,
+    paths: Sequence[Path | Failure],
+    options: IndexOptions,
+    name_of: NameOf | None = None,
+) -> Updated:
+    """Embed what is new or changed among the images, drop the rows of others, and write the index where it changes.
+
+    The caller holds `index_lock`.
+
+    Args:
+        name_of: the name of a path in the index; None: `path_text`.
+
+    Raises:
+        UsageError: the index was made with another model, preprocessing, version or option that changes numbers.
+        NothingFoundError: not one image can be read.
+    """
+    from cloob_cli.inference.index.journal import read_journal, remove_journal
+    from cloob_cli.inference.index.stored import difference, find_index, known_rows, refuse_other
+    from cloob_cli.inference.index.update import plan_update, write_index
+    from cloob_cli.path_text import path_text
+
+    name_of = name_of or path_text
+    wanted = _describe(options)
+    if options.rebuild:
+        remove_journal(files.journal)
+    stored = None if options.rebuild else find_index(files)
+    if stored:
+        refuse_other(files.embeddings, stored.metadata, wanted)
+    with known_rows(stored) as known:
+        resumed = read_journal(files.journal, lambda made_with: difference(made_with, wanted) is None, known)
+        plan = plan_update(paths, known, name_of)
+        if plan.is_done(stored) and not files.failures.exists():
+            remove_journal(files.journal)
+            console.info(f"{files.embeddings} is up to date: {plan.kept:,} images")
+            return Updated(plan.kept, [])
+        if plan.kept:
+            _tell_plan(plan, plan.gone(stored, name_of))
+        made_with = (stored.metadata if stored else None) or resumed
+        if made_with and not plan.new:
+            rows = write_index(files, plan, known, None, [], made_with, name_of)
+            remove_journal(files.journal)
+            return Updated(rows, [])
+        with signals.leaving_at_once():
+            from cloob_cli.inference import embed  # noqa: F401 - torch, among others
+        model, folder = open_model(options.model, options.device, options.precision)
+        complete = wanted | _describe_opened(model, options)
+        if stored:
+            refuse_other(files.embeddings, stored.metadata, complete)
+        if resumed is None or not difference(resumed, complete):
+            return _embed_new(files, plan, known, model, folder, options, complete, name_of)
+    # What the killed run has done was computed on another device, say.
+    remove_journal(files.journal)
+    return update_index(files, paths, options, name_of)
+
+
+def _embed_new(
+    files: IndexFiles,
+    plan: Plan,
+    known: KnownRows,
+    model: CloobModel,
+    folder: Path,
+    options: IndexOptions,
+    made_with: dict[str, str],
+    name_of: NameOf,
+) -> Updated:
+    import numpy as np
+
+    from cloob_cli.files import naming
+    from cloob_cli.inference.embed import embed_images
+    from cloob_cli.inference.index.journal import Journal, remove_journal
+    from cloob_cli.inference.index.update import record, write_index
+
+    with (
+        naming(files.all),
+        track_work("embed", len(plan.new), "images", files.failures, files.all, resumes=True) as work,
+    ):
+        work.kept = plan.kept
+        batches = embed_images(
+            model,
+            plan.new,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            fast_jpeg=options.fast_jpeg,
+            memory_budget=options.memory_budget,
+            on_image=work.read,
+            with_stamps=True,
+        )
+        with (
+            Journal(files.journal, model.config.embed_dim, np.dtype(options.dtype), made_with) as journal,
+            closing(record(work.track(batches), journal, plan, name_of)) as rows,
+        ):
+            for _ in rows:
+                pass
+        count = write_index(files, plan, known, journal.path, work.failures, made_with, name_of)
+    remove_journal(files.journal)
+    work.tell_end("embedded", description(model, folder))
+    return Updated(count, work.failures, model)
+
+
+def _tell_plan(plan: Plan, gone: int) -> None:
+    parts = [f"{plan.kept:,} of {len(plan.entries):,} images are known"]
+    if plan.found_again:
+        parts.append(f"{plan.found_again:,} of them by their contents")
+    if gone:
+        parts.append(f"{gone:,} are gone")
+    console.info(", ".join(parts))
+
+
+def _describe(options: IndexOptions) -> dict[str, str]:
+    """Describe the making of rows as far as that can be told without opening the model."""
+    from cloob_cli.checkpoint.folder import read_config, weights_sha256
+    from cloob_cli.inference.provenance import describe_model
+    from cloob_cli.registry.resolve import find_model
+
+    folder = find_model(options.model)
+    config = read_config(folder)
+    described = describe_model("embed", config, config.name or folder.resolve().name, weights_sha256(folder))
+    described |= {"dtype": options.dtype, "fast_jpeg": json.dumps(options.fast_jpeg)}
+    if options.device not in (None, "auto"):
+        described["device"] = options.device.partition(":")[0]
+    if options.precision in _PRECISIONS:
+        described["precision"] = _PRECISIONS[options.precision]
+    return described
+
+
+def _describe_opened(model: CloobModel, options: IndexOptions) -> dict[str, str]:
+    from cloob_cli.inference.encoding import pass_size
+    from cloob_cli.inference.provenance import describe_computation
+
+    return describe_computation(model) | {"pass_size": str(pass_size(model, options.batch_size))}

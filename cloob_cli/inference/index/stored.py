@@ -1,0 +1,182 @@
+"""An index on disk: rows in a .npy file, and the files that they were made of in the .parquet file beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cloob_cli.errors import InputError, UsageError
+from cloob_cli.inference.index.known import KnownRows
+from cloob_cli.inference.index.stamp import Stamp
+
+if TYPE_CHECKING:
+    import pyarrow
+
+# What has to agree where rows stand side by side, in the order in which it is told; and the option that sets it.
+_COMPARED = {
+    "weights_sha256": None,
+    "preprocessing": None,
+    "version": None,
+    "dtype": "--dtype",
+    "fast_jpeg": "--fast-jpeg",
+    "device": "--device",
+    "precision": "--precision",
+    "pass_size": "--batch-size",
+}
+_STAMP = ("size", "mtime_ns", "sha256")
+
+
+@dataclass(frozen=True)
+class IndexFiles:
+    """The files of an index; `column` names the images in the .parquet file."""
+
+    embeddings: Path
+    index: Path
+    failures: Path
+    column: str = "path"
+
+    @classmethod
+    def of(cls, output: Path) -> IndexFiles:
+        """The files of `cloob embed -o output`."""
+        return cls(output, output.with_suffix(".parquet"), output.with_suffix(".failures.jsonl"))
+
+    @property
+    def all(self) -> list[Path]:
+        """Every file, the embeddings first and the failures last."""
+        return [self.embeddings, self.index, self.failures]
+
+    @property
+    def journal(self) -> Path:
+        """The folder of the rows of a run that is not finished."""
+        return self.embeddings.with_name(f".{self.embeddings.name}.cloob-parts")
+
+
+@dataclass
+class StoredIndex:
+    """An index that was read: names and rows [N, D] in one order, and the metadata that say how they were made.
+
+    `stamps` is empty where the files that the rows were made of are not told, as in indexes of version 0.1.0.
+    """
+
+    names: list[str]
+    rows: np.ndarray
+    stamps: list[Stamp]
+    metadata: dict[str, str]
+
+
+def read_index(files: IndexFiles) -> StoredIndex:
+    """Read an index; rows are mapped from the file.
+
+    Raises:
+        InputError: a file is missing, is damaged, or does not belong to the other.
+    """
+    from pyarrow import parquet
+
+    try:
+        with files.index.open("rb") as stream:  # pyarrow itself opens only paths that are UTF-8
+            table = parquet.read_table(stream)
+        rows = np.load(files.embeddings, mmap_mode="r", allow_pickle=False)
+        names = table.column(files.column).to_pylist()
+        stamps = _stamps(table)
+    except FileNotFoundError as problem:
+        raise InputError(f"no embeddings at {problem.filename}", "`cloob embed DIR -o emb.npy` makes them") from None
+    except Exception as problem:  # whatever pyarrow and NumPy say of damaged files
+        reason = str(problem).partition("\n")[0]
+        raise InputError(
+            f"{files.embeddings} cannot be read with its index ({reason})", "start anew with --rebuild"
+        ) from None
+    if rows.ndim != 2 or len(rows) != len(names):
+        raise InputError(
+            f"{files.embeddings} and {files.index.name} do not belong together: {rows.shape} and {len(names)} rows",
+            "start anew with --rebuild",
+        )
+    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    return StoredIndex(names, rows, stamps, metadata)
+
+
+def find_index(files: IndexFiles) -> StoredIndex | None:
+    """Read an index that tells the files of its rows; None where there is none, or one that does not.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    from pyarrow import parquet
+
+    if not all(path.is_file() and path.stat().st_size for path in (files.embeddings, files.index)):
+        return None
+    try:
+        with files.index.open("rb") as stream:
+            columns = set(parquet.read_schema(stream).names)
+    except Exception:  # `read_index` says what is wrong
+        columns = {files.column, *_STAMP}
+    return read_index(files) if {files.column, *_STAMP} <= columns else None
+
+
+@contextmanager
+def known_rows(index: StoredIndex | None) -> Iterator[KnownRows]:
+    """The rows of an index, which gives them up, and to which others can be added; in the end all files are let go."""
+    known = KnownRows()
+    try:
+        if index and index.stamps:
+            known.add(index.names, index.stamps, index.rows)
+            index.rows = np.empty((0, index.rows.shape[1]), index.rows.dtype)
+        yield known
+    finally:
+        known.close()
+
+
+def difference(stored: Mapping[str, str], wanted: Mapping[str, str]) -> str | None:
+    """The first key in which two ways of making rows differ that must not be mixed; what only one says is no matter."""
+    for key in _COMPARED:
+        if key in stored and key in wanted and stored[key] != wanted[key]:
+            return key
+    return None
+
+
+def refuse_other(
+    what: Path, stored: Mapping[str, str], wanted: Mapping[str, str], remedy: str = "start anew with --rebuild"
+) -> None:
+    """Refuse to mix rows that were made in different ways, or to compare them.
+
+    Raises:
+        UsageError: model, preprocessing, version or an option that changes numbers is another one.
+    """
+    if key := difference(stored, wanted):
+        show = _SHOWN.get(key) or (lambda one: f"{key} {one[key]}")
+        option = _COMPARED[key]
+        hint = f"choose {option} as before, or {remedy}" if option else remedy
+        raise UsageError(f"{what} was made with {show(stored)}, not with {show(wanted)}", hint)
+
+
+_SHOWN: dict[str, Callable[[Mapping[str, str]], str]] = {
+    "weights_sha256": lambda one: f"the model {one.get('model', '')} (weights {one['weights_sha256'][:12]})",
+    "preprocessing": lambda one: f"the preprocessing {one['preprocessing']}",
+    "version": lambda one: f"cloob {one['version']}",
+    "fast_jpeg": lambda one: "reduced JPEG decoding" if one["fast_jpeg"] == "true" else "full JPEG decoding",
+    "pass_size": lambda one: f"passes of {one['pass_size']} images",
+}
+
+
+def image_index_schema(column: str, metadata: dict[str, str]) -> pyarrow.Schema:
+    """The schema of an index of images: their names, the stamps of their files, and `metadata`."""
+    import pyarrow as pa
+
+    fields = [
+        pa.field(column, pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("mtime_ns", pa.int64()),
+        pa.field("sha256", pa.string(), nullable=False),
+    ]
+    return pa.schema(fields, metadata=metadata)
+
+
+def _stamps(table: pyarrow.Table) -> list[Stamp]:
+    if not {*_STAMP} <= {*table.column_names}:
+        return []
+    columns = (table.column(name).to_pylist() for name in _STAMP)
+    return [Stamp(*values) for values in zip(*columns, strict=True)]

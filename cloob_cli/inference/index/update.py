@@ -1,0 +1,193 @@
+"""Bring an index up to date: compare images with known rows, embed what is new or changed, write all in their order."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from cloob_cli.errors import Failure, NothingFoundError
+from cloob_cli.files import replacing_together
+from cloob_cli.inference.index.journal import Journal, read_part
+from cloob_cli.inference.index.known import KnownRows, Row
+from cloob_cli.inference.index.stamp import Stamp, stamped
+from cloob_cli.inference.index.stored import IndexFiles, StoredIndex, image_index_schema
+from cloob_cli.inference.outputs import NpyRows, parquet_rows, write_failures
+from cloob_cli.parallel import core_count, map_in_order
+from cloob_cli.path_text import path_text
+
+if TYPE_CHECKING:
+    from cloob_cli.inference.embed import EmbeddedBatch
+
+NameOf = Callable[[Path], str]
+
+_CHUNK = 4096  # rows that are copied at a time
+_AHEAD = 64  # files whose contents are compared ahead of their turn
+
+
+class Kept(NamedTuple):
+    """An image whose row is known already: its name and stamp as they are now, and the row."""
+
+    name: str
+    stamp: Stamp
+    row: Row
+
+
+@dataclass
+class Plan:
+    """The work of an update.
+
+    Args:
+        entries: for every image in order the row that it keeps, its path where it is to be embedded, or why it
+            cannot be read.
+        found_again: kept rows that were found by the contents of the file, under another name or after a change of
+            its time.
+    """
+
+    entries: list[Kept | Path | Failure]
+    found_again: int
+
+    @property
+    def new(self) -> list[Path | Failure]:
+        """The images to embed, and in their places those that cannot be read."""
+        return [entry for entry in self.entries if not isinstance(entry, Kept)]
+
+    @property
+    def kept(self) -> int:
+        """The number of images that keep their rows."""
+        return sum(isinstance(entry, Kept) for entry in self.entries)
+
+    def is_done(self, stored: StoredIndex | None) -> bool:
+        """True where an index holds exactly what it would hold after the update."""
+        kept = [entry for entry in self.entries if isinstance(entry, Kept)]
+        return (
+            stored is not None
+            and len(kept) == len(self.entries) == len(stored.names)
+            and [entry.name for entry in kept] == stored.names
+            and [entry.stamp for entry in kept] == stored.stamps
+        )
+
+    def gone(self, stored: StoredIndex | None, name_of: NameOf) -> int:
+        """The number of images of an index that are no longer there under their name."""
+        names = {_name(entry, name_of) for entry in self.entries}
+        return sum(name not in names for name in stored.names) if stored else 0
+
+
+def plan_update(paths: Iterable[Path | Failure], known: KnownRows, name_of: NameOf = path_text) -> Plan:
+    """Find for every image the known row of the same name, size and time, or else of the same contents.
+
+    Args:
+        name_of: the name of a path in the index.
+    """
+    entries = [_by_status(path, known, name_of) for path in paths]
+    doubtful = [number for number, entry in enumerate(entries) if isinstance(entry, _Doubtful)]
+
+    def compare(number: int) -> Kept | Path:
+        entry = entries[number]
+        assert isinstance(entry, _Doubtful)
+        return _by_content(entry.path, known, name_of)
+
+    found_again = 0
+    threads = min(core_count(), len(doubtful))
+    for number, entry in zip(doubtful, map_in_order(compare, doubtful, threads, _AHEAD), strict=True):
+        entries[number] = entry
+        found_again += isinstance(entry, Kept)
+    return Plan([entry for entry in entries if not isinstance(entry, _Doubtful)], found_again)
+
+
+def record(
+    batches: Generator[EmbeddedBatch], journal: Journal, plan: Plan, name_of: NameOf = path_text
+) -> Generator[EmbeddedBatch]:
+    """Append embedded batches of `plan.new` to a journal under their names in the index, and pass them on."""
+    names = {path_text(path): name_of(path) for path in plan.new if isinstance(path, Path)}
+    with closing(batches):
+        for batch in batches:
+            if batch.embeddings is not None:
+                journal.append([names[name] for name in batch.names], batch.stamps, batch.embeddings.numpy())
+            yield batch
+
+
+def write_index(
+    files: IndexFiles,
+    plan: Plan,
+    known: KnownRows,
+    journal: Path | None,
+    failures: Sequence[Failure],
+    metadata: dict[str, str],
+    name_of: NameOf = path_text,
+) -> int:
+    """Write the rows of all images of a plan that can be read; returns their number.
+
+    Args:
+        journal: the part that holds what was embedded for the plan.
+        failures: images of the plan that could not be read.
+
+    Raises:
+        NothingFoundError: there is not one row.
+    """
+    if journal:
+        read_part(journal, known)
+    failed = {failure.name for failure in failures}
+    rows: list[Kept] = []
+    for entry in plan.entries:
+        if isinstance(entry, Path) and path_text(entry) not in failed:
+            row = known.by_name[name_of(entry)]
+            rows.append(Kept(name_of(entry), row.stamp, row))
+        elif isinstance(entry, Kept):
+            rows.append(entry)
+    if not rows:
+        raise NothingFoundError("nothing to embed: not one input could be read")
+    with replacing_together(files.all) as [npy, parquet, listing]:
+        width = known.gather([rows[0].row])
+        with (
+            npy.open("wb") as stream,
+            parquet_rows(parquet, image_index_schema(files.column, metadata)) as index,
+        ):
+            array = NpyRows(stream, width.shape[1], width.dtype)
+            for start in range(0, len(rows), _CHUNK):
+                chunk = rows[start : start + _CHUNK]
+                array.write(known.gather([entry.row for entry in chunk]))
+                index.write({files.column: entry.name, **entry.stamp._asdict()} for entry in chunk)
+            array.finish()
+        write_failures(listing, failures)
+        known.close()  # Windows replaces no file that is mapped
+    return len(rows)
+
+
+class _Doubtful(NamedTuple):
+    path: Path
+
+
+def _name(entry: Kept | Path | Failure, name_of: NameOf) -> str:
+    if isinstance(entry, Path):
+        return name_of(entry)
+    return entry.name
+
+
+def _by_status(path: Path | Failure, known: KnownRows, name_of: NameOf) -> Kept | Path | Failure | _Doubtful:
+    if isinstance(path, Failure):
+        return path
+    try:
+        status = os.stat(path)
+    except OSError:  # reading it will say why
+        return path
+    if not known.sizes or status.st_size not in known.sizes or not stat.S_ISREG(status.st_mode):
+        return path
+    name = name_of(path)
+    row = known.by_name.get(name)
+    if row and (row.stamp.size, row.stamp.mtime_ns) == (status.st_size, status.st_mtime_ns):
+        return Kept(name, row.stamp, row)
+    return _Doubtful(path)
+
+
+def _by_content(path: Path, known: KnownRows, name_of: NameOf) -> Kept | Path:
+    try:
+        stamp, _ = stamped(path, lambda: None)
+    except OSError:
+        return path
+    row = known.by_content.get(stamp.sha256)
+    return Kept(name_of(path), stamp, row) if row else path
