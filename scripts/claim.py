@@ -1,10 +1,10 @@
 """Put the CLOOB paper's claims to the test at a small size: `python scripts/claim.py DATA WORK`.
 
-DATA is the folder of the pictograms (train/ and eval/), WORK a folder that keeps everything; the command may be stopped at
-any time and goes on where it was. Three stages, each a list in claim.toml beside this file:
+DATA is the folder of the pictograms (train/ and eval/), WORK a folder that keeps everything; the command may be stopped
+at any time and goes on where it was. Three stages, each a list in claim.toml beside this file:
 
-  search   every loss of recipes/claim/ with the same few settings, one seed, short runs; each keeps the setting with the
-           best mean top-1 on validation drawings (those that scripts/pictogram_trials.py sets aside)
+  search   every loss of recipes/claim/ with the same few settings, one seed, short runs; each keeps the setting with
+           the best mean top-1 on validation drawings (those that scripts/pictogram_trials.py sets aside)
   claims   every loss with the setting that it kept, several seeds
   around   CLOOB with other temperatures
 
@@ -134,7 +134,7 @@ def measure(work: Work, name: str) -> dict[str, Any]:
     found = {}
     for file, command in {
         "scores.json": ["eval", run / "model", "pictograms", "--data", work.data / "eval"],
-        "analysis.json": ["analyze", run / "model", work.validation[0]],
+        "analysis.json": ["analyze", run / "model", work.validation[0], "--scale-hopfield", "14.3"],
     }.items():
         path = run / file
         if not path.exists():
@@ -193,6 +193,44 @@ def scores_table(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"| {variant} | {len(own)} | {' | '.join(cells)} | {interval([fmean(top) for top in tops])} |"
 
 
+def analysis_table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """What the embeddings of the validation drawings look like, before retrieval and after it from their own kind."""
+    measures = [f"{measure} {side}" for side in ("image", "text") for measure in ("eigenvalues for 99 %", "Ajne")]
+    measures += [f"eigenvalues {side}, retrieved" for side in ("image", "text")]
+    yield f"| loss | {' | '.join(measures)} | effective patterns | modality gap |"
+    yield "|---" * (len(measures) + 3) + "|"
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        found = [row["analysis"] for row in rows if row["variant"] == variant]
+        retrieved = [analysis["retrieval"][0] for analysis in found]
+        columns = [
+            [float(analysis["embeddings"][side][key]) for analysis in found]
+            for side in ("image", "text")
+            for key in ("eigenvalues_99", "ajne")
+        ]
+        columns += [
+            [float(each[f"from_{side}s"][side]["eigenvalues_99"]) for each in retrieved] for side in ("image", "text")
+        ]
+        columns.append([each["from_images"]["image"]["effective_patterns"]["mean"] for each in retrieved])
+        columns.append([analysis["embeddings"]["modality_gap"] for analysis in found])
+        yield f"| {variant} | {' | '.join(interval(column) for column in columns)} |"
+
+
+def plot_spectra(rows: list[dict[str, Any]], path: Path) -> None:
+    """The eigenvalues of the image embeddings' covariance, the mean over the runs of each loss."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        spectra = [row["analysis"]["eigenvalues"]["image"] for row in rows if row["variant"] == variant]
+        axes.plot(
+            range(1, len(spectra[0]) + 1), [fmean(values) for values in zip(*spectra, strict=True)], label=variant
+        )
+    axes.set(xlabel="eigenvalue", ylabel="variance", xscale="log", yscale="log", ylim=(1e-7, None))
+    axes.legend()
+    figure.savefig(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -203,7 +241,8 @@ def main() -> None:
     if not all((path / "test" / "nshards.txt").exists() for path in work.validation):
         prepare(work.data / "train", work.folder)
     rows = run_all(work, read_plan(arguments.plan))
-    print("\n".join(scores_table(rows)))
+    print("\n".join([*scores_table(rows), "", *analysis_table(rows)]))
+    plot_spectra(rows, work.folder / "spectra.svg")
 
 
 if __name__ == "__main__":
