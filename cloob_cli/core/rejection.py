@@ -11,6 +11,8 @@ Hopfield Networks"; `empty_pattern_share` is not their Lagrangian but plain retr
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,12 +26,15 @@ def softmax_score(logits: Tensor) -> Tensor:
     return 1 - torch.softmax(logits.float(), dim=-1).amax(-1)
 
 
-def cosine_score(queries: Tensor, patterns: Tensor) -> Tensor:
-    """1 - the largest cosine with a pattern: unit-norm [B, D], [N, D] -> float32 [B] in [0, 2]."""
-    return 1 - _cosines(queries, patterns).amax(-1)
+def cosine_score(queries: Tensor, patterns: Tensor, own: Tensor | None = None) -> Tensor:
+    """1 - the largest cosine with a pattern: unit-norm [B, D], [N, D] -> float32 [B] in [0, 2].
+
+    `own`, int64 [B], are patterns that do not count for their query: where queries are patterns, themselves.
+    """
+    return 1 - _cosines(queries, patterns, own).amax(-1)
 
 
-def energy_score(queries: Tensor, patterns: Tensor, beta: float) -> Tensor:
+def energy_score(queries: Tensor, patterns: Tensor, beta: float, own: Tensor | None = None) -> Tensor:
     """The modern Hopfield energy E(x) = -1/beta · log sum_i exp(beta s_i·x) + 1.
 
     Ramsauer et al. add 1/beta · log N to the constant; it is left out here, so that the score of an image does not
@@ -39,11 +44,12 @@ def energy_score(queries: Tensor, patterns: Tensor, beta: float) -> Tensor:
         queries: unit-norm [B, D].
         patterns: unit-norm [N, D], N of at least 1.
         beta: the inverse temperature.
+        own: int64 [B], patterns that do not count for their query; None where all count.
 
     Returns:
         float32 [B].
     """
-    return 1 - torch.logsumexp(float(beta) * _cosines(queries, patterns), dim=-1) / float(beta)
+    return 1 - torch.logsumexp(float(beta) * _cosines(queries, patterns, own), dim=-1) / float(beta)
 
 
 def empty_pattern_share(queries: Tensor, patterns: Tensor, beta: float, steps: int = _STEPS) -> Tensor:
@@ -75,5 +81,8 @@ def empty_pattern_share(queries: Tensor, patterns: Tensor, beta: float, steps: i
     return share
 
 
-def _cosines(queries: Tensor, patterns: Tensor) -> Tensor:
-    return queries.float() @ patterns.float().T
+def _cosines(queries: Tensor, patterns: Tensor, own: Tensor | None) -> Tensor:
+    cosines = queries.float() @ patterns.float().T
+    if own is not None:
+        cosines[torch.arange(len(own)), own] = -math.inf
+    return cosines
