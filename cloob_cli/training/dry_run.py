@@ -10,7 +10,6 @@ import torch
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.towers import freeze
-from cloob_cli.data.classification import open_classification_set
 from cloob_cli.data.loader import check_enough
 from cloob_cli.data.text import clip_tokenizer
 from cloob_cli.recipe import Recipe
@@ -19,6 +18,7 @@ from cloob_cli.training.data_split import open_data
 from cloob_cli.training.initial_model import check_architecture
 from cloob_cli.training.new_model import check_frozen_parts, model_config
 from cloob_cli.training.run_folder import check_writable
+from cloob_cli.training.validation import open_sets
 
 
 def dry_run(recipe: Recipe, folder: Path, device: str | None = None, init: ModelConfig | None = None) -> dict[str, Any]:
@@ -37,8 +37,7 @@ def dry_run(recipe: Recipe, folder: Path, device: str | None = None, init: Model
     data = open_data(recipe.data, recipe.validation.retrieval_pairs)
     check_enough(len(data.indices), recipe.train.batch_size)
     check_frozen_parts(recipe)
-    for name in recipe.validation.zero_shot:
-        open_classification_set(Path(name))
+    open_sets(recipe.validation)
     vocab_size = recipe.tokenizer.vocab_size or clip_tokenizer().vocab_size
     with torch.device("meta"):
         config = model_config(recipe, vocab_size, init)

@@ -58,6 +58,14 @@ class Validated:
 
 
 @dataclass(frozen=True)
+class Observed:
+    """Measures of the retrieval in the batch of step `step`, by their names in metrics.jsonl."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Blended:
     """Scores of the weights `alpha` of the way from the start of a run to its end; `chosen`: those that are saved."""
 
@@ -93,4 +101,17 @@ class Finished:
     already: bool = False  # it was done before, and this time nothing was
 
 
-Event = Preparing | Started | StepDone | Validated | Blended | CheckpointSaved | PairSkipped | Notice | Finished
+Event = (
+    Preparing
+    | Started
+    | StepDone
+    | Observed
+    | Validated
+    | Blended
+    | CheckpointSaved
+    | PairSkipped
+    | Notice
+    | Finished
+)
+    Preparing | Started | StepDone | Observed | Validated | Blended | CheckpointSaved | PairSkipped | Notice | Finished
+)
