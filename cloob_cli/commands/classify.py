@@ -170,7 +170,7 @@ def classify(
         from cloob_cli.core.zero_shot import DEFAULT_TEMPLATES
         from cloob_cli.files import sha256_of
         from cloob_cli.inference import classify as inference
-        from cloob_cli.inference.answers import Answers, further_names
+        from cloob_cli.inference.answers import Answers, further_names, stored_threshold
         from cloob_cli.inference.calibration import Setup, check, fit, read
         from cloob_cli.inference.calibration import write as write_calibration
         from cloob_cli.inference.labeled_images import labels_of_folder
@@ -208,9 +208,6 @@ def classify(
     opened, folder = open_model(model, device, precision)
     top_k = min(top_k, len(classes))
     made_with = model_name(opened, folder), weights_sha256(folder)
-    rules = options.rules(made_with[0], before)
-    further = [*further_names(rules, classes), *(["sorted_to"] if sort_into is not None else [])]
-
     prompts = prompts or opened.config.templates or list(DEFAULT_TEMPLATES)
     report_tokens(label_tokens(opened, classes, prompts), opened.config.text.context_length)
     metadata = describe_images("classify", opened, *made_with, fast_jpeg=fast_jpeg, templates=json.dumps(prompts))
@@ -231,10 +228,18 @@ def classify(
 
     with (
         track_work("classify", len(paths), "images", listing, files) as work,
-        filing(to_file, images, names.values(), lambda row: filed_under(row, names, rules), work) as apply,
+        filing(
+            to_file, images, names.values(), lambda row: filed_under(row, names, unknown, multi_label), work
+        ) as apply,
     ):
         scorer, patterns = build_scorer(opened, classes, prompts, known, decoding, work)
-        answers = Answers(classes, rules, patterns if stored is None else stored, opened.config.inv_tau)
+        patterns, first = (patterns, len(classes)) if stored is None else (stored, 0)
+        usual = None
+        if len(patterns) > first and unknown is not None and before is None:
+            usual = stored_threshold(patterns, first, rejection or "energy", opened.config.inv_tau)
+        rules = options.rules(made_with[0], before, usual)
+        further = [*further_names(rules, classes), *(["sorted_to"] if sort_into is not None else [])]
+        answers = Answers(classes, rules, patterns, opened.config.inv_tau)
         if labeled is not None and fitted is not None:
             rows, numbers = embed_labeled(opened, labeled, decoding, work.read)
             result = fit(

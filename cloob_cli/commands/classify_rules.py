@@ -55,8 +55,13 @@ class RuleOptions:
         if self.sure is not None and not any(label.above for label in labels):
             raise UsageError("--sure is for labels in a tree", "like: animal > bird > robin")
 
-    def rules(self, model: str, calibration: Calibration | None = None) -> Rules:
+    def rules(self, model: str, calibration: Calibration | None = None, stored: float | None = None) -> Rules:
         """The rules for `Answers`; says where a threshold is not the user's own.
+
+        Args:
+            model: its name.
+            calibration: what was fitted before.
+            stored: the threshold that stored images have.
 
         Raises:
             UsageError: `calibration` is of another rejection score.
@@ -71,16 +76,19 @@ class RuleOptions:
             )
         rejection = self.rejection or (calibration.rejection if calibration else "energy")
         least = DEFAULT_SHARE if self.sure is None else self.sure
-        threshold = DEFAULT_THRESHOLDS[rejection] if self.threshold is None else self.threshold
+        bundled = assets.BUNDLED_MODEL
+        threshold = self.threshold
+        if threshold is None:
+            threshold = DEFAULT_THRESHOLDS[rejection] if stored is None else stored
         if self.several and self.threshold is not None:
             least = self.threshold
+        elif self.several and calibration is None and model != bundled:
+            console.hint(f"the level of a label by itself was measured with {bundled}; --calibrate fits it to {model}")
         elif self.unknown is not None and self.threshold is None and not self.several and calibration is None:
-            console.info(f"images are '{self.unknown}' where the {rejection} score exceeds {threshold}")
-            if model != assets.BUNDLED_MODEL:
-                console.warn(
-                    f"that threshold was measured with {assets.BUNDLED_MODEL}; scores of {model} lie elsewhere"
-                )
-            console.hint("--threshold sets another")
+            console.info(f"images are '{self.unknown}' where the {rejection} score exceeds {threshold:.4g}")
+            if stored is None and model != bundled:
+                console.warn(f"that threshold was measured with {bundled}; scores of {model} lie elsewhere")
+            console.hint("--threshold sets another, --calibrate fits one to your images")
         rules = Rules(self.unknown, rejection, threshold, least, self.several)
         return rules if calibration is None else calibrated(calibration, rules, self.threshold is not None)
 
@@ -96,11 +104,13 @@ def label_paths(labels: Sequence[Label], unknown: str | None) -> dict[str, Label
     return paths
 
 
-def filed_under(row: Classified, paths: dict[str, LabelPath], rules: Rules) -> tuple[list[LabelPath], list[LabelPath]]:
+def filed_under(
+    row: Classified, paths: dict[str, LabelPath], unknown: str | None, several: bool
+) -> tuple[list[LabelPath], list[LabelPath]]:
     """The folders that an image goes into, and its keywords: an unknown image has a folder and no keyword."""
     names = [row.label.label]
-    if rules.several:
+    if several:
         found = [choice["label"] for choice in row.further["labels"]]
-        names = found or names[: rules.unknown is not None]
+        names = found or names[: unknown is not None]
     folders = [paths[name] for name in names]
-    return folders, [path for path in folders if path != (rules.unknown,)]
+    return folders, [path for path in folders if path != (unknown,)]

@@ -130,6 +130,7 @@ def test_what_was_changed_since_is_kept_with_exit_code_1(place: Path, model: Pat
         (["images", "--label", "cat", "--undo-file", "u.jsonl"], "--undo-file is for"),
         (["images"], "no labels"),
         (["images", "--label", " "], "a --label is empty"),
+        (["images", "--label", "caf\udce9"], "is not UTF-8"),
         (
             ["images", "-l", "labels.txt", "--label", "cat"],
             "--label 'cat': the label 'cat' stands already in labels.txt",
