@@ -102,16 +102,5 @@ class Finished:
 
 
 Event = (
-    Preparing
-    | Started
-    | StepDone
-    | Observed
-    | Validated
-    | Blended
-    | CheckpointSaved
-    | PairSkipped
-    | Notice
-    | Finished
-)
     Preparing | Started | StepDone | Observed | Validated | Blended | CheckpointSaved | PairSkipped | Notice | Finished
 )

@@ -1,4 +1,4 @@
-"""What a run tells of its retrieval: measures in metrics.jsonl, and a notice where retrieval has collapsed."""
+"""Measures of retrieval that a run writes to metrics.jsonl, and its notice where retrieval has collapsed."""
 
 from __future__ import annotations
 
