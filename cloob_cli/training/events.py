@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +47,12 @@ class StepDone:
     memory_gib: float
     gradient_norm: float
     inv_tau: float
+    mechanism: dict[str, float] = field(default_factory=dict)  # measures of the retrieval, at every tenth of these
 
 
 @dataclass(frozen=True)
 class Validated:
     """Scores on held-out data after `step` steps, by their names in metrics.jsonl."""
-
-    step: int
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Observed:
-    """Measures of the retrieval in the batch of step `step`, by their names in metrics.jsonl."""
 
     step: int
     metrics: dict[str, float]
@@ -101,6 +94,4 @@ class Finished:
     already: bool = False  # it was done before, and this time nothing was
 
 
-Event = (
-    Preparing | Started | StepDone | Observed | Validated | Blended | CheckpointSaved | PairSkipped | Notice | Finished
-)
+Event = Preparing | Started | StepDone | Validated | Blended | CheckpointSaved | PairSkipped | Notice | Finished

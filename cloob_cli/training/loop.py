@@ -17,7 +17,7 @@ from cloob_cli.recipe import Recipe
 from cloob_cli.training import processes
 from cloob_cli.training.build import Run, build_run
 from cloob_cli.training.checkpoints import full_disk_as_error, save_checkpoint
-from cloob_cli.training.events import CheckpointSaved, Event, Notice, Observed, StepDone, Validated
+from cloob_cli.training.events import CheckpointSaved, Event, Notice, StepDone, Validated
 from cloob_cli.training.finish import finish
 from cloob_cli.training.interrupt import stop_on_signals
 from cloob_cli.training.reporting import check_finite, not_finite, report_skips, started, step_done, validate
@@ -83,7 +83,7 @@ def train(run: Run) -> Iterator[Event]:
     try:
         with full_disk_as_error(run.folder.path, how_to_go_on):
             for event in chain(_steps(run), finish(run)):
-                if metrics_file and isinstance(event, StepDone | Observed | Validated):
+                if metrics_file and isinstance(event, StepDone | Validated):
                     metrics_file.add(event)
                 yield event
     finally:
@@ -121,15 +121,15 @@ def _steps(run: Run) -> Iterator[Event]:
             run.step += 1
             run.stop.nothing_to_save = None
             skipped += batch.skipped
+            measures: dict[str, float] = {}
             if run.train_step.observe and run.train_step.observed:
                 with window.paused():
-                    metrics, notice = run.mechanism.look(run.step, *run.train_step.observed)
-                yield Observed(run.step, metrics)
+                    measures, notice = run.mechanism.look(run.step, *run.train_step.observed)
                 yield from [Notice(notice)] if notice else []
             last, stopping = run.step == run.steps, _any_process(run, run.stop.requested)
             saving = last or stopping or run.step % section.checkpoint_every == 0
             if saving or run.step % section.log_every == 0:
-                yield step_done(run, window)
+                yield step_done(run, window, measures)
                 collapsed = run.collapse.add(run.step, window.losses())
                 yield from [Notice(collapsed)] if collapsed else []
                 yield from report_skips(run, skipped)

@@ -18,7 +18,7 @@ import torch
 from cloob_cli.errors import MissingExtraError
 from cloob_cli.files import replacing
 from cloob_cli.recipe import ObjectiveSection
-from cloob_cli.training.events import Observed, StepDone, Validated
+from cloob_cli.training.events import StepDone, Validated
 
 # Chance moves the mean loss of equal embeddings by their rounding alone; a run that learns leaves this band at once.
 _NEAR_COLLAPSE = 0.01  # of a loss in nats
@@ -76,10 +76,7 @@ def memory_gib(device: torch.device) -> float:
 
 
 class MetricsFile:
-    """Appends a row for every `StepDone`, `Observed` and `Validated`.
-
-    Rows beyond `first_step` (of a lost run) are dropped.
-    """
+    """Appends a row for every `StepDone` and `Validated`; rows beyond `first_step` (of a lost run) are dropped."""
 
     def __init__(self, path: Path, first_step: int) -> None:
         kept = [row for row in read_rows(path) if row["step"] <= first_step] if path.exists() else []
@@ -87,10 +84,11 @@ class MetricsFile:
             temporary.write_text("".join(_line(row) for row in kept), encoding="utf-8")
         self._stream = path.open("a", encoding="utf-8")
 
-    def add(self, event: StepDone | Observed | Validated) -> None:
-        row = asdict(event)
-        if isinstance(event, Observed | Validated):
+    def add(self, event: StepDone | Validated) -> None:
+        if isinstance(event, Validated):
             row = {"step": event.step, **event.metrics}
+        else:
+            row = {name: value for name, value in asdict(event).items() if name != "mechanism"} | event.mechanism
         self._stream.write(_line(row))
         self._stream.flush()
 

@@ -10,7 +10,7 @@ from tiny_run import run_weights, tiny_recipe, write_class_folders, write_pairs
 
 from cloob_cli.recipe import ObjectiveSection
 from cloob_cli.training import loop
-from cloob_cli.training.events import Finished, Observed
+from cloob_cli.training.events import Finished, StepDone
 from cloob_cli.training.mechanism import MechanismWatch, measure
 from cloob_cli.training.telemetry import read_rows
 
@@ -50,9 +50,10 @@ def test_a_run_writes_its_measures_and_every_data_set(tmp_path: Path) -> None:
     classes = write_class_folders(tmp_path / "classes")
     changes = {"train__log_every": 1, "train__steps": 20, "validation__datasets": [str(classes), str(data)]}
     events = list(loop.train_recipe(tiny_recipe(data, **changes), tmp_path / "run", device="cpu"))
-    assert [event.step for event in events if isinstance(event, Observed)] == [10, 20]
+    assert [event.step for event in events if isinstance(event, StepDone) and event.mechanism] == [10, 20]
     rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "mechanism/patterns" in row]
     assert [row["step"] for row in rows] == [10, 20]
+    assert all("loss" in row and "mechanism" not in row for row in rows)
     assert all(1 <= row["mechanism/effective_patterns/image"] <= 16 for row in rows)
     finished = next(event for event in events if isinstance(event, Finished))
     assert {"zero_shot/classes/top1", "zero_shot/classes/mean_per_class_recall"} < set(finished.metrics)
