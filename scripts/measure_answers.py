@@ -27,6 +27,7 @@ from cloob_cli.inference.calibration import crossed_error
 from cloob_cli.inference.classify import encode_labels
 from cloob_cli.inference.encoding import encode_images, prepare_for_inference
 from cloob_cli.inference.labels import Label
+from cloob_cli.inference.scoring import ExampleScorer
 
 MOST = 400  # images of a set that are scored
 FAR = ("noise", "mnist", "flags_circle", "emoji_emojione", "icons_iconoir")
@@ -248,7 +249,7 @@ def print_few_shot(sets: dict[str, Set], inv_tau: float) -> None:
 
 def methods(texts: Tensor, examples: Tensor, labels: Tensor, inv_tau: float) -> dict[str, Callable[[Tensor], Tensor]]:
     """Every way of classifying by examples: unit-norm [B, D] -> int64 [B]."""
-    choice = few_shot.choose_retrieval(texts, examples, labels)
+    scorer = ExampleScorer(texts, examples, labels)
     alpha, sharpness = choose_tip_adapter(texts, examples, labels, inv_tau)
     count = len(texts)
     means = torch.nn.functional.normalize(torch.stack([examples[labels == c].mean(0) for c in range(count)]), dim=1)
@@ -264,9 +265,7 @@ def methods(texts: Tensor, examples: Tensor, labels: Tensor, inv_tau: float) -> 
             x, texts, examples, labels, inv_tau, alpha, sharpness
         ).argmax(1),
         "linear probe": probe,
-        "Hopfield retrieval (`--examples`)": lambda x: few_shot.retrieval_logits(
-            x, texts, examples, labels, choice
-        ).argmax(1),
+        "Hopfield retrieval (`--examples`)": lambda x: scorer(x).logits.argmax(1),
     }
 
 

@@ -51,7 +51,6 @@ def build_scorer(
     """
     import torch
 
-    from cloob_cli.core.few_shot import choose_retrieval
     from cloob_cli.inference.classify import encode_labels
     from cloob_cli.inference.scoring import ExampleScorer, Scorer
 
@@ -69,11 +68,12 @@ def build_scorer(
     rows, numbers = rows[numbers >= 0], numbers[numbers >= 0]
     if not len(rows):
         raise DataError("not one example can be read")
-    choice = choose_retrieval(texts, rows, numbers)
+    scorer = ExampleScorer(texts, rows, numbers)
+    choice = scorer.choice
     count = len(numbers.unique())
     weight = "without texts" if choice.gap == -float("inf") else f"texts {choice.gap:+.2f}"
     console.info(f"{len(rows)} examples of {count} labels; retrieval with beta {choice.beta:g}, {weight}")
-    return ExampleScorer(texts, rows, numbers, choice), torch.cat([texts, rows])
+    return scorer, torch.cat([texts, rows])
 
 
 def embed_labeled(

@@ -5,8 +5,9 @@ gets the weights of its patterns:
 
     n · mean_{j of class c} exp(beta e_j·x) + exp(beta (t_c·x + gap))
 
-n is the number of examples of a usual class, so that the text fades as examples come. `gap` makes up for texts lying
-farther from images than images do from each other; beta and gap are chosen by leaving out one example at a time.
+n is the number of examples of a usual class, so that the text fades as examples come. Images lie nearer to each other
+than to texts, so both are taken from their own mean beforehand (`Centers`); what is left of that, `gap`, and beta are
+chosen by leaving out one example at a time.
 
 Sources: Ramsauer et al. 2021, "Hopfield Networks is All You Need" (the retrieval); Zhang et al. 2022, "Tip-Adapter:
 Training-free Adaption of CLIP for Few-shot Classification" (examples as a cache of keys, here for comparison).
@@ -20,17 +21,37 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BETAS = (10.0, 15.0, 20.0, 30.0, 45.0, 70.0)
-_LESS = 0.1  # with beta 30 an example weighs as much as e^3 texts that are as near
-GAPS = (-math.inf, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+BETAS = (3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0)
+GAPS = (-math.inf, -0.4, -0.2, -0.1, 0.0, 0.1, 0.2, 0.4)
 
 
 @dataclass(frozen=True)
 class Retrieval:
     """The inverse temperature of retrieval, and what is added to the cosine with a text (-inf: texts do not count)."""
 
-    beta: float = 30.0
-    gap: float = 0.2
+    beta: float = 10.0
+    gap: float = 0.0
+
+
+@dataclass(frozen=True)
+class Centers:
+    """The means that images and texts are taken from before retrieval, [D] each."""
+
+    image: Tensor
+    text: Tensor
+
+    @classmethod
+    def of(cls, texts: Tensor, examples: Tensor) -> Centers:
+        """The means of examples [M, D] and of texts [C, D]; zero where a single one would be taken from itself."""
+        return cls(*(rows.float().mean(0) * (len(rows) > 1) for rows in (examples, texts)))
+
+    def images(self, embeddings: Tensor) -> Tensor:
+        """Images [B, D] less their mean, of unit norm."""
+        return torch.nn.functional.normalize(embeddings.float() - self.image, dim=1)
+
+    def texts(self, embeddings: Tensor) -> Tensor:
+        """Texts [C, D] less their mean, of unit norm."""
+        return torch.nn.functional.normalize(embeddings.float() - self.text, dim=1)
 
 
 def retrieval_logits(
@@ -69,7 +90,7 @@ def choose_retrieval(texts: Tensor, examples: Tensor, labels: Tensor) -> Retriev
     """The inverse temperature and gap of the least cross-entropy when each example is left out in turn.
 
     Only classes with three examples or more can tell: of two, the one that is left stands against pairs. Where there
-    are none, the gap makes texts as near as examples are to each other on average, less 0.1, and beta is the default.
+    are none, the defaults are kept.
 
     Args:
         texts: unit-norm [C, D].
@@ -78,7 +99,7 @@ def choose_retrieval(texts: Tensor, examples: Tensor, labels: Tensor) -> Retriev
     """
     several = torch.bincount(labels, minlength=len(texts))[labels] > 2
     if not several.any():
-        return _default(texts, examples)
+        return Retrieval()
     best, least = Retrieval(), math.inf
     for beta in BETAS:
         for gap in GAPS:
@@ -88,15 +109,6 @@ def choose_retrieval(texts: Tensor, examples: Tensor, labels: Tensor) -> Retriev
             if loss < least:
                 best, least = choice, loss
     return best
-
-
-def _default(texts: Tensor, examples: Tensor) -> Retrieval:
-    count = len(examples)
-    if count < 2:
-        return Retrieval()
-    among = (examples @ examples.T).sum() - count
-    gap = among / (count * (count - 1)) - (examples @ texts.T).mean() - _LESS
-    return Retrieval(gap=gap.item())
 
 
 def tip_adapter_logits(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cloob_cli.core.few_shot import Retrieval, retrieval_logits
+from cloob_cli.core.few_shot import Centers, choose_retrieval, retrieval_logits
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,6 @@ class Scorer:
         return Scores(cosines, self.inv_tau * cosines)
 
 
-@dataclass(frozen=True)
 class ExampleScorer:
     """Scores embeddings by retrieval from examples and the labels' texts (`core/few_shot.py`).
 
@@ -43,18 +42,19 @@ class ExampleScorer:
         classes: unit-norm [C, D], the labels' texts.
         examples: unit-norm [M, D].
         labels: int64 [M], the number of each example's label.
-        choice: the inverse temperature and the weight of texts.
     """
 
-    classes: Tensor
-    examples: Tensor
-    labels: Tensor
-    choice: Retrieval
+    def __init__(self, classes: Tensor, examples: Tensor, labels: Tensor) -> None:
+        self._classes, self._labels = classes, labels
+        self._centers = Centers.of(classes, examples)
+        self._texts, self._examples = self._centers.texts(classes), self._centers.images(examples)
+        self.choice = choose_retrieval(self._texts, self._examples, labels)
 
     def __call__(self, embeddings: Tensor) -> Scores:
         """Score embeddings, unit-norm [B, D]; the cosines are those with texts."""
-        logits = retrieval_logits(embeddings, self.classes, self.examples, self.labels, self.choice)
-        return Scores(embeddings @ self.classes.T, logits)
+        queries = self._centers.images(embeddings)
+        logits = retrieval_logits(queries, self._texts, self._examples, self._labels, self.choice)
+        return Scores(embeddings @ self._classes.T, logits)
 
 
 AnyScorer = Scorer | ExampleScorer

@@ -8,7 +8,7 @@ import pytest
 import torch
 from margins import EPS, close
 
-from cloob_cli.core.few_shot import Retrieval, choose_retrieval, retrieval_logits, tip_adapter_logits
+from cloob_cli.core.few_shot import Centers, Retrieval, choose_retrieval, retrieval_logits, tip_adapter_logits
 
 
 def unit(rows: int, seed: int, width: int = 16) -> torch.Tensor:
@@ -83,9 +83,24 @@ def test_leaving_one_out_finds_what_helps() -> None:
 
 
 def test_one_or_two_examples_a_label_cannot_choose() -> None:
-    for labels in ([0, 1, 2, 3], [0, 0, 1, 1]):
-        assert choose_retrieval(TEXTS, EXAMPLES[:4], torch.tensor(labels)).beta == Retrieval().beta
+    for labels in ([0, 1, 2, 3], [0, 0, 1, 1], [0, 0, 0, 1]):
+        chosen = choose_retrieval(TEXTS, EXAMPLES[:4], torch.tensor(labels))
+        assert (chosen == Retrieval()) == (labels != [0, 0, 0, 1])
     assert choose_retrieval(TEXTS, EXAMPLES[:1], torch.tensor([0])) == Retrieval()
+
+
+@pytest.mark.numeric
+def test_centers_take_out_what_images_and_what_texts_have_in_common() -> None:
+    offset = 3 * unit(1, 11)
+    images = torch.nn.functional.normalize(EXAMPLES + offset, dim=1)
+    centers = Centers.of(TEXTS, images)
+    close(centers.images(images).norm(dim=1).numpy(), torch.ones(9).numpy(), "a norm in float32", atol=10 * EPS)
+    before, after = images @ images.T, centers.images(images) @ centers.images(images).T
+    assert before.mean() > 0.7
+    assert after.mean().abs() < 0.1
+    alone = Centers.of(TEXTS[:1], images[:1])
+    close(alone.images(images[:1]), images[:1], "a norm in float32", atol=10 * EPS)
+    close(alone.texts(TEXTS[:1]), TEXTS[:1], "a norm in float32", atol=10 * EPS)
 
 
 @pytest.mark.numeric
