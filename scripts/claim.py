@@ -40,7 +40,7 @@ STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run: see claim.toml."""
+    """The runs that are made: see claim.toml."""
 
     settings: dict[str, list[str]]
     search_steps: int
@@ -194,7 +194,7 @@ def scores_table(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def analysis_table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """What the embeddings of the validation drawings look like, before retrieval and after it from their own kind."""
+    """Geometry of the embeddings of the validation drawings, before retrieval and after it from their own kind."""
     measures = [f"{measure} {side}" for side in ("image", "text") for measure in ("eigenvalues for 99 %", "Ajne")]
     measures += [f"eigenvalues {side}, retrieved" for side in ("image", "text")]
     yield f"| loss | {' | '.join(measures)} | effective patterns | modality gap |"
