@@ -40,6 +40,8 @@ class RuleOptions:
         """
         if self.unknown is not None and not self.unknown.strip():
             raise UsageError("--unknown is empty", "give a name for images that belong to no label: --unknown other")
+        if self.unknown is not None and any("\ud800" <= c <= "\udfff" for c in self.unknown):
+            raise UsageError("--unknown is not UTF-8")
         if self.unknown in {name for label in labels for name in label.path}:
             raise UsageError(f"--unknown '{self.unknown}' is the name of a label too", "choose another name")
         if self.threshold is not None:

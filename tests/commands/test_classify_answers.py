@@ -124,6 +124,7 @@ def test_a_threshold_that_nobody_chose_is_named(place: Path) -> None:
         (["--unknown", "cat"], "is the name of a label too"),
         (["--unknown", "animal"], "is the name of a label too"),
         (["--unknown", " "], "--unknown is empty"),
+        (["--unknown", "caf\udce9"], "--unknown is not UTF-8"),
         (["--rejection", "cosine"], "choose the score of --unknown"),
         (["--unknown", "other", "--multi-label", "--rejection", "cosine"], "choose the score of --unknown"),
         (["--unknown", "other", "--threshold", "nan"], "--threshold is not a number"),

@@ -22,6 +22,7 @@ from cloob_cli.recipe import DataSection
 
 pytest.importorskip("resvg_py")
 import prepare
+import rendering
 
 INK = "fill='currentColor'"
 HOUSE = f"<path {INK} d='M12 2L2 12h3v9h14v-9h3z'/>"
@@ -154,6 +155,29 @@ def test_the_same_bytes_again_in_processes_and_after_an_interruption(made: tuple
     assert contents(tmp_path) == expected
     assert [path.stat().st_mtime_ns for path in kept[1:]] == times  # only what was missing was rendered
     assert kept[0].exists()
+
+
+def test_an_interruption_is_no_error_and_the_next_run_goes_on(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, sources = made
+    render, rendered = rendering.render, []
+
+    def interrupted(job: Any) -> Any:
+        if rendered:
+            raise KeyboardInterrupt
+        rendered.append(job.set)
+        return render(job)
+
+    monkeypatch.setattr(rendering, "render", interrupted)
+    arguments = [str(tmp_path), "--sources", str(sources), "--packages", str(sources.parent)]
+    assert "goes on from here" in problem_of(capsys, 130, arguments)
+    assert not (tmp_path / "train").exists()
+    assert len(list((tmp_path / "work" / "rendered").iterdir())) == 1
+    monkeypatch.setattr(rendering, "render", lambda job: rendered.append(job.set) or render(job))
+    assert run(tmp_path, sources) == 0
+    assert sorted(rendered) == ["held", "lines", "smileys"]  # each once
+    assert contents(tmp_path) == contents(out)
 
 
 def test_packages_come_from_the_npm_client_once(
