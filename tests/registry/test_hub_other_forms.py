@@ -136,3 +136,19 @@ def test_another_program_s_model_is_refused(hub: Hub, cloob: Cloob) -> None:
         done = cloob("zoo", command, "hf://org/siglip")
         assert done.returncode in (1, 2)
         assert "the model type 'siglip' of transformers is not supported" in done.stderr
+
+
+def test_only_a_model_folder_is_given_away(clip: dict[str, bytes], cloob: Cloob, tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    for command in (("bundle", str(folder), "-o", str(tmp_path / "b.tar")), ("push", str(folder), "org/new")):
+        done = cloob("zoo", *command)
+        assert done.returncode == 2
+        assert "is in open_clip's form" in done.stderr
+        assert "cloob zoo add" in done.stderr
+
+
+def test_such_a_folder_as_the_default_model(clip: dict[str, bytes], cloob: Cloob, tmp_path: Path) -> None:
+    assert cloob("zoo", "default", str(tmp_path / "source")).returncode == 0
+    done = cloob("doctor", "--json")
+    assert "is not a model folder" not in done.stdout
+    assert json.loads(done.stdout)["model"]["name"] == str(tmp_path / "source")
