@@ -284,6 +284,11 @@ class TrainSection(StrictModel):
         'projection; "image.embedding", what comes before its blocks; "image.layers:0-9", blocks, the first is 0; '
         '"image.projection"',
     )
+    feature_cache: bool = Field(
+        default=True,
+        description="compute the features of a frozen tower once and keep them on disk, where the tower always sees "
+        "the same (of images: no augmentation, one size); they may be computed anew in every step instead",
+    )
     batch_norm: Literal["auto", "batch", "kept"] = Field(
         default="auto",
         description="what a ResNet's batch normalization goes by. batch: the statistics of the batch, whose running "

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cloob_cli.commands.inference_run import Work
     from cloob_cli.filing.filing import Filer, LabelPath
     from cloob_cli.filing.undo_file import Mode
-    from cloob_cli.inference.classify import Classified
+    from cloob_cli.inference.rows import Classified
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,15 @@ class FilingOptions:
             refuse_nested(self.sort_into, sources)
         if self.undo_file is not None and not self.asked:
             raise UsageError("--undo-file is for --sort-into and --xmp")
+
+    def check_labels(self, several: bool) -> None:
+        """Refuse to move an image into several folders.
+
+        Raises:
+            UsageError: that.
+        """
+        if several and self.sort_into is not None and self.mode == "move":
+            raise UsageError("--multi-label has no single folder to move an image to", "--sort-mode hardlink, say")
 
 
 Apply = Callable[[list["Classified"]], list["Classified"]]

@@ -14,6 +14,7 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
         "cloob classify photos --labels labels.txt",
         "cloob classify photos -l labels.txt --top-k 3 -o labels.csv",
         "cloob classify a.jpg b.jpg --label cat --label 'dog: puppy | hound' --json",
+        "cloob classify photos -l labels.txt --unknown other",
         "cloob classify photos -l labels.txt --sort-into sorted --sort-mode move",
     ),
     "embed": (

@@ -82,11 +82,13 @@ def train(
 
 def _config_of(model: str, kept: Path | None) -> ModelConfig:
     """The configuration of a `model.init`; where it is gone, of what a run that is to go on has kept of it."""
-    from cloob_cli.checkpoint.folder import is_model_folder, read_config
+    from cloob_cli.checkpoint.folder import is_model_folder, open_model, read_config
+    from cloob_cli.convert.folder_forms import foreign_form
     from cloob_cli.registry.resolve import find_model_to_share
 
     try:
-        return read_config(find_model_to_share(model))
+        folder = find_model_to_share(model)
+        return open_model(folder, "cpu").config if foreign_form(folder) else read_config(folder)
     except CloobError:
         if kept is None or not is_model_folder(kept):
             raise

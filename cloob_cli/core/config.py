@@ -22,6 +22,14 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+class AdapterConfig(StrictModel):
+    """A head behind a tower: its features plus what a small network makes of them. A new one adds nothing at first."""
+
+    kind: Literal["mlp"] = Field(default="mlp", description="a norm and linear layers with GELU between them")
+    layers: int = Field(default=2, gt=0, description="linear layers")
+    width: int | None = Field(default=None, gt=0, description="of the hidden ones; left out: four times the embedding")
+
+
 class VisionConfig(StrictModel):
     """The image tower.
 
@@ -48,6 +56,7 @@ class VisionConfig(StrictModel):
     norm_epsilon: float = Field(default=1e-5, gt=0, description="of every norm")
     patch_bias: bool = Field(default=False, description="a bias in a ViT's patch embedding")
     projection_bias: bool = Field(default=False, description="a bias in the projection to the embedding")
+    adapter: AdapterConfig | None = Field(default=None, description="a head behind the tower; left out: none")
 
     @model_validator(mode="after")
     def _consistent(self) -> VisionConfig:
@@ -109,6 +118,7 @@ class TextConfig(StrictModel):
     norm_final: bool = Field(default=True, description="a norm after the last block")
     norm_epsilon: float = Field(default=1e-5, gt=0, description="of every norm")
     projection_bias: bool = Field(default=False, description="a bias in the projection to the embedding")
+    adapter: AdapterConfig | None = Field(default=None, description="a head behind the tower; left out: none")
 
     @model_validator(mode="after")
     def _consistent(self) -> TextConfig:

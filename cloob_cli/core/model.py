@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cloob_cli.core.adapter import Adapter
 from cloob_cli.core.config import ModelConfig, TextConfig
 from cloob_cli.core.initialization import initialize_attention, initialize_image_tower, initialize_text_tower
 from cloob_cli.core.resnet import ModifiedResNet
@@ -53,6 +54,9 @@ class CloobModel(nn.Module):
             self.visual = VisionTransformer(config.vision, config.embed_dim)
         self._add_text_tower(config.text, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.empty(()))
+        vision, text = config.vision.adapter, config.text.adapter
+        self.visual_adapter = Adapter(vision, config.embed_dim) if vision else nn.Identity()
+        self.text_adapter = Adapter(text, config.embed_dim) if text else nn.Identity()
 
     def _add_text_tower(self, text: TextConfig, embed_dim: int) -> None:
         # open_clip keeps this tower's parts at the top level, hence not a module of its own.
@@ -84,6 +88,9 @@ class CloobModel(nn.Module):
         initialize_image_tower(self.visual)
         initialize_text_tower(self.token_embedding, self.positional_embedding, self.transformer, self.text_projection)
         self.logit_scale.fill_(math.log(self.config.inv_tau))
+        for adapter in (self.visual_adapter, self.text_adapter):
+            if isinstance(adapter, Adapter):
+                adapter.initialize()
 
     @property
     def inv_tau(self) -> Tensor:
@@ -91,12 +98,30 @@ class CloobModel(nn.Module):
         return self.logit_scale.exp()
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """Raw image features [B, D], before L2 normalization, of normalized pixels [B, 3, H, W] (any float dtype)."""
-        features: Tensor = self.visual(pixels.to(self.visual.conv1.weight.dtype))
-        return features
+        """Raw image features [B, D], before L2 normalization, of normalized pixels [B, 3, H, W] (any float dtype), or
+        of what `image_trunk` gave for them [B, W].
+        """
+        if pixels.ndim == 2:
+            features: Tensor = self.visual.head(pixels)
+        else:
+            features = self.visual(pixels.to(self.visual.conv1.weight.dtype))
+        adapted: Tensor = self.visual_adapter(features)
+        return adapted
+
+    def image_trunk(self, pixels: Tensor) -> Tensor:
+        """Features before the projection, [B, W], of normalized pixels [B, 3, H, W]."""
+        return self.visual.trunk(pixels.to(self.visual.conv1.weight.dtype))
 
     def text_features(self, tokens: Tensor) -> Tensor:
-        """Raw text features [B, D], before L2 normalization, of token ids int64 [B, context]."""
+        """Raw text features [B, D], before L2 normalization, of token ids int64 [B, context], or of what `text_trunk`
+        gave for them, float [B, W].
+        """
+        trunk = tokens if tokens.is_floating_point() else self.text_trunk(tokens)
+        adapted: Tensor = self.text_adapter(project(trunk, self.text_projection))
+        return adapted
+
+    def text_trunk(self, tokens: Tensor) -> Tensor:
+        """Features before the projection, [B, W], of token ids int64 [B, context]."""
         text = self.config.text
         index: Tensor | int = tokens.argmax(-1) if text.pooling == "end" else 0  # the end token is the highest id
         if text.causal and text.pooling == "end" and self.cuts_tokens and not tokens.is_cuda and not _is_traced():
@@ -113,7 +138,8 @@ class CloobModel(nn.Module):
             valid_queries=valid if text.padding == "queries" else None,
             valid_keys=valid if text.padding == "keys" else None,
         )
-        return project(self.ln_final(pooled), self.text_projection)
+        final: Tensor = self.ln_final(pooled)
+        return final
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Image embeddings of unit norm: float32 [B, D] (float64 of a float64 model).
@@ -133,7 +159,7 @@ class CloobModel(nn.Module):
         return unit_norm(self.text_features(tokens))
 
     def forward(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Both embeddings of a batch of pairs, [B, D] each."""
+        """Both embeddings of a batch of pairs, [B, D] each. Either input may be what a tower's trunk gave for it."""
         return self.encode_image(pixels), self.encode_text(tokens)
 
     def stay_in_evaluation(self, modules: Iterable[nn.Module]) -> None:

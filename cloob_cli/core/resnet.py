@@ -65,14 +65,18 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, D] of a feature map [B, C, H, W]."""
+        output: Tensor = self.c_proj(self.pool(x))
+        return output
+
+    def pool(self, x: Tensor) -> Tensor:
+        """The same before the projection: [B, C] of [B, C, H, W]."""
         positions = fitted_positions(self.positional_embedding, x.shape[2], x.shape[3]).to(x.dtype)
         x = x.flatten(2).transpose(1, 2)
         x = torch.cat([x.mean(1, keepdim=True), x], dim=1) + positions
         query = self.q_proj(x[:, 0]).unflatten(-1, (self.heads, 1, -1))  # [B, H, 1, C/H]
         key = self.k_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, N, C/H]
         value = self.v_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        output: Tensor = self.c_proj(F.scaled_dot_product_attention(query, key, value).flatten(1))
-        return output
+        return F.scaled_dot_product_attention(query, key, value).flatten(1)
 
 
 class ModifiedResNet(nn.Module):
@@ -97,6 +101,20 @@ class ModifiedResNet(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Raw features [B, D] of normalized pixels [B, 3, H, W], before L2 normalization."""
+        output: Tensor = self.attnpool(self._map(pixels))
+        return output
+
+    def trunk(self, pixels: Tensor) -> Tensor:
+        """Features before the projection: [B, 32 width] of normalized pixels [B, 3, H, W]."""
+        return self.attnpool.pool(self._map(pixels))
+
+    def head(self, features: Tensor) -> Tensor:
+        """Raw features [B, D] of what `trunk` gave."""
+        output: Tensor = self.attnpool.c_proj(features)
+        return output
+
+    def _map(self, pixels: Tensor) -> Tensor:
+        """The last feature map [B, 32 width, H / 32, W / 32]."""
         x = F.relu(self.bn1(self.conv1(pixels)), inplace=True)
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)
         x = F.relu(self.bn3(self.conv3(x)), inplace=True)
@@ -104,8 +122,7 @@ class ModifiedResNet(nn.Module):
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in stage:
                 x = self._run(block, x)
-        output: Tensor = self.attnpool(x)
-        return output
+        return x
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         if self.checkpointing and self.training and torch.is_grad_enabled():

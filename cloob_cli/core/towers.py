@@ -106,16 +106,15 @@ def freeze(model: CloobModel, names: Sequence[str]) -> None:
     for piece in pieces:
         piece.requires_grad_(False)
     model.stay_in_evaluation([piece for piece in pieces if isinstance(piece, nn.Module)])
-    if not any(map(_trained, tower(model, "image").trunk)):
+    if trunk_is_frozen(model, "image"):
         model.stay_in_evaluation([model.visual])  # as a whole: it drops no patches either
     if not any(parameter.requires_grad for name, parameter in model.named_parameters() if name != "logit_scale"):
         raise RecipeError("train.freeze leaves nothing to train", "take a tower or some of its layers out of it")
 
 
-def is_frozen(model: CloobModel, name: TowerName) -> bool:
-    """True where no parameter of a tower is trained."""
-    pieces = tower(model, name)
-    return not any(_trained(piece) for piece in [*pieces.trunk, *pieces.projection])
+def trunk_is_frozen(model: CloobModel, name: TowerName) -> bool:
+    """True where nothing of a tower is trained, but for its projection and its adapter."""
+    return not any(map(_trained, tower(model, name).trunk))
 
 
 def depths(model: CloobModel) -> dict[int, tuple[TowerName, int]]:

@@ -240,6 +240,14 @@ class VisionTransformer(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Raw features [B, D] of normalized pixels [B, 3, H, W], before L2 normalization."""
+        return self.head(self.trunk(pixels))
+
+    def head(self, features: Tensor) -> Tensor:
+        """Raw features [B, D] of what `trunk` gave."""
+        return project(features, self.proj)
+
+    def trunk(self, pixels: Tensor) -> Tensor:
+        """Features before the projection: [B, width] of normalized pixels [B, 3, H, W]."""
         grid = self.conv1(self.stem(pixels))  # [B, W, height, width]
         patches = grid.flatten(2).transpose(1, 2)  # [B, patches, W]
         class_token = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
@@ -247,7 +255,8 @@ class VisionTransformer(nn.Module):
         x = torch.cat([class_token, patches], dim=1) + positions.to(patches.dtype)
         if self.training and self.patch_dropout:
             x = self._without_some_patches(x)
-        return project(self.ln_post(self.transformer(self.ln_pre(x), 0)), self.proj)
+        features: Tensor = self.ln_post(self.transformer(self.ln_pre(x), 0))
+        return features
 
     def _without_some_patches(self, x: Tensor) -> Tensor:
         """The class token and a random choice of patches of each image: [B, 1 + kept, W] of [B, 1 + patches, W]."""

@@ -22,6 +22,7 @@ DRAWS = (
     "brightness", "contrast", "saturation", "grayscale", "invert",
 )  # fmt: skip
 
+_CHANGES = ("shift", "flip", "color_jitter", "grayscale", "invert")
 _CROP_TRIES = 10  # as many as torchvision makes
 _IN_CACHE = 64  # images that a CPU changes at a time
 _LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's conversion to grayscale
@@ -35,6 +36,11 @@ def draw(uniforms: np.ndarray, name: str) -> np.ndarray:
 def crops(augment: AugmentSection) -> bool:
     """True where random crops are asked for."""
     return augment.crop_scale != (1.0, 1.0)
+
+
+def changes_images(augment: AugmentSection) -> bool:
+    """True where an image is not the same every time it is seen."""
+    return crops(augment) or any(getattr(augment, name) for name in _CHANGES)
 
 
 def crop_boxes(sizes: np.ndarray, uniforms: np.ndarray, augment: AugmentSection) -> np.ndarray:

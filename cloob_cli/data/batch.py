@@ -23,8 +23,9 @@ class PairBatch:
 
     Attributes:
         pixels: uint8 [b, 3, H, W], not yet normalized (`images.normalize`); in channels-last memory order, and on the
-            loader's device where the images are kept there.
-        tokens: int64 [b, k, context], k captions of each image; cut to the longest if the loader was asked to.
+            loader's device where the images are kept there. Where a tower's features are kept: those, float32 [b, W].
+        tokens: int64 [b, k, context], k captions of each image; cut to the longest if the loader was asked to. Where
+            the text tower's features are kept: those, float32 [b, k, W].
         indices: int64 [b], which pairs of the source.
         caption_ids: int64 [b, k], equal for equal captions.
         skipped: the pairs that are missing.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -46,6 +46,13 @@ class CaptionStore:
         self._hashes = np.array(hashes, dtype=np.int64)
         self._context, self._pad = tokenizer.context_length, tokenizer.config.pad_id
 
+    def unique(self) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+        """The numbers that tell captions apart, sorted, int64 [n]; and what gives token ids, int64 [B, context], of
+        the captions with numbers int64 [B].
+        """
+        ids, first = np.unique(self._hashes, return_index=True)
+        return ids, lambda numbers: self._padded(first[np.searchsorted(ids, numbers)])
+
     def has(self, pair: int) -> bool:
         """True where the pair has a caption."""
         return bool(self._first[pair + 1] > self._first[pair])
@@ -57,11 +64,15 @@ class CaptionStore:
         """
         first = self._first[pairs]
         chosen = self._choices[first[:, None] + pick(uniform, self._first[pairs + 1] - first)]
-        starts = self._starts[chosen]
+        return self._padded(chosen), self._hashes[chosen]
+
+    def _padded(self, texts: np.ndarray) -> np.ndarray:
+        """Token ids int64 [..., context] of texts int64 [...] by their place among all."""
+        starts = self._starts[texts]
         columns = np.arange(self._context)
-        inside = columns < (self._starts[chosen + 1] - starts)[..., None]
+        inside = columns < (self._starts[texts + 1] - starts)[..., None]
         places = np.where(inside, starts[..., None] + columns, 0)
-        return np.where(inside, self._tokens[places], self._pad).astype(np.int64), self._hashes[chosen]
+        return np.where(inside, self._tokens[places], self._pad).astype(np.int64)
 
 
 def caption_numbers(seed: int, epoch: int, samples: np.ndarray, random: np.ndarray, count: int) -> np.ndarray:

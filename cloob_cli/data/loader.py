@@ -20,6 +20,7 @@ from cloob_cli.data.batch import PairBatch, PairReader
 from cloob_cli.data.captions import CaptionStore, caption_numbers
 from cloob_cli.data.decoded_images import ImageCache, ImageDecoder, fits_in_memory
 from cloob_cli.data.images import Preprocess
+from cloob_cli.data.kept_features import FeatureTable
 from cloob_cli.data.pairs import PairSource
 from cloob_cli.data.random_numbers import uniforms
 from cloob_cli.data.sample_order import block_windows, epoch_order
@@ -45,6 +46,8 @@ class PairLoader:
         captions_per_image: captions that are drawn of each pair, none twice where the pair has enough.
         text: the tower that the tokens are for; rows are cut to what it reads (`core.token_rows`). None: not cut.
         device: where the batches go. Kept images are moved there where they fit, and changed there.
+        image_features: those of the pairs by their index; no image is read then. None: images.
+        text_features: those of captions by `data.captions.caption_id`. None: tokens.
 
     Raises:
         DataError: fewer pairs than a batch.
@@ -68,19 +71,26 @@ class PairLoader:
         device: torch.device | None = None,
         captions_per_image: int = 1,
         text: TextConfig | None = None,
+        image_features: FeatureTable | None = None,
+        text_features: FeatureTable | None = None,
     ) -> None:
         self._pairs = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
         check_enough(len(self._pairs), batch_size)
         self._source, self._seed, self._batch_size, self._text = source, seed, batch_size, text
         self._local = slice(batch_size * rank // processes, batch_size * (rank + 1) // processes)
         local = local_processes or processes
-        self._workers = _worker_count(local) if workers == "auto" else workers
+        self._workers = worker_count(local) if workers == "auto" else workers
         reader = PairReader(source, tokenizer, ImageDecoder(preprocess, augment), augment, seed, captions_per_image)
-        if in_memory == "auto":
+        self._text_features = text_features
+        if image_features is not None:
+            in_memory = True
+        elif in_memory == "auto":
             in_memory = fits_in_memory(source, reader.decoder, self._pairs, local)
         self._full_size = preprocess.image_size
         self._read: Callable[[int, list[tuple[np.ndarray, int]]], Iterator[PairBatch]]
-        if in_memory:
+        if image_features is not None:
+            self._read = FeaturePairs(reader, self._pairs, self._workers, image_features).batches
+        elif in_memory:
             self._read = CachedPairs(reader, self._pairs, self._workers, device or torch.device("cpu")).batches
         else:
             self._read = PairStream(reader, self._workers).batches
@@ -119,7 +129,9 @@ class PairLoader:
                 raise DataError(
                     f"not one of the {len(batch.skipped)} pairs of a batch can be read; {first.name}: {first.reason}"
                 )
-            if self._text is not None:
+            if self._text_features is not None:
+                batch.tokens = torch.from_numpy(self._text_features(batch.caption_ids.numpy()))
+            elif self._text is not None:
                 batch.tokens = cut_to_longest(batch.tokens, self._text)
             yield batch
 
@@ -132,6 +144,45 @@ class PairLoader:
         return order
 
 
+class FeaturePairs:
+    """Batches of pairs whose images are their tower's features, assembled ahead by threads."""
+
+    def __init__(self, reader: PairReader, pairs: np.ndarray, workers: int, features: FeatureTable) -> None:
+        self._reader, self._features = reader, features
+        self._threads = max(1, workers)
+        self._rows = np.full(len(reader.source), -1, dtype=np.int64)
+        self._rows[pairs] = np.arange(len(pairs))
+        self._captions = CaptionStore(
+            (captions_or_none(reader.source, index) for index in pairs.tolist()), reader.tokenizer
+        )
+
+    def batches(self, epoch: int, requests: list[tuple[np.ndarray, int]]) -> Iterator[PairBatch]:
+        """Yield the batch of each of (int64 [b] pairs, size of their images, which changes nothing)."""
+        return map_in_order(lambda one: self._batch(epoch, one[0]), requests, self._threads, self._threads + _AHEAD)
+
+    def _batch(self, epoch: int, pairs: np.ndarray) -> PairBatch:
+        reader = self._reader
+        reasons = [self._reason(pair) for pair in pairs.tolist()]
+        skipped = [
+            Failure(reader.source.name(pair), why) for pair, why in zip(pairs.tolist(), reasons, strict=True) if why
+        ]
+        pairs = pairs[np.array([why is None for why in reasons], dtype=bool)]
+        random = uniforms(reader.seed, epoch, pairs, len(DRAWS))
+        choosing = caption_numbers(reader.seed, epoch, pairs, random, reader.captions_per_image)
+        tokens, caption_ids = self._captions.batch(self._rows[pairs], choosing)
+        return PairBatch(
+            torch.from_numpy(self._features(pairs)),
+            torch.from_numpy(tokens),
+            torch.from_numpy(pairs),
+            torch.from_numpy(caption_ids),
+            skipped,
+        )
+
+    def _reason(self, pair: int) -> str | None:
+        """The reason why a pair cannot be used; None where it can."""
+        return self._features.missing.get(pair) if self._captions.has(self._rows[pair]) else "no caption"
+
+
 class CachedPairs:
     """Batches of images that are kept decoded, assembled ahead by threads in array operations."""
 
@@ -141,7 +192,7 @@ class CachedPairs:
         self._rows = np.full(len(reader.source), -1, dtype=np.int64)
         self._rows[pairs] = np.arange(len(pairs))
         self._captions = CaptionStore(
-            (_captions_or_none(reader.source, index) for index in pairs.tolist()), reader.tokenizer
+            (captions_or_none(reader.source, index) for index in pairs.tolist()), reader.tokenizer
         )
         self._images = ImageCache(reader.source, reader.decoder, pairs)
         self._images.move_to(device, self._threads)
@@ -185,11 +236,13 @@ def check_enough(pairs: int, batch_size: int) -> None:
         raise DataError(f"{pairs} training pairs are fewer than one batch of {batch_size}", "lower train.batch_size")
 
 
-def _worker_count(local_processes: int) -> int:
+def worker_count(local_processes: int) -> int:
+    """Processes that read for each of so many that train on this machine."""
     return min(16, max(1, core_count() // local_processes - 1))
 
 
-def _captions_or_none(source: PairSource, index: int) -> list[str]:
+def captions_or_none(source: PairSource, index: int) -> list[str]:
+    """The captions of a pair; none where it cannot be read."""
     try:
         return source.captions(index)
     except ImageError:

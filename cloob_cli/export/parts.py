@@ -43,6 +43,7 @@ def refuse(program: str, reasons: dict[str, bool]) -> None:
 def not_of_clip(config: ModelConfig) -> dict[str, bool]:
     """Reasons for `refuse`: what neither open_clip's CLIP class nor that of transformers has."""
     return {
+        "an adapter behind a tower": config.vision.adapter is not None or config.text.adapter is not None,
         "a bias in the image projection": config.vision.projection_bias,
         "a bias in the patch embedding": config.vision.patch_bias,
         "a stem of convolutions before a vision transformer": config.vision.stem == "conv",

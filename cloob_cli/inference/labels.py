@@ -5,17 +5,21 @@ A label file:
     # whole lines may be comments, and the rest of a line after " # "
     cat
     dog: puppy | hound          synonyms: a class is the mean of its label and all its synonyms
-    12\\: noon                   a backslash before : | and # makes it part of the text (here "12: noon")
+    12\\: noon                   a backslash before : | > and # makes it part of the text (here "12: noon")
 
 Labels themselves may hold colons ("keycap: 1", "keycap: 2"). So where reading colons as "label: synonym" would give
 two lines the same label, lines with a colon but no `|` are whole labels.
+
+`animal > bird > robin` is the label robin in a tree. A line states who stands below whom, so `animal > bird` and
+`bird > robin` say the same; each name has one place in the tree.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cloob_cli.errors import InputError, LabelError
@@ -23,22 +27,33 @@ from cloob_cli.errors import InputError, LabelError
 _COMMENT = re.compile(r"(?:^#|\s#\s).*")
 _COLON = re.compile(r"(?<!\\):\s+")
 _BAR = re.compile(r"(?<!\\)\|")
-_ESCAPED = re.compile(r"\\([:|#])")
+_ABOVE = re.compile(r"(?<=\s)>(?=\s)")
+_ESCAPED = re.compile(r"\\([:|#>])")
 
 
 @dataclass(frozen=True)
 class Label:
-    """A class: `name` is what results show; `names` are all texts that stand for it, the name first."""
+    """A class: `name` is what results show; `names` are all texts that stand for it, the name first.
+
+    `above` are the names of the tree above it, the root first.
+    """
 
     name: str
     names: tuple[str, ...]
+    above: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The names from the root of the tree to this one; of a label without a tree just its name."""
+        return (*self.above, self.name)
 
 
 def read_labels(path: Path | None, further: Sequence[str] = ()) -> list[Label]:
     """The labels of a file, in its order, and then those of `further`, each written like a line of a file.
 
     Raises:
-        LabelError: not readable, not UTF-8 text, without a label, an empty label, or one that stands there twice.
+        LabelError: not readable, not UTF-8 text, without a label, an empty label, or one that stands there twice; a
+            tree with a loop, or with a name in two places.
     """
     lines = []
     if path is not None:
@@ -53,7 +68,7 @@ def read_labels(path: Path | None, further: Sequence[str] = ()) -> list[Label]:
     if len({label.name for label in labels}) < len(labels):
         labels = [_parse(text, where, split_colon=False) for where, text in lines]
     _refuse_duplicates([(where, label.name) for (where, _), label in zip(lines, labels, strict=True)])
-    return labels
+    return _in_tree([where for where, _ in lines], labels)
 
 
 def read_templates(path: Path) -> list[str]:
@@ -112,10 +127,41 @@ def _parse(text: str, where: str, split_colon: bool) -> Label:
         name, synonyms = text[: colon.start()], text[colon.end() :]
     elif has_bar:
         name, synonyms = _BAR.split(text, maxsplit=1)
-    texts = [_ESCAPED.sub(r"\1", part).strip() for part in (name, *_BAR.split(synonyms))]
-    if not texts[0]:
+    *above, name = (_plain(part) for part in _ABOVE.split(f" {name} "))
+    texts = [name, *map(_plain, _BAR.split(synonyms))]
+    if not name and not above:
         raise LabelError(f"{where}: no label before the colon", "like: dog: puppy | hound")
-    return Label(texts[0], tuple(dict.fromkeys(part for part in texts if part)))
+    if not name or not all(above):
+        raise LabelError(f"{where}: nothing stands beside a >", "like: animal > bird > robin")
+    return Label(name, tuple(dict.fromkeys(part for part in texts if part)), tuple(above))
+
+
+def _plain(text: str) -> str:
+    return _ESCAPED.sub(r"\1", text).strip()
+
+
+def _in_tree(places: list[str], labels: list[Label]) -> list[Label]:
+    """The labels with everything above them, which may stand on several lines."""
+    parents: dict[str, str] = {}
+    for where, label in zip(places, labels, strict=True):
+        for parent, child in itertools.pairwise(label.path):
+            known = parents.setdefault(child, parent)
+            if known != parent:
+                raise LabelError(
+                    f"{where}: '{child}' stands below '{parent}', and elsewhere below '{known}'",
+                    "each name has one place in the tree",
+                )
+    found = []
+    for where, label in zip(places, labels, strict=True):
+        above: list[str] = []
+        name = label.name
+        while name in parents:
+            name = parents[name]
+            if name in above or name == label.name:
+                raise LabelError(f"{where}: '{label.name}' and '{name}' stand below each other", "a tree has no loops")
+            above.append(name)
+        found.append(replace(label, above=tuple(reversed(above))))
+    return found
 
 
 def _refuse_duplicates(placed: list[tuple[str, str]]) -> None:

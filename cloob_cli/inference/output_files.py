@@ -28,7 +28,13 @@ MADE_BY = "made_by"  # the key in a Parquet file's metadata; its value is the co
 _EMBED_KEYS = {b"model", b"weights_sha256", b"preprocessing", b"version"}
 _CHOICE = ["label", "probability", "cosine"]
 _SCORES = ("dataset", "model", "task")  # the first columns, or keys of each record
-_FURTHER = ["sorted_to"]  # what `classify` writes behind these, where it was asked to
+_FURTHER = [
+    "rejection",
+    "decided_by",
+    "labels",
+    "set",
+    "sorted_to",
+]  # what `classify` writes behind these, where it was asked to
 _CSV_HEADER = re.compile(
     r"path,label,probability,cosine(,label_\d+,probability_\d+,cosine_\d+)*" + "".join(f"(,{n})?" for n in _FURTHER)
 )

@@ -26,6 +26,7 @@ from cloob_cli.training.checkpoints import Progress, load_checkpoint
 from cloob_cli.training.data_split import DataSplit, compare_parts, open_data
 from cloob_cli.training.ema import EMA
 from cloob_cli.training.events import Event, Notice, Preparing
+from cloob_cli.training.features import kept_features
 from cloob_cli.training.initial_model import FindModel, check_same_start, fit_initial_model, keep_initial_model
 from cloob_cli.training.interrupt import StopRequest
 from cloob_cli.training.new_model import (
@@ -227,7 +228,19 @@ def _build(
     if recipe.validation.every and not validator:
         yield Notice(f"validation.every has nothing to validate on: set {VALIDATION_KEYS}")
 
-    yield Preparing("reading images")
+    features = yield from kept_features(
+        recipe,
+        folder.features,
+        model,
+        data,
+        data_parts,
+        tokenizer,
+        preprocess,
+        accelerator,
+        start.progress.precision,
+        stop,
+    )
+    yield Preparing("reading captions" if "image" in features else "reading images")
     loader = PairLoader(
         data.source,
         data.indices,
@@ -244,6 +257,8 @@ def _build(
         device=accelerator.device,
         captions_per_image=recipe.train.captions_per_image,
         text=config.text,
+        image_features=features.get("image"),
+        text_features=features.get("text"),
     )
     stop.check()
     steps = recipe.train.steps or max(1, round((recipe.train.epochs or 0) * loader.batches_per_epoch))

@@ -7,6 +7,7 @@ RUN/loss.png                         the loss curve (extra `report`)
 RUN/skipped.jsonl                    pairs that could not be read
 RUN/checkpoints/step-00001000/       see checkpoints.py
 RUN/start/                           the model that the run started from (with model.init), see initial_model.py
+RUN/features/image, text/            features of a frozen tower, see data/kept_features.py
 RUN/end/                             the last weights, where the finished model lies between start and end
 RUN/interpolation.json               the scores on the way from start to end (finetune.interpolate)
 RUN/model/                           the finished model
@@ -81,6 +82,10 @@ class RunFolder:
     @property
     def start(self) -> Path:
         return self.path / "start"
+
+    @property
+    def features(self) -> Path:
+        return self.path / "features"
 
     @property
     def end(self) -> Path:

@@ -94,7 +94,9 @@ class TrainingStep:
         set_learning_rate(self.optimizer, partial(learning_rate, step, self._steps, self._schedule))
         if isinstance(self.model.visual, VisionTransformer):
             self.model.visual.patch_dropout = self._patch_dropout if step < self._all_patches_from else 0.0
-        pixels = normalize(batch.pixels.to(self._device, non_blocking=True), self.model.config.preprocess)
+        pixels = batch.pixels.to(self._device, non_blocking=True)
+        if pixels.ndim > 2:
+            pixels = normalize(pixels, self.model.config.preprocess)
         tokens = batch.tokens.to(self._device, non_blocking=True)
         caption_ids = batch.caption_ids.to(self._device) if self._objective.mask_equal_captions else None
         loss = self._gradient(pixels, tokens, partial(self._loss, caption_ids, step < self._retrieval_from))
@@ -132,7 +134,7 @@ class TrainingStep:
         )
 
     def _embed(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings, [m, D] of pixels [m, 3, H, W] and [m, k, D] of tokens [m, k, context]."""
+        """Embeddings, [m, D] of pixels [m, 3, H, W] and [m, k, D] of tokens [m, k, context], or of kept features."""
         images, texts = self._wrapped(pixels, tokens.flatten(0, 1))
         return images, texts.unflatten(0, tokens.shape[:2])
 

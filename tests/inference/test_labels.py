@@ -80,13 +80,50 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read_labels(tmp_path)
 
 
+def test_a_tree_may_stand_on_several_lines(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("animal > bird > robin: redbreast\nbird > crane\nthing\nthing > animal\na \\> b\n")
+    labels = read_labels(path, ["crane > baby crane"])
+    assert [label.path for label in labels] == [
+        ("thing", "animal", "bird", "robin"),
+        ("thing", "animal", "bird", "crane"),
+        ("thing",),
+        ("thing", "animal"),
+        ("a > b",),
+        ("thing", "animal", "bird", "crane", "baby crane"),
+    ]
+    assert labels[0].names == ("robin", "redbreast")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "animal > crane > chick\nmachine > crane > hook",
+            "line 2: 'crane' stands below 'machine', and elsewhere below",
+        ),
+        ("animal > crane\nmachine > crane", "line 2: the label 'crane' stands already on line 1"),
+        ("a > b > a", "line 1: 'a' and 'a' stand below each other"),
+        ("a > b\nb > c\nc > a", "line 1: .b. and .b. stand below each other"),
+        ("animal >", "nothing stands beside a >"),
+        ("> bird", "nothing stands beside a >"),
+        ("animal > > bird", "nothing stands beside a >"),
+    ],
+)
+def test_trees_that_are_none(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text(content)
+    with pytest.raises(LabelError, match=message):
+        read_labels(path)
+
+
 NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"], exclude_characters="\ufeff"), min_size=1)
 # (A label that ends in a backslash is the one that cannot be written: it would take the colon behind it.)
 WORDS = st.lists(NAMES, min_size=1, max_size=4).map(" ".join).filter(lambda name: not name.endswith("\\"))
 
 
 def escaped(name: str) -> str:
-    return "".join("\\" + c if c in ":|#" else c for c in name)
+    return "".join("\\" + c if c in ":|#>" else c for c in name)
 
 
 @given(st.dictionaries(WORDS, st.lists(WORDS, max_size=3), min_size=1, max_size=6), st.sampled_from(["\n", "\r\n"]))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from command_line import cloob_here, environment
 from finetune import finetuning
+from foreign_folders import open_clip_config, save_open_clip, tiny_clip
 from margins import close
 from safetensors.torch import load_file
 from tiny_model import RESNET, VIT, save_tiny_model
@@ -311,6 +312,17 @@ def test_the_command_starts_from_a_run_and_goes_on_without_it(data, tmp_path):
     (place / "runs" / "second" / "result.json").unlink()
     again = cloob_here("train", tmp_path / "second.toml", "--device", "cpu", "--resume", cwd=place)
     assert again.returncode == 0, again.stderr
+
+
+def test_a_folder_of_another_program_is_a_start_too(data, tmp_path):
+    other = save_open_clip(tmp_path / "other", tiny_clip(), open_clip_config(quick_gelu=True))
+    text = 'name = "x"\n[model]\ninit = "./other"\n[train]\nsteps = 2\nbatch_size = 16\nprecision = "fp32"\n'
+    (tmp_path / "x.toml").write_text(f'{text}[optimizer]\nlearning_rate = 0\n[data]\ntrain = "{data}"\nworkers = 0\n')
+    done = cloob_here("train", "x.toml", "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made, opened = open_model(tmp_path / "runs" / "x" / "model", "cpu"), open_model(other, "cpu")
+    assert equal_weights(made.state_dict(), opened.state_dict())
+    assert made.config.preprocess == opened.config.preprocess
 
 
 @pytest.mark.parametrize(
