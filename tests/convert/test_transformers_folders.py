@@ -247,6 +247,7 @@ def test_preprocessing_that_is_not_supported(processor: dict[str, Any], words: s
         (lambda config: config["text_config"].update(num_hidden_layers=1), "holds the tensor"),
         (lambda config: config["vision_config"].update(num_attention_heads=5), "width must be a multiple of heads"),
         (lambda config: config.update(vision_config="large"), "vision_config"),
+        (lambda config: config["text_config"].update(eos_token_id=7), "read at the token 7"),
     ],
 )
 def test_other_models_are_named_in_one_line(
