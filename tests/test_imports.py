@@ -25,7 +25,7 @@ ALLOWED = {
     "export": BASE | {"core", "data", "convert", "checkpoint", "export"},
     "registry": BASE | {"core", "data", "checkpoint", "convert", "registry"},
     "training": BASE | {"core", "data", "checkpoint", "training", "recipe"},
-    "inference": BASE | {"core", "data", "checkpoint", "inference", "recipe"},
+    "inference": BASE | {"core", "data", "checkpoint", "filing", "inference", "recipe"},
     "evaluation": BASE | {"core", "data", "checkpoint", "evaluation", "recipe"},
     "filing": BASE | {"data", "filing"},
     "commands": BASE

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cloob_cli.core.geometry import covariance_spectrum, directions_for
 from cloob_cli.errors import NonFiniteEmbeddingsError
 
 
@@ -70,7 +71,4 @@ def covariance_rank(embeddings: Tensor, fraction: float = 0.99) -> int:
     Args:
         embeddings: [N, D], any floating dtype; the eigenvalues are computed in float64.
     """
-    centered = embeddings.double() - embeddings.double().mean(dim=0)
-    eigenvalues = torch.linalg.eigvalsh(centered.T @ centered).flip(0).clamp(min=0)
-    explained = eigenvalues.cumsum(0) / eigenvalues.sum().clamp(min=torch.finfo(torch.float64).tiny)
-    return min(len(eigenvalues), int((explained < fraction).sum()) + 1)
+    return directions_for(covariance_spectrum(embeddings), fraction)

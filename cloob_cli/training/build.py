@@ -40,6 +40,7 @@ from cloob_cli.training.new_model import (
 from cloob_cli.training.run_folder import RunFolder, RunLock, Start, claim, find_start
 from cloob_cli.training.schedules import warmup_length
 from cloob_cli.training.step import TrainingStep
+from cloob_cli.training.teacher import check_teacher, open_teacher
 from cloob_cli.training.telemetry import CollapseWatch
 from cloob_cli.training.validation import Validator
 from cloob_cli.version import __version__
@@ -199,6 +200,7 @@ def _build(
     stop.check()
     processes.agree(facts(recipe, data, data_parts))
     check_frozen_parts(recipe)
+    processes.on_main(lambda: check_teacher(recipe, folder.features, find_model))
     fitted = None
     if recipe.model.init is not None:
         yield Preparing(f"opening {shown_name(recipe.model.init)}")
@@ -240,6 +242,18 @@ def _build(
         start.progress.precision,
         stop,
     )
+    teacher = yield from open_teacher(
+        recipe,
+        folder.features,
+        model,
+        data,
+        data_parts,
+        tokenizer,
+        accelerator,
+        start.progress,
+        find_model,
+        stop,
+    )
     yield Preparing("reading captions" if "image" in features else "reading images")
     loader = PairLoader(
         data.source,
@@ -272,11 +286,14 @@ def _build(
         steps=steps,
         local_batch_size=loader.local_batch_size,
         seed=recipe.seed,
+        teacher=teacher,
     )
     warm_ups = warmup_length(recipe.optimizer, steps), round(recipe.objective.hopfield_warmup * steps)
     if start.checkpoint:
         optimizer, scaler = train_step.optimizer, accelerator.scaler
-        load_checkpoint(start.checkpoint, model, optimizer, scaler, train_step.ema, accelerator.device)
+        load_checkpoint(
+            start.checkpoint, model, optimizer, scaler, train_step.ema, accelerator.device, train_step.projection
+        )
     return Run(
         recipe=recipe,
         folder=folder,

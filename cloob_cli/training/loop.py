@@ -161,6 +161,7 @@ def _save_checkpoint(run: Run) -> CheckpointSaved:
             run.accelerator.scaler,
             run.ema,
             run.recipe.train.keep_checkpoints,
+            run.train_step.projection,
         )
     run.accelerator.wait_for_everyone()
     return CheckpointSaved(run.step, run.checkpoint or run.folder.checkpoints)

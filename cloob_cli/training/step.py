@@ -23,6 +23,7 @@ from cloob_cli.training.implementation import choose_implementation
 from cloob_cli.training.optim import build_optimizer, set_learning_rate
 from cloob_cli.training.precision import Precision
 from cloob_cli.training.schedules import learning_rate
+from cloob_cli.training.teacher import Teacher
 
 # What enters the matrix products of the loss on a GPU, by the precision of the towers; sums are float32 always.
 _LOSS_PRECISION: dict[Precision, Literal["fp32", "tf32", "bf16"]] = {"fp32": "fp32", "fp16": "tf32", "bf16": "bf16"}
@@ -39,6 +40,7 @@ class TrainingStep:
         steps: of the whole run; schedule and Hopfield warm-up depend on it.
         local_batch_size: pairs of a batch that this process embeds, where none is unreadable.
         seed: any random numbers that the towers draw are a function of (seed, step, process).
+        teacher: its loss is added to the objective's.
 
     Attributes:
         ema: the averaged weights, or None.
@@ -58,9 +60,12 @@ class TrainingStep:
         steps: int,
         local_batch_size: int,
         seed: int,
+        teacher: Teacher | None = None,
     ) -> None:
         self.model, self.ema = model, EMA(model, train.ema) if train.ema else None
-        self.optimizer = build_optimizer(model, optimizer)
+        self.teacher = teacher
+        self.projection = teacher.projection.to(accelerator.device) if teacher and teacher.projection else None
+        self.optimizer = build_optimizer(model, optimizer, self.projection)
         self._accelerator, self._device = accelerator, accelerator.device
         self._wrapped, self._accelerated_optimizer = accelerator.prepare(model, self.optimizer)
         self._processes = torch.distributed.group.WORLD if accelerator.num_processes > 1 else None
@@ -99,8 +104,10 @@ class TrainingStep:
             pixels = normalize(pixels, self.model.config.preprocess)
         tokens = batch.tokens.to(self._device, non_blocking=True)
         caption_ids = batch.caption_ids.to(self._device) if self._objective.mask_equal_captions else None
-        loss = self._gradient(pixels, tokens, partial(self._loss, caption_ids, step < self._retrieval_from))
-        norm = self._accelerator.clip_grad_norm_(self.model.parameters(), self._schedule.gradient_clip or math.inf)
+        wanted = self.teacher.embeddings(batch, self._device) if self.teacher else None
+        loss = self._gradient(pixels, tokens, partial(self._loss, caption_ids, step < self._retrieval_from, wanted))
+        parameters = [*self.model.parameters(), *(self.projection.parameters() if self.projection else ())]
+        norm = self._accelerator.clip_grad_norm_(parameters, self._schedule.gradient_clip or math.inf)
         self._accelerated_optimizer.step()
         self._accelerated_optimizer.zero_grad()
         if self._objective.learn_inv_tau:
@@ -142,11 +149,14 @@ class TrainingStep:
         self,
         caption_ids: Tensor | None,
         warming_up: bool,
+        wanted: tuple[Tensor, Tensor] | None,
         images: Tensor,
         texts: Tensor,
         logit_scale: Tensor | None = None,
     ) -> Tensor:
-        """The mean loss of image embeddings [n, D] against each of the k captions of texts [n, k, D]."""
+        """The mean loss of image embeddings [n, D] against each of the k captions of texts [n, k, D], and the
+        teacher's where it has said what is `wanted`.
+        """
         section = self._objective
         draws = texts.shape[1]
         losses = [
@@ -163,7 +173,11 @@ class TrainingStep:
             )
             for number in range(draws)
         ]
-        return torch.stack(losses).mean()
+        loss = torch.stack(losses).mean()
+        if self.teacher is not None and wanted is not None:
+            inv_tau = section.inv_tau if logit_scale is None else logit_scale.exp()
+            loss = loss + self.teacher.loss(images, texts, wanted, inv_tau, self._processes)
+        return loss
 
     def _find_micro_batch_size(self, train: TrainSection) -> int | None:
         size = train.micro_batch_size
