@@ -374,6 +374,9 @@ class ValidationSection(StrictModel):
     zero_shot: Annotated[list[str], AfterValidator(_local)] = Field(
         default_factory=list, description="folders of classification data sets"
     )
+    datasets: Annotated[list[str], AfterValidator(_local)] = Field(
+        default_factory=list, description="data sets as `cloob eval` takes them, labeled or captioned"
+    )
 
 
 class Recipe(StrictModel):
@@ -492,7 +495,7 @@ def _recipes_like(path: Path) -> str:
 
 
 # (section, key) of every key that holds paths.
-PATH_KEYS = (("data", "train"), ("data", "validation"), ("validation", "zero_shot"))
+PATH_KEYS = (("data", "train"), ("data", "validation"), ("validation", "zero_shot"), ("validation", "datasets"))
 # The same for names of models, which may be paths.
 MODEL_KEYS = (("model", "init"), ("teacher", "model"))
 

@@ -24,7 +24,7 @@ ALLOWED = {
     "checkpoint": BASE | {"core", "data", "convert", "checkpoint"},
     "export": BASE | {"core", "data", "convert", "checkpoint", "export"},
     "registry": BASE | {"core", "data", "checkpoint", "convert", "registry"},
-    "training": BASE | {"core", "data", "checkpoint", "training", "recipe"},
+    "training": BASE | {"core", "data", "checkpoint", "evaluation", "training", "recipe"},
     "inference": BASE | {"core", "data", "checkpoint", "filing", "inference", "recipe"},
     "evaluation": BASE | {"core", "data", "checkpoint", "evaluation", "recipe"},
     "filing": BASE | {"data", "filing"},

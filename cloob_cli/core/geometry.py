@@ -23,6 +23,15 @@ def directions_for(eigenvalues: Tensor, fraction: float = 0.99) -> int:
     return min(len(eigenvalues), int((explained < fraction).sum()) + 1)
 
 
+def covariance_rank(embeddings: Tensor, fraction: float = 0.99) -> int:
+    """The number of eigenvalues of the covariance of embeddings [N, D] that make up `fraction` of the variance.
+
+    It measures how many directions of the space are in use; the CLOOB paper (Fürst et al. 2022, section 4.2)
+    compares models by it.
+    """
+    return directions_for(covariance_spectrum(embeddings), fraction)
+
+
 def effective_rank(eigenvalues: Tensor) -> float:
     """exp of the entropy of the eigenvalues' shares (Roy and Vetterli 2007): equal ones count fully."""
     return float(torch.exp(torch.special.entr(eigenvalues / eigenvalues.sum().clamp(min=1e-300)).sum()))

@@ -88,13 +88,13 @@ def after_retrieval(pairs: Pairs, beta: float) -> dict[str, Any]:
     return found
 
 
-def ends(patterns: Tensor, beta: float) -> dict[str, Any]:
+def ends(patterns: Tensor, beta: float, iterations: int = 1000) -> dict[str, Any]:
     """The ends of the iterated update rule for each pattern among all patterns [N, D], and the energy there.
 
     A fixed point is a single pattern where at most 1.5 answer effectively; the global mean where more than half of all
     patterns answer, or where it is the only one; and a cluster otherwise.
     """
-    found = fixed_points(patterns, patterns, beta)
+    found = fixed_points(patterns, patterns, beta, iterations)
     groups = distinct(found.points, _RADIUS)
     single = found.patterns <= _SINGLE
     everywhere = ~single & ((found.patterns > _GLOBAL * len(patterns)) | (groups.max() == 0))

@@ -16,7 +16,6 @@ from accelerate import Accelerator
 
 from cloob_cli.core.device import pick_device
 from cloob_cli.core.model import CloobModel
-from cloob_cli.data.classification import open_classification_set
 from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import PairLoader, check_enough
 from cloob_cli.data.text import Tokenizer
@@ -29,6 +28,7 @@ from cloob_cli.training.events import Event, Notice, Preparing
 from cloob_cli.training.features import kept_features
 from cloob_cli.training.initial_model import FindModel, check_same_start, fit_initial_model, keep_initial_model
 from cloob_cli.training.interrupt import StopRequest
+from cloob_cli.training.mechanism import REPORTS_BETWEEN, MechanismWatch
 from cloob_cli.training.new_model import (
     build_model,
     check_frozen_parts,
@@ -42,10 +42,11 @@ from cloob_cli.training.schedules import warmup_length
 from cloob_cli.training.step import TrainingStep
 from cloob_cli.training.teacher import check_teacher, open_teacher
 from cloob_cli.training.telemetry import CollapseWatch
-from cloob_cli.training.validation import Validator
+from cloob_cli.training.validation import Validator, open_sets
 from cloob_cli.version import __version__
 
-VALIDATION_KEYS = "data.validation, data.validation_fraction or validation.zero_shot"  # that bring something to score
+# Keys that bring something to score.
+VALIDATION_KEYS = "data.validation, data.validation_fraction, validation.datasets or validation.zero_shot"
 
 _LOCAL_KEYS = {"data.workers", "data.in_memory"}  # recipe keys that each process may have for itself
 
@@ -84,6 +85,7 @@ class Run:
     train_step: TrainingStep
     validator: Validator
     collapse: CollapseWatch
+    mechanism: MechanismWatch
     steps: int
     # The rest changes while the run is trained.
     progress_at_start: Progress
@@ -193,7 +195,7 @@ def _build(
     yield Preparing("opening the data")
     data = open_data(recipe.data, recipe.validation.retrieval_pairs)
     check_enough(len(data.indices), recipe.train.batch_size)
-    sets = [open_classification_set(Path(name)) for name in recipe.validation.zero_shot]
+    sets = open_sets(recipe.validation)
     data_parts = data.parts()
     if start.checkpoint:
         yield from map(Notice, compare_parts(start.progress.data, data_parts, start.progress.step))
@@ -309,6 +311,7 @@ def _build(
         train_step=train_step,
         validator=validator,
         collapse=CollapseWatch(recipe.objective, recipe.train.batch_size, max(warm_ups)),
+        mechanism=MechanismWatch(recipe.objective, REPORTS_BETWEEN * recipe.train.log_every, max(warm_ups)),
         steps=steps,
         progress_at_start=start.progress,
         checkpoint=start.checkpoint,

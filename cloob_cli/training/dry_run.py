@@ -10,7 +10,6 @@ import torch
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.towers import freeze
-from cloob_cli.data.classification import open_classification_set
 from cloob_cli.data.loader import check_enough
 from cloob_cli.data.text import clip_tokenizer
 from cloob_cli.recipe import Recipe
@@ -20,6 +19,7 @@ from cloob_cli.training.initial_model import FindModel, check_architecture
 from cloob_cli.training.new_model import check_frozen_parts, model_config
 from cloob_cli.training.run_folder import check_writable
 from cloob_cli.training.teacher import check_teacher
+from cloob_cli.training.validation import open_sets
 
 
 def dry_run(
@@ -46,8 +46,7 @@ def dry_run(
     check_enough(len(data.indices), recipe.train.batch_size)
     check_frozen_parts(recipe)
     check_teacher(recipe, folder / "features", find_model)
-    for name in recipe.validation.zero_shot:
-        open_classification_set(Path(name))
+    open_sets(recipe.validation)
     vocab_size = recipe.tokenizer.vocab_size or clip_tokenizer().vocab_size
     with torch.device("meta"):
         config = model_config(recipe, vocab_size, init)

@@ -20,6 +20,7 @@ from cloob_cli.recipe import ObjectiveSection, OptimizerSection, TrainSection
 from cloob_cli.training.cached import cached_gradient_step, find_micro_batch_size
 from cloob_cli.training.ema import EMA
 from cloob_cli.training.implementation import choose_implementation
+from cloob_cli.training.mechanism import first_rows
 from cloob_cli.training.optim import build_optimizer, set_learning_rate
 from cloob_cli.training.precision import Precision
 from cloob_cli.training.schedules import learning_rate
@@ -46,6 +47,8 @@ class TrainingStep:
         ema: the averaged weights, or None.
         micro_batch_size: pairs that this process embeds at once; None: all at once.
         loss_implementation: the implementation of the loss, and the reason for it.
+        observe: the next batch's embeddings are to be kept in `observed`.
+        observed: the first image and text embeddings of the last such batch on this process.
     """
 
     def __init__(
@@ -72,6 +75,8 @@ class TrainingStep:
         self._objective, self._schedule = objective, optimizer
         self._steps, self._local_batch_size, self._seed = steps, local_batch_size, seed
         self._retrieval_from = round(objective.hopfield_warmup * steps) if objective.name in _WITHOUT_RETRIEVAL else 0
+        self.observe = False
+        self.observed: tuple[Tensor, Tensor] | None = None
         self._patch_dropout, self._all_patches_from = train.patch_dropout, round(train.patch_dropout_until * steps)
         self.micro_batch_size = self._find_micro_batch_size(train)
         self._loss_precision = _LOSS_PRECISION[precision] if self._device.type == "cuda" else "fp32"
@@ -157,6 +162,8 @@ class TrainingStep:
         """The mean loss of image embeddings [n, D] against each of the k captions of texts [n, k, D], and the
         teacher's where it has said what is `wanted`.
         """
+        if self.observe:
+            self.observed = first_rows(images, texts)
         section = self._objective
         draws = texts.shape[1]
         losses = [

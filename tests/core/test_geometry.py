@@ -13,6 +13,7 @@ from cloob_cli.core import geometry
 from cloob_cli.core.geometry import (
     ajne,
     alignment,
+    covariance_rank,
     covariance_spectrum,
     directions_for,
     effective_rank,
@@ -58,3 +59,19 @@ def test_known_values() -> None:
     assert directions_for(torch.tensor([98.0, 1.5, 0.5], dtype=torch.float64)) == 2
     close(effective_rank(torch.ones(5, dtype=torch.float64)), 5.0, FLOAT64, atol=1e-9)
     close(effective_rank(torch.tensor([1.0, 0.0], dtype=torch.float64)), 1.0, FLOAT64, atol=1e-9)
+
+
+def test_covariance_rank_counts_directions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    low = torch.randn(500, 3, generator=generator) @ torch.linalg.qr(torch.randn(16, 16, generator=generator))[0][:3]
+    assert covariance_rank(low + 5.0) == 3  # the mean does not count
+    assert covariance_rank(torch.randn(5000, 16, generator=generator)) == 16
+    eigenvalues = torch.tensor([90.0, 8.0, 1.5, 0.5]).sqrt()
+    assert covariance_rank(torch.cat([torch.diag(eigenvalues), -torch.diag(eigenvalues)])) == 3
+
+
+def test_covariance_rank_equals_numpy() -> None:
+    data = unit(300, 20, 5) * torch.linspace(0.05, 1, 20)
+    eigenvalues = np.sort(np.linalg.eigvalsh(np.cov(data.double().numpy().T)))[::-1]
+    expected = int(np.searchsorted(np.cumsum(eigenvalues) / eigenvalues.sum(), 0.99)) + 1
+    assert covariance_rank(data) == expected
