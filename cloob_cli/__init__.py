@@ -18,7 +18,8 @@ def load(name: str, device: str | None = None, dtype: torch.dtype | str | None =
     """Open a model for inference.
 
     Args:
-        name: a zoo name, a model folder, or hf://ORG/REPO[@REVISION].
+        name: a zoo name, a model folder (in our form, open_clip's, or that of transformers' CLIPModel), or
+            hf://ORG/REPO[@REVISION].
         device: like "cpu", "cuda:0", "mps"; None picks the best one here.
         dtype: of the weights: a torch.dtype or "fp32", "fp16", "bf16"; None picks by device.
 

@@ -58,7 +58,7 @@ def suites_folder() -> Path:
 def find_recipe(name: str) -> Path:
     """The recipe that a user means by `name`: a path, or else the name of a shipped one, with or without .toml."""
     path = Path(name)
-    if path.exists() or path.parent != Path("."):
+    if path.is_file() or path.parent != Path("."):  # a folder of that name, as in `recipes/`, is no recipe
         return path
     shipped = recipes_folder() / (path.name if path.suffix == ".toml" else f"{path.name}.toml")
     return shipped if shipped.exists() else path

@@ -64,6 +64,7 @@ def default_model() -> tuple[dict[str, str], list[str]]:
     """Return the default model with its source (`chosen_by`), and warnings where it does not exist."""
     from cloob_cli import assets
     from cloob_cli.checkpoint.folder import is_model_folder
+    from cloob_cli.convert.folder_forms import foreign_form
     from cloob_cli.errors import CloobError
     from cloob_cli.registry import inventory
     from cloob_cli.registry.resolve import find_model
@@ -78,7 +79,7 @@ def default_model() -> tuple[dict[str, str], list[str]]:
     except CloobError as problem:
         hint = f" ({problem.hint})" if problem.hint else ""
         return model, [f"{model['chosen_by']} names a model that is not there: {problem.message}{hint}"]
-    if not is_model_folder(folder):
+    if not (is_model_folder(folder) or foreign_form(folder)):
         return model, [f"{model['chosen_by']} names {folder}, which is not a model folder"]
     return model, []
 

@@ -79,13 +79,13 @@ def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
 
 @contextmanager
-def creating(path: Path) -> Iterator[Path]:
+def creating(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path` to be filled; it gets the name `path` whole, or not at all.
 
     Abandoned files in the folder are not looked for: `remove_abandoned` does that once for many calls.
 
     Raises:
-        FileExistsError: there is something at `path`, a link that leads nowhere included.
+        FileExistsError: there is something at `path`, a link that leads nowhere included, and not `overwrite`.
     """
     short = path.name.encode("utf-8", "surrogateescape")[:_SHORT].decode("utf-8", "ignore")  # of a longest name
     temporary = _temporary(path.with_name(short), secrets.token_hex(4))
@@ -95,7 +95,11 @@ def creating(path: Path) -> Iterator[Path]:
             yield temporary
             if os.name != "posix":
                 locks.close()  # Windows renames no open file
-            rename_new(temporary, path)
+            if overwrite:
+                _sync(temporary)
+                os.replace(temporary, path)
+            else:
+                rename_new(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from cloob_cli import console, signals
-from cloob_cli.commands import classify, doctor, embed, eval, examples, train, undo, zoo_list
+from cloob_cli.commands import analyze, classify, doctor, embed, eval, examples, search, train, undo, zoo_list
 from cloob_cli.errors import CloobError, UsageError
 from cloob_cli.version import __version__
 
@@ -23,7 +23,9 @@ app = typer.Typer(
 )
 app.command("classify")(classify.classify)
 app.command("embed")(embed.embed)
+app.command("search")(search.search)
 app.command("eval")(eval.evaluate)
+app.command("analyze")(analyze.analyze)
 app.command("train")(train.train)
 app.command("undo")(undo.undo)
 app.add_typer(zoo_list.app, name="zoo")

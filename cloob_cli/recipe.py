@@ -342,11 +342,40 @@ class FinetuneSection(StrictModel):
     )
 
 
+class TeacherSection(StrictModel):
+    """A model whose embeddings of the training pairs the new one learns from, besides the objective.
+
+    They are computed once, of images without random changes, and kept in the run's folder.
+    """
+
+    model: str = Field(min_length=1, description="a zoo name, a folder, or hf://ORG/REPO")
+    kind: Literal["embeddings", "scores"] = Field(
+        default="embeddings",
+        description="embeddings: their squared distance from the teacher's; scores: the divergence of a batch's "
+        "probabilities from the teacher's, for a teacher of any width",
+    )
+    weight: float = Field(default=1.0, gt=0, description="of this loss; the objective's is 1")
+    projection: bool = Field(
+        default=False,
+        description="of embeddings: compare by linear maps into the teacher's space, which are trained and then "
+        "dropped; needed where the widths differ",
+    )
+
+    @model_validator(mode="after")
+    def _maps(self) -> TeacherSection:
+        if self.projection and self.kind == "scores":
+            raise ValueError("projection goes with kind = 'embeddings': scores compare teachers of any width")
+        return self
+
+
 class ValidationSection(StrictModel):
     every: int | None = Field(default=None, gt=0, description="steps between validations; left out: only at the end")
     retrieval_pairs: int = Field(default=5000, gt=1, description="at most so many held-out pairs")
     zero_shot: Annotated[list[str], AfterValidator(_local)] = Field(
         default_factory=list, description="folders of classification data sets"
+    )
+    datasets: Annotated[list[str], AfterValidator(_local)] = Field(
+        default_factory=list, description="data sets as `cloob eval` takes them, labeled or captioned"
     )
 
 
@@ -366,6 +395,7 @@ class Recipe(StrictModel):
     optimizer: OptimizerSection = OptimizerSection()
     train: TrainSection
     finetune: FinetuneSection = FinetuneSection()
+    teacher: TeacherSection | None = None
     validation: ValidationSection = ValidationSection()
 
     @model_validator(mode="after")
@@ -465,9 +495,9 @@ def _recipes_like(path: Path) -> str:
 
 
 # (section, key) of every key that holds paths.
-PATH_KEYS = (("data", "train"), ("data", "validation"), ("validation", "zero_shot"))
+PATH_KEYS = (("data", "train"), ("data", "validation"), ("validation", "zero_shot"), ("validation", "datasets"))
 # The same for names of models, which may be paths.
-MODEL_KEYS = (("model", "init"),)
+MODEL_KEYS = (("model", "init"), ("teacher", "model"))
 
 
 def _resolve_paths(data: dict[str, Any], base: Path) -> None:

@@ -9,13 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import cloob_here
 from tiny_run import settings, write_recipe
 
 from cloob_cli import assets
 from cloob_cli.errors import RecipeError
 from cloob_cli.recipe import Recipe, load_recipe
 
-SHIPPED = ["cc3m-rn50", "folder-quickstart", "pictograms", "pictograms-vit-xs"]
+SHIPPED = [
+    "cc3m-rn50", "distil-rn50", "finetune-folder", "folder-quickstart", "lit-folder", "pictograms", "pictograms-vit-xs",
+]  # fmt: skip
 
 
 def test_the_shipped_recipes_are_those_that_are_known():
@@ -33,6 +36,12 @@ def test_a_shipped_recipe_parses_and_is_found_by_name(name):
     assert "cloob train" in text  # says how it is run
 
 
+def test_a_folder_of_that_name_does_not_hide_a_shipped_recipe(monkeypatch):
+    monkeypatch.chdir(assets.recipes_folder())
+    assert Path("pictograms").is_dir()
+    assert assets.find_recipe("pictograms") == assets.recipes_folder() / "pictograms.toml"
+
+
 def test_cc3m_is_the_papers_setting():
     recipe = load_recipe(assets.find_recipe("cc3m-rn50"))
     assert (recipe.train.batch_size, recipe.train.epochs) == (512, 70)
@@ -43,6 +52,16 @@ def test_cc3m_is_the_papers_setting():
     assert recipe.model.embed_dim == 1024
     assert recipe.model.vision is not None
     assert recipe.model.vision.layers == [3, 4, 6, 3]
+
+
+@pytest.mark.parametrize("name", ["finetune-folder", "lit-folder"])
+def test_recipes_for_folders_start_from_the_bundled_model_and_the_examples(name, tmp_path):
+    done = cloob_here("train", name, "--dry-run", "--json", "--set", "model.init=cloob-xs-pictograms", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["training pairs"] >= found["recipe"]["train"]["batch_size"]
+    assert found["recipe"]["model"]["vision"]["kind"] == "resnet"
+    assert found["recipe"]["tokenizer"]["kind"] == "init"
 
 
 def test_the_quickstart_finds_the_example_images():

@@ -27,7 +27,7 @@ def first_word(text: str) -> str:
     return found[1].lower() if found else ""
 
 
-@pytest.mark.parametrize("folder", ["cloob_cli", "scripts", "tests"])
+@pytest.mark.parametrize("folder", ["cloob_cli", "recipes", "scripts", "tests"])
 def test_docstrings_say_what_a_thing_is_or_does(folder: str) -> None:
     """They open with an imperative or a noun phrase, not with a question."""
     paths = sorted((ROOT / folder).rglob("*.py"))

@@ -58,7 +58,7 @@ def find_data_sets(names: list[str], asked: Asked, folder: Path | None, only: se
         if suite is not None:
             _add_suite(found, read_suite(suite), asked, folder, only)
         else:
-            found.jobs.append(_job(_located(name, asked), asked))
+            found.jobs.append(_job(located(name, asked), asked))
     if not found.jobs:
         raise DataError(f"not one data set is here: {', '.join(found.missing)}", "name their folder with --data")
     return found
@@ -70,7 +70,7 @@ def _job(path: Path, asked: Asked) -> Job:
     return Job(open_data(path, asked), asked, open_train(path, asked))
 
 
-def _located(name: str, asked: Asked) -> Path:
+def located(name: str, asked: Asked) -> Path:
     """The path of a data set; one on the Hub is fetched first."""
     from cloob_cli.evaluation.results import LEARNING
     from cloob_cli.registry.datasets import hub_data_set
@@ -107,7 +107,7 @@ def _suite_path(one: SuiteSet, asked: Asked, folder: Path | None) -> Path | None
     from cloob_cli.registry.datasets import zip_data_set
 
     if one.source.startswith("hf://"):
-        return _located(one.source, asked)
+        return located(one.source, asked)
     if one.source.startswith(("https://", "http://")):
         with reporting() as report:
             return zip_data_set(one.source, one.name, one.sha256, report)

@@ -15,6 +15,8 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
         "cloob classify photos -l labels.txt --top-k 3 -o labels.csv",
         "cloob classify a.jpg b.jpg --label cat --label 'dog: puppy | hound' --json",
         "cloob classify photos -l labels.txt --unknown other",
+        "cloob classify photos --examples sorted-by-hand",
+        "cloob classify -l labels.txt --calibrate sorted-by-hand --calibration calibration.json",
         "cloob classify photos -l labels.txt --sort-into sorted --sort-mode move",
         "cloob classify photos -l labels.txt --html report.html",
     ),
@@ -22,12 +24,22 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
         "cloob embed photos -o photos.npy",
         "cloob embed --text queries.txt -o queries.npy",
     ),
+    "search": (
+        'cloob search photos "a red bicycle"',
+        "cloob search photos --image a.jpg --also snow:0.5 --minus people --top 20",
+        "cloob search photos beach --min-score 0.25 --print0",
+        "cloob search photos.npy sunset --json",
+    ),
     "eval": (
         "cloob eval cloob-xs-pictograms flowers",
         "cloob eval cloob-xs-pictograms flowers signs --model runs/my-model/model --json",
         "cloob eval cloob-rn50-yfcc paper -o scores.json --skip-existing",
     ),
     "undo": ("cloob undo sorted/cloob-undo-20260314-092653.jsonl",),
+    "analyze": (
+        "cloob analyze cloob-xs-pictograms flowers --plots plots",
+        "cloob analyze cloob-xs-pictograms pairs.parquet --scale-hopfield 8 --scale-hopfield 30 --json",
+    ),
     "train": (
         "cloob train folder-quickstart --set data.train=photos --set name=my-model",
         "cloob train my-recipe.toml --dry-run",

@@ -193,9 +193,10 @@ def _shown_scores(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def _dry_run(recipe: Recipe, folder: Path, device: str | None, json_: bool, init: ModelConfig | None) -> None:
+    from cloob_cli.registry.resolve import find_model_to_share
     from cloob_cli.training.dry_run import dry_run
 
-    found = dry_run(recipe, folder, device, init)
+    found = dry_run(recipe, folder, device, init, find_model_to_share)
     if json_:
         console.json_document({"recipe": recipe.model_dump(mode="json"), **found})
         return

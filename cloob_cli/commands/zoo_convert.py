@@ -26,7 +26,9 @@ def register(app: typer.Typer) -> None:
 
 
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="A released checkpoint, or the folder that holds it.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="A checkpoint, the folder that holds it, or hf://ORG/REPO[@REVISION].")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to write.")],
     format: Annotated[
         str | None,
@@ -39,11 +41,14 @@ def convert(
     quiet: QuietOption = False,
 ) -> None:
     """Convert another program's checkpoint to a model folder, without running any of it."""
+    from cloob_cli.registry import hub
     from cloob_cli.registry.install import convert_to_folder
 
     console.configure(quiet=quiet)
     must_be_new(output)
-    ignored = convert_to_folder(checkpoint, output, format, config)
+    on_the_hub = checkpoint.startswith("hf://")
+    source = hub.model_folder(checkpoint) if on_the_hub else Path(checkpoint)
+    ignored = convert_to_folder(source, output, format, config, checkpoint if on_the_hub else None)
     if ignored:
         console.info(f"left out, as inference does not need them: {', '.join(ignored)}")
     console.line(str(output))

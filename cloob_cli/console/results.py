@@ -47,15 +47,15 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], dispensable:
     result_console().print(drawn)
 
 
-def line(text: str) -> None:
+def line(text: str, end: str = "\n") -> None:
     """Print one plain line of the result. Bytes of a file name that are not UTF-8 come out as they went in."""
-    if is_drawing() and sys.stdout.isatty():
+    if end == "\n" and is_drawing() and sys.stdout.isatty():
         from rich.text import Text
 
         result_console().print(Text(text), soft_wrap=True)
         return
     try:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(text + end)
     except BrokenPipeError:
         raise
     except OSError as problem:

@@ -84,9 +84,8 @@ def convert_checkpoint(
     if upstream is not None and set(upstream) == {"architecture"}:
         architecture, upstream = str(upstream["architecture"]), None
     model_config, tensors, ignored = _converter(format)(contents, upstream, architecture)
-    model_config, vocabulary = _with_tokenizer(
-        _with_preprocessing(model_config.model_copy(update={"name": name}), path.parent), tokenizer or path.parent
-    )
+    model_config = _with_preprocessing(model_config.model_copy(update={"name": name}), path.parent)
+    model_config, vocabulary = _with_tokenizer(model_config, tokenizer or path.parent, upstream)
     try:
         model = with_weights(model_config, tensors)
     except ModelFolderError as problem:
@@ -106,7 +105,7 @@ def describe_folder(folder: Path) -> ModelConfig:
 
     path, contents, upstream, format = _opened(folder, foreign_form(folder), None)
     describe = open_clip.describe if format == "open_clip" else transformers_clip.describe
-    return _with_tokenizer(_with_preprocessing(describe(contents, upstream), path.parent), path.parent)[0]
+    return _with_tokenizer(_with_preprocessing(describe(contents, upstream), path.parent), path.parent, upstream)[0]
 
 
 def locate(path: Path, format: str | None = None) -> Path:
@@ -217,14 +216,20 @@ def _with_preprocessing(config: ModelConfig, folder: Path) -> ModelConfig:
     return config.model_copy(update={"preprocess": preprocessing(folder, config.vision.image_size)})
 
 
-def _with_tokenizer(config: ModelConfig, folder: Path) -> tuple[ModelConfig, Tokenizer]:
+def _with_tokenizer(
+    config: ModelConfig, folder: Path, upstream: dict[str, Any] | None
+) -> tuple[ModelConfig, Tokenizer]:
     from cloob_cli.convert.sentencepiece_vocabulary import read_sentencepiece
     from cloob_cli.data.text import Tokenizer, clip_tokenizer
 
     if config.source.get("format") in ("open_clip", "transformers"):
+        from cloob_cli.convert.transformers_clip import check_end
         from cloob_cli.convert.vocabulary import folder_tokenizer
 
-        return folder_tokenizer(folder, config)
+        config, own = folder_tokenizer(folder, config)
+        if config.source["format"] == "transformers":
+            check_end(upstream or {}, own.rows([""])[0][-1])
+        return config, own
     if config.tokenizer.kind != "roberta":
         return config, clip_tokenizer(config.text.context_length)
     data, pad_id = read_sentencepiece(folder)

@@ -46,7 +46,7 @@ class Text(_Tower):
     intermediate_size: int = 2048
     num_attention_heads: int = 8
     max_position_embeddings: int = 77
-    eos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
 
 
 class UpstreamConfig(StrictModel):
@@ -134,6 +134,18 @@ def describe(checkpoint: Any, upstream: dict[str, Any] | None) -> ModelConfig:
         _WHERE,
         ConversionError,
     )
+
+
+def check_end(upstream: dict[str, Any], end: int) -> None:
+    """Raise ConversionError where texts are read at another token than the tokenizer's end token.
+
+    Old configurations name the token 2; transformers then reads at the highest id, as CLIP does.
+    """
+    named = parse(UpstreamConfig, _effective(upstream), _WHERE, ConversionError).text_config.eos_token_id
+    if named not in (None, 2, end):
+        raise ConversionError(
+            f"texts are read at the token {named} (eos_token_id), and the tokenizer ends them with {end}"
+        )
 
 
 def preprocessing(folder: Path, image_size: int) -> PreprocessConfig:

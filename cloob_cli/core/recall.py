@@ -56,7 +56,7 @@ def retrieval_places(images: Tensor, texts: Tensor, owners: Tensor, deepest: int
     """
     if len(owners) != len(texts) or len(owners.unique()) != len(images) or len(images) == 0:
         raise ValueError(f"{len(images)} images, {len(texts)} texts and {len(owners)} owners do not match")
-    if not bool(images.isfinite().all() and texts.isfinite().all()):
+    if not all(bool(part.isfinite().all()) for part in (*images.split(_ROWS), *texts.split(_ROWS))):
         raise NonFiniteEmbeddingsError("embeddings are not finite numbers", "the model overflows or is broken")
     rows = torch.arange(len(texts), device=texts.device).split(_ROWS)
     own = torch.cat([(images[owners[part]] * texts[part]).sum(dim=1) for part in rows])

@@ -12,7 +12,7 @@ from cloob_cli.errors import CloobError, DataError, DiskSpaceError, UsageError
 from cloob_cli.files import remove_abandoned
 from cloob_cli.filing import placing, sidecars
 from cloob_cli.filing.sidecars import Stems, named_like, sidecar_of
-from cloob_cli.filing.undo_file import AnyAction, MakeFolder, Mode, Place, UndoFile, absolute_text
+from cloob_cli.filing.undo_file import AnyAction, MakeFolder, Mode, Place, UndoFile, Write, absolute_text
 from cloob_cli.path_text import path_of
 from cloob_cli.text_format import os_reason
 
@@ -181,24 +181,34 @@ class Filer:
 
     def _write(self, batch: Sequence[ToFile], results: Sequence[Filed]) -> None:
         """Write sidecars: beside the sorted images, or beside the originals where none are sorted."""
+        planned: list[tuple[Filed, Write, bytes]] = []
         for one, result in zip(batch, results, strict=True):
             if not one.keywords or result.reason:
                 continue
             for image in result.targets if self._target is not None else [one.image]:
                 try:
-                    self._write_one(one, image)
+                    found = self._plan_sidecar(one, image)
                 except DataError as problem:
                     result.reason = problem.message
                 except OSError as problem:
                     result.reason = self._reason(problem)
+                else:
+                    if found is not None:
+                        planned.append((result, *found))
+        self._undo.write([action for _, action, _ in planned])
+        for result, action, after in planned:
+            try:
+                sidecars.carry_out(action, after)
+                self.written += 1
+            except OSError as problem:
+                result.reason = self._reason(problem)
 
-    def _write_one(self, one: ToFile, image: Path) -> None:
+    def _plan_sidecar(self, one: ToFile, image: Path) -> tuple[Write, bytes] | None:
+        if image.parent not in self._known:
+            self._known.add(image.parent)
+            remove_abandoned(image.parent)
         own = sidecar_of(one.image, self._stems) if self._mode != "move" else None
-        planned = sidecars.plan_write(sidecar_of(image, self._stems), one.keywords, merge_from=own)
-        if planned is not None:
-            self._undo.write([planned[0]])
-            sidecars.carry_out(*planned)
-            self.written += 1
+        return sidecars.plan_write(sidecar_of(image, self._stems), one.keywords, merge_from=own)
 
     def _reason(self, problem: OSError) -> str:
         """The reason why one image was not filed; a problem of all images is raised again."""

@@ -46,7 +46,9 @@ def carry_out(action: Place) -> None:
 
 
 def already_there(mode: Mode, source: Path, target: Path) -> bool:
-    """True where an earlier run put just this file at `target`; of a moved one nothing is left to ask."""
+    """True where an earlier run put just this file at `target`, or where that is its own place."""
+    if _same_place(source, target):
+        return True
     try:
         if mode == "symlink":
             return target.is_symlink() and os.path.samefile(source, target)
@@ -66,6 +68,8 @@ def take_back(action: Place) -> str | None:
         return None
     if action.mode == "move":
         return _move_back(source, target, action.old_link)
+    if _same_place(source, target):  # a damaged file: the one name that there is must not go
+        return "is kept: it is the original"
     if not os.path.lexists(source):
         return f"is kept: its original {action.source} is no longer there"
     ours = already_there(action.mode, source, target)
@@ -75,6 +79,11 @@ def take_back(action: Place) -> str | None:
         return "is kept: it changed since, or is another file"
     target.unlink()
     return None
+
+
+def _same_place(one: Path, other: Path) -> bool:
+    """True for two paths to one name in one folder, whatever links lead there."""
+    return one.name == other.name and os.path.realpath(one.parent) == os.path.realpath(other.parent)
 
 
 def _copy(source: Path, target: Path, sync: bool = False) -> None:

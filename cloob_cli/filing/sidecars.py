@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cloob_cli.data.image_folder import passed_over, suffixes
 from cloob_cli.errors import DataError
-from cloob_cli.files import replacing
+from cloob_cli.files import creating
 from cloob_cli.filing.undo_file import Write, absolute_text
 from cloob_cli.filing.xmp import LARGEST, add_keywords
 from cloob_cli.path_text import path_of
@@ -93,12 +93,12 @@ def plan_write(
 
 
 def carry_out(action: Write, after: bytes) -> None:
-    """Write a sidecar's new bytes; its permissions stay."""
-    path = path_of(action.path)
-    with replacing(path) as temporary:
+    """Write a sidecar's new bytes; its permissions stay, and a link stays one."""
+    path = Path(os.path.realpath(path_of(action.path)))
+    # A new one is not waited for until it is on the disk: there is nothing that a power cut could take.
+    with creating(path, overwrite=action.before is not None) as temporary:
         temporary.write_bytes(after)
-    if action.mode is not None:
-        path.chmod(action.mode)
+        temporary.chmod(0o666 & ~_umask() if action.mode is None else action.mode)
 
 
 def take_back(action: Write) -> str | None:
@@ -119,6 +119,12 @@ def take_back(action: Write) -> str | None:
     if action.mtime_ns is not None:
         os.utime(path, ns=(action.mtime_ns, action.mtime_ns))
     return None
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
 
 
 def _read(path: Path) -> tuple[bytes | None, os.stat_result | None]:

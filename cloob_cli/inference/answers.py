@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from cloob_cli.core.calibration import keeping_threshold
 from cloob_cli.core.rejection import cosine_score, empty_pattern_share, energy_score, softmax_score
 from cloob_cli.inference.labels import Label
 from cloob_cli.inference.rows import Choice, Classified
@@ -17,11 +19,12 @@ from cloob_cli.inference.scoring import Scores
 Rejection = Literal["energy", "cosine", "softmax", "empty"]
 REJECTIONS: tuple[Rejection, ...] = get_args(Rejection)
 
-# Where nobody gives a threshold: about 95 % of the known images of the held-out sets, with 50 labels of each, stay
+# Where nobody gives a threshold: about 95 % of the known images of every held-out set, with 50 of its labels, stay
 # below it with the bundled model (scripts/measure_answers.py, docs/answers.md). Other models' scores lie elsewhere.
-DEFAULT_THRESHOLDS: dict[Rejection, float] = {"energy": 0.66, "cosine": 0.69, "softmax": 0.65, "empty": 0.5}
+DEFAULT_THRESHOLDS: dict[Rejection, float] = {"energy": 0.66, "cosine": 0.69, "softmax": 0.7, "empty": 0.5}
+_SAMPLED = 2000  # stored images that a threshold is taken from
 DEFAULT_SHARE = 0.5  # probability from which a label of several, or one in a tree, is taken
-DEFAULT_LEVEL = 0.4  # cosine at which a label by itself is as likely as not, measured in the same way
+DEFAULT_LEVEL = 0.45  # cosine at which a label by itself is as likely as not, measured in the same way
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,12 @@ class Answers:
             for name in label.path:
                 below.setdefault(name, []).append(number)
         self._below = below
+
+    def with_temperature(self, temperature: float) -> Answers:
+        """The same with another temperature."""
+        other = copy.copy(self)
+        other._rules = replace(self._rules, temperature=temperature)
+        return other
 
     def rows(self, paths: Sequence[str], embeddings: Tensor, scores: Scores, top_k: int) -> list[Classified]:
         """Answer for a batch of images, of at least one: their embeddings are unit-norm [B, D]."""
@@ -145,6 +154,29 @@ class Answers:
             if total >= self._rules.least:
                 return Choice(name, min(total, 1.0), choice.cosine), "ancestor", True
         return choice, "unsure", False
+
+
+def stored_threshold(patterns: Tensor, first: int, rejection: Rejection, beta: float) -> float | None:
+    """The rejection score that 95 % of stored images stay below, each compared with all other patterns.
+
+    Args:
+        patterns: unit-norm [N, D].
+        first: the number of the first pattern that is an image; those before it are texts.
+
+    Returns:
+        None where it cannot be said: of other scores than "energy" and "cosine", and of a single pattern.
+    """
+    if rejection not in ("energy", "cosine") or len(patterns) < 2:
+        return None
+    step = max(1, (len(patterns) - first) // _SAMPLED)
+    own = torch.arange(first, len(patterns), step)
+    scores = []
+    for part in own.split(64):
+        if rejection == "energy":
+            scores.append(energy_score(patterns[part], patterns, beta, own=part))
+        else:
+            scores.append(cosine_score(patterns[part], patterns, own=part))
+    return keeping_threshold(torch.cat(scores))
 
 
 def _has_tree(labels: Sequence[Label]) -> bool:

@@ -18,7 +18,7 @@ from cloob_cli.inference.encoding import device_of, encode_images
 from cloob_cli.inference.labels import Label
 from cloob_cli.inference.reading import OnImage, image_batches
 from cloob_cli.inference.rows import Classified
-from cloob_cli.inference.scoring import Scorer
+from cloob_cli.inference.scoring import AnyScorer
 
 # Called while labels are encoded: with the number of their texts that are done, and of all.
 OnTexts = Callable[[int, int], None]
@@ -42,7 +42,7 @@ class ClassifiedBatch:
 def classify(
     model: CloobModel,
     paths: Iterable[Path | Failure],
-    scorer: Scorer,
+    scorer: AnyScorer,
     answers: Answers,
     *,
     top_k: int = 1,

@@ -64,6 +64,9 @@ def read_labels(path: Path | None, further: Sequence[str] = ()) -> list[Label]:
     lines += [(f"--label '{text}'", text.strip()) for text in further]
     if "" in (text for _, text in lines):
         raise LabelError("a --label is empty", "like: --label 'dog: puppy | hound'")
+    for where, text in lines:
+        if any("\ud800" <= c <= "\udfff" for c in text):  # bytes of a command line
+            raise LabelError(f"{where} is not UTF-8")
     labels = [_parse(text, where, split_colon=True) for where, text in lines]
     if len({label.name for label in labels}) < len(labels):
         labels = [_parse(text, where, split_colon=False) for where, text in lines]

@@ -96,6 +96,19 @@ def check_output(
             )
 
 
+def check_place(path: Path, inputs: Iterable[Path], force: bool) -> None:
+    """Refuse a path for a calibration file: where nothing can be written, an input, or a file of another kind.
+
+    Raises:
+        UsageError: that.
+    """
+    _check_place(path, "--calibration")
+    if source := next((source for source in inputs if _same(source, path)), None):
+        raise UsageError(f"{path} would overwrite {source}, which is an input", "choose another --calibration")
+    if not force and path.exists() and path.stat().st_size and b'"cloob_calibration"' not in path.read_bytes()[:64]:
+        raise UsageError(f"{path} exists, and is no calibration", "choose another --calibration, or --force")
+
+
 def _check_place(path: Path, option: str) -> None:
     if path.is_dir():
         raise UsageError(f"{path} is a folder, a file was expected", f"choose another {option}")

@@ -144,9 +144,16 @@ def pull(origin: Origin, options: Options | None = None, report: Report = unrepo
 
 
 def convert_to_folder(
-    checkpoint: Path, folder: Path, format: str | None = None, config: Path | None = None
+    checkpoint: Path,
+    folder: Path,
+    format: str | None = None,
+    config: Path | None = None,
+    origin: str | None = None,
 ) -> list[str]:
     """Convert another program's checkpoint to a model folder.
+
+    Args:
+        origin: the place of the checkpoint, for the model's configuration; None: its file's name.
 
     Returns:
         The names of the source's tensors that have no place in the model.
@@ -160,7 +167,7 @@ def convert_to_folder(
     refuse_taken_name(folder.name, remedy="name another folder")
     converted = convert_checkpoint(checkpoint, format, config, name=folder.name)
     with in_plain_names(folder, str(folder)):
-        _save(folder, converted, checkpoint.name, None, None)
+        _save(folder, converted, origin or checkpoint.name, None, None)
     return converted.ignored
 
 

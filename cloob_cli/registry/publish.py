@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloob_cli.checkpoint.folder import KEPT_FILES, MODEL_FILES, open_model
+from cloob_cli.convert.folder_forms import foreign_form
 from cloob_cli.errors import ModelFolderError, RegistryError
 from cloob_cli.registry.bundle import write_bundle
 from cloob_cli.registry.hub import Reference, parse_reference, plain_errors
@@ -64,6 +65,8 @@ def _upload(api: HfApi, reference: Reference, folder: Path, files: list[str], pr
 
 def _shared(name: str) -> tuple[Path, list[str]]:
     folder = find_model_to_share(name)
+    if form := foreign_form(folder):
+        raise ModelFolderError(f"{folder} is in {form}'s form", "`cloob zoo add` makes a model folder of it first")
     missing = [file for file in MODEL_FILES if not (folder / file).is_file()]
     if missing:
         raise ModelFolderError(f"{folder} has no {missing[0]}")

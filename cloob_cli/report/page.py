@@ -54,9 +54,7 @@ def render(template: str, style: list[str], script: list[str], **values: Any) ->
             "trusted-types 'none'",
         ]
     )
-    return environment.get_template(template).generate(
-        policy=policy, generator=GENERATOR, css=css, code=code, **values
-    )
+    return environment.get_template(template).generate(policy=policy, generator=GENERATOR, css=css, code=code, **values)
 
 
 def data_uri(content: bytes, media_type: str) -> str:

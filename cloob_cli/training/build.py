@@ -16,7 +16,6 @@ from accelerate import Accelerator
 
 from cloob_cli.core.device import pick_device
 from cloob_cli.core.model import CloobModel
-from cloob_cli.data.classification import open_classification_set
 from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import PairLoader, check_enough
 from cloob_cli.data.text import Tokenizer
@@ -29,6 +28,7 @@ from cloob_cli.training.events import Event, Notice, Preparing
 from cloob_cli.training.features import kept_features
 from cloob_cli.training.initial_model import FindModel, check_same_start, fit_initial_model, keep_initial_model
 from cloob_cli.training.interrupt import StopRequest
+from cloob_cli.training.mechanism import REPORTS_BETWEEN, MechanismWatch
 from cloob_cli.training.new_model import (
     build_model,
     check_frozen_parts,
@@ -40,11 +40,13 @@ from cloob_cli.training.new_model import (
 from cloob_cli.training.run_folder import RunFolder, RunLock, Start, claim, find_start
 from cloob_cli.training.schedules import warmup_length
 from cloob_cli.training.step import TrainingStep
+from cloob_cli.training.teacher import check_teacher, open_teacher
 from cloob_cli.training.telemetry import CollapseWatch
-from cloob_cli.training.validation import Validator
+from cloob_cli.training.validation import Validator, open_sets
 from cloob_cli.version import __version__
 
-VALIDATION_KEYS = "data.validation, data.validation_fraction or validation.zero_shot"  # that bring something to score
+# Keys that bring something to score.
+VALIDATION_KEYS = "data.validation, data.validation_fraction, validation.datasets or validation.zero_shot"
 
 _LOCAL_KEYS = {"data.workers", "data.in_memory"}  # recipe keys that each process may have for itself
 
@@ -83,6 +85,7 @@ class Run:
     train_step: TrainingStep
     validator: Validator
     collapse: CollapseWatch
+    mechanism: MechanismWatch
     steps: int
     # The rest changes while the run is trained.
     progress_at_start: Progress
@@ -192,13 +195,14 @@ def _build(
     yield Preparing("opening the data")
     data = open_data(recipe.data, recipe.validation.retrieval_pairs)
     check_enough(len(data.indices), recipe.train.batch_size)
-    sets = [open_classification_set(Path(name)) for name in recipe.validation.zero_shot]
+    sets = open_sets(recipe.validation)
     data_parts = data.parts()
     if start.checkpoint:
         yield from map(Notice, compare_parts(start.progress.data, data_parts, start.progress.step))
     stop.check()
     processes.agree(facts(recipe, data, data_parts))
     check_frozen_parts(recipe)
+    processes.on_main(lambda: check_teacher(recipe, folder.features, find_model))
     fitted = None
     if recipe.model.init is not None:
         yield Preparing(f"opening {shown_name(recipe.model.init)}")
@@ -240,6 +244,18 @@ def _build(
         start.progress.precision,
         stop,
     )
+    teacher = yield from open_teacher(
+        recipe,
+        folder.features,
+        model,
+        data,
+        data_parts,
+        tokenizer,
+        accelerator,
+        start.progress,
+        find_model,
+        stop,
+    )
     yield Preparing("reading captions" if "image" in features else "reading images")
     loader = PairLoader(
         data.source,
@@ -272,11 +288,14 @@ def _build(
         steps=steps,
         local_batch_size=loader.local_batch_size,
         seed=recipe.seed,
+        teacher=teacher,
     )
     warm_ups = warmup_length(recipe.optimizer, steps), round(recipe.objective.hopfield_warmup * steps)
     if start.checkpoint:
         optimizer, scaler = train_step.optimizer, accelerator.scaler
-        load_checkpoint(start.checkpoint, model, optimizer, scaler, train_step.ema, accelerator.device)
+        load_checkpoint(
+            start.checkpoint, model, optimizer, scaler, train_step.ema, accelerator.device, train_step.projection
+        )
     return Run(
         recipe=recipe,
         folder=folder,
@@ -292,6 +311,7 @@ def _build(
         train_step=train_step,
         validator=validator,
         collapse=CollapseWatch(recipe.objective, recipe.train.batch_size, max(warm_ups)),
+        mechanism=MechanismWatch(recipe.objective, REPORTS_BETWEEN * recipe.train.log_every, max(warm_ups)),
         steps=steps,
         progress_at_start=start.progress,
         checkpoint=start.checkpoint,

@@ -2,6 +2,7 @@
 
     step-00001000/model.safetensors      the weights
     step-00001000/ema.safetensors        their moving average (with train.ema)
+    step-00001000/projection.safetensors  the maps to a teacher's space (with teacher.projection)
     step-00001000/optimizer.pt           the state of the optimizer and of the gradient scaler
     step-00001000/state.json             step, fingerprint of the data, hashes of the other files; written last
 
@@ -59,6 +60,7 @@ def save_checkpoint(
     scaler: Any | None,
     ema: EMA | None,
     keep: int,
+    projection: torch.nn.Module | None = None,
 ) -> Path:
     """Write the checkpoint of a finished step under `folder`, then remove all but the newest `keep`."""
     from safetensors.torch import save_file
@@ -68,6 +70,8 @@ def save_checkpoint(
         save_file(_plain(model.state_dict()), temporary / "model.safetensors")
         if ema is not None:
             save_file(_plain(ema.tensors), temporary / "ema.safetensors")
+        if projection is not None:
+            save_file(_plain(projection.state_dict()), temporary / "projection.safetensors")
         torch.save(
             {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None},
             temporary / "optimizer.pt",
@@ -136,6 +140,7 @@ def load_checkpoint(
     scaler: Any | None,
     ema: EMA | None,
     device: torch.device,
+    projection: torch.nn.Module | None = None,
 ) -> None:
     """Put a whole checkpoint's tensors back; the main process reads them and sends them to the others over `device`."""
     from safetensors.torch import load_file
@@ -149,6 +154,8 @@ def load_checkpoint(
     if ema is not None:
         for name, tensor in send_tensors(lambda: read("ema.safetensors"), device).items():
             ema.tensors[name].copy_(tensor)
+    if projection is not None:
+        projection.load_state_dict(send_tensors(lambda: read("projection.safetensors"), device))
     stored = send_tensors(lambda: read("optimizer.pt"), device)
     optimizer.load_state_dict(stored["optimizer"])
     if scaler is not None and stored["scaler"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class StepDone:
     memory_gib: float
     gradient_norm: float
     inv_tau: float
+    mechanism: dict[str, float] = field(default_factory=dict)  # measures of the retrieval, at every tenth of these
 
 
 @dataclass(frozen=True)

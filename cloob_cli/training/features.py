@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from cloob_cli.core.config import TextConfig
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.towers import TOWERS, TowerName, tower, trunk_is_frozen
@@ -71,73 +72,117 @@ def kept_features(
             "without [augment] and train.image_sizes it would once"
         )
     found: dict[TowerName, FeatureTable] = {}
+    work: Work
+    config = model.config
     for name in towers:
         key = {
             "weights": _hash_of_trunk(model, name),
             "settings": _settings(model, name, precision),
-            "data": hashlib.sha256(json.dumps(data_parts["train"]).encode()).hexdigest(),
-            "pairs": len(data.indices),
-        }
-        work: _ImageWork | _TextWork
+        } | data_key(data, data_parts)
+        width = feature_width(model, name)
         if name == "image":
-            work = _ImageWork(recipe, model, data, tokenizer, preprocess)
+            work = ImageWork(recipe, data, tokenizer, preprocess, model.image_trunk, width, accelerator.device)
         else:
-            work = _TextWork(model, data, tokenizer)
-        found[name] = yield from _table(name, work, folder / name, key, accelerator, stop)
+            numbers, tokens = captions_of(data, tokenizer).unique()
+            work = TextWork(numbers, tokens, config.text, model.text_trunk, width, accelerator.device)
+        found[name] = yield from kept_table(f"{name} features", work, folder / name, key, accelerator, stop)
     return found
 
 
-class _ImageWork:
-    """Computes features of the images of pairs, in the order of their indices."""
+class Work(Protocol):
+    """Something that computes features [width] of things with numbers, block by block."""
+
+    numbers: np.ndarray
+    width: int
+
+    def blocks(self, slices: list[slice]) -> Iterator[Block]: ...
+
+
+class ImageWork:
+    """Computes features of the images of pairs, in the order of their indices.
+
+    Args:
+        embed: normalized pixels [n, 3, H, W] -> [n, width].
+    """
 
     def __init__(
-        self, recipe: Recipe, model: CloobModel, data: DataSplit, tokenizer: Tokenizer, preprocess: Preprocess
+        self,
+        recipe: Recipe,
+        data: DataSplit,
+        tokenizer: Tokenizer,
+        preprocess: Preprocess,
+        embed: Callable[[Tensor], Tensor],
+        width: int,
+        device: torch.device,
     ) -> None:
-        self.numbers, self.width = data.indices, feature_width(model, "image")
-        self._model, self._size = model, preprocess.image_size
+        self.numbers, self.width = data.indices, width
+        self._embed, self._preprocess, self._device = embed, preprocess, device
         workers = recipe.data.workers
         self._workers = worker_count(local_processes()) if workers == "auto" else workers
         plain = AugmentSection()
         self._reader = PairReader(data.source, tokenizer, ImageDecoder(preprocess, plain), plain, recipe.seed, 1)
 
     def blocks(self, slices: list[slice]) -> Iterator[Block]:
-        device = self._model.logit_scale.device
-        requests = [(self.numbers[part], self._size) for part in slices]
+        requests = [(self.numbers[part], self._preprocess.image_size) for part in slices]
         batches = PairStream(self._reader, self._workers).batches(0, requests)
         for part, batch in zip(slices, batches, strict=True):
             rows = np.zeros((part.stop - part.start, self.width), dtype=np.float32)
             usable = np.isin(self.numbers[part], batch.indices.numpy())
             if len(batch.indices):
-                pixels = normalize(batch.pixels.to(device), self._model.config.preprocess)
-                rows[usable] = self._model.image_trunk(pixels).float().cpu().numpy()
+                pixels = normalize(batch.pixels.to(self._device), self._preprocess.config)
+                rows[usable] = self._embed(pixels).float().cpu().numpy()
             reasons = iter(batch.skipped)
             missing = {int(row) + part.start: next(reasons).reason for row in np.flatnonzero(~usable)}
             yield rows, missing
 
 
-class _TextWork:
-    """Computes features of all captions, in the order of the numbers that tell them apart."""
+class TextWork:
+    """Computes features of captions, in the order of the numbers that tell them apart.
 
-    def __init__(self, model: CloobModel, data: DataSplit, tokenizer: Tokenizer) -> None:
-        captions = CaptionStore((captions_or_none(data.source, index) for index in data.indices.tolist()), tokenizer)
-        self.numbers, self._tokens = captions.unique()
-        self.width, self._model = feature_width(model, "text"), model
+    Args:
+        tokens: numbers int64 [n] -> token ids int64 [n, context].
+        text: the tower that they are for.
+        embed: token ids -> [n, width].
+    """
+
+    def __init__(
+        self,
+        numbers: np.ndarray,
+        tokens: Callable[[np.ndarray], np.ndarray],
+        text: TextConfig,
+        embed: Callable[[Tensor], Tensor],
+        width: int,
+        device: torch.device,
+    ) -> None:
+        self.numbers, self.width = numbers, width
+        self._tokens, self._text, self._embed, self._device = tokens, text, embed, device
 
     def blocks(self, slices: list[slice]) -> Iterator[Block]:
-        device = self._model.logit_scale.device
         for part in slices:
-            tokens = cut_to_longest(torch.from_numpy(self._tokens(self.numbers[part])), self._model.config.text)
-            yield self._model.text_trunk(tokens.to(device)).float().cpu().numpy(), {}
+            tokens = cut_to_longest(torch.from_numpy(self._tokens(self.numbers[part])), self._text)
+            yield self._embed(tokens.to(self._device)).float().cpu().numpy(), {}
 
 
-def _table(
-    name: TowerName,
-    work: _ImageWork | _TextWork,
+def captions_of(data: DataSplit, tokenizer: Tokenizer) -> CaptionStore:
+    """All captions of the pairs to train on."""
+    return CaptionStore((captions_or_none(data.source, index) for index in data.indices.tolist()), tokenizer)
+
+
+def data_key(data: DataSplit, data_parts: dict[str, Any]) -> dict[str, Any]:
+    """The part of a key of features that tells the training pairs."""
+    fingerprint = hashlib.sha256(json.dumps(data_parts["train"]).encode()).hexdigest()
+    return {"data": fingerprint, "pairs": len(data.indices)}
+
+
+def kept_table(
+    name: str,
+    work: Work,
     folder: Path,
     key: dict[str, Any],
     accelerator: Accelerator,
     stop: StopRequest,
 ) -> Generator[Event, None, FeatureTable]:
+    """The features of all that `work` numbers, computed by all processes where `folder` does not have them yet."""
     total = len(work.numbers)
     file: FeatureFile | None = None
 
@@ -148,10 +193,10 @@ def _table(
 
     done, changed = on_main(opened)
     if changed:
-        yield Notice(f"the kept {name} features are of other {' and '.join(changed)}: they are computed anew")
+        yield Notice(f"the kept {name} are of other {' and '.join(changed)}: they are computed anew")
     if done < total:
         how = f"going on after {done:,} of {total:,}" if done else f"{total:,}, once"
-        yield Preparing(f"computing {name} features ({how}; {total * work.width * 4 / 1e6:,.0f} MB on the disk)")
+        yield Preparing(f"computing {name} ({how}; {total * work.width * 4 / 1e6:,.0f} MB on the disk)")
     told = time.monotonic()
     for reached, blocks in _computed(work, done, total, accelerator):
         if file is not None:
@@ -161,7 +206,7 @@ def _table(
         stop.check()
         if time.monotonic() - told > _EVERY:
             told = time.monotonic()
-            yield Preparing(f"computing {name} features: {reached / total:.0%}")
+            yield Preparing(f"computing {name}: {reached / total:.0%}")
     if accelerator.num_processes == 1:
         assert file is not None
         return FeatureTable(work.numbers, file.rows(), _by_number(work.numbers, file.missing))
@@ -174,9 +219,7 @@ def _table(
     return FeatureTable(work.numbers, rows.numpy(), _by_number(work.numbers, missing))
 
 
-def _computed(
-    work: _ImageWork | _TextWork, done: int, total: int, accelerator: Accelerator
-) -> Iterator[tuple[int, list[Block]]]:
+def _computed(work: Work, done: int, total: int, accelerator: Accelerator) -> Iterator[tuple[int, list[Block]]]:
     """The blocks from row `done` on, as many at a time as there are processes: (rows done then, the blocks in order).
 
     Other processes than the main one get none of the blocks.
@@ -214,11 +257,18 @@ def _settings(model: CloobModel, name: TowerName, precision: Precision) -> dict[
 
 
 def _hash_of_trunk(model: CloobModel, name: TowerName) -> str:
-    found = hashlib.sha256()
+    found: list[Tensor] = []
     for piece in tower(model, name).trunk:
-        for tensor in [piece] if isinstance(piece, nn.Parameter) else piece.state_dict().values():
-            content: np.ndarray = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            found.update(content.data)
+        found += [piece] if isinstance(piece, nn.Parameter) else piece.state_dict().values()
+    return hash_of(found)
+
+
+def hash_of(tensors: Iterable[Tensor]) -> str:
+    """The hex sha256 of the contents of tensors, one after the other."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        content: np.ndarray = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        found.update(content.data)
     return found.hexdigest()
 
 

@@ -112,6 +112,7 @@ def _steps(run: Run) -> Iterator[Event]:
             with window.waiting():
                 batch = next(coming)
             run.stop.check()
+            run.train_step.observe = run.is_main and run.mechanism.wants(run.step + 1)
             try:
                 window.add(*run.train_step(batch, run.step), images=section.batch_size)
             except NonFiniteEmbeddingsError:
@@ -120,10 +121,15 @@ def _steps(run: Run) -> Iterator[Event]:
             run.step += 1
             run.stop.nothing_to_save = None
             skipped += batch.skipped
+            measures: dict[str, float] = {}
+            if run.train_step.observe and run.train_step.observed:
+                with window.paused():
+                    measures, notice = run.mechanism.look(run.step, *run.train_step.observed)
+                yield from [Notice(notice)] if notice else []
             last, stopping = run.step == run.steps, _any_process(run, run.stop.requested)
             saving = last or stopping or run.step % section.checkpoint_every == 0
             if saving or run.step % section.log_every == 0:
-                yield step_done(run, window)
+                yield step_done(run, window, measures)
                 collapsed = run.collapse.add(run.step, window.losses())
                 yield from [Notice(collapsed)] if collapsed else []
                 yield from report_skips(run, skipped)
@@ -161,6 +167,7 @@ def _save_checkpoint(run: Run) -> CheckpointSaved:
             run.accelerator.scaler,
             run.ema,
             run.recipe.train.keep_checkpoints,
+            run.train_step.projection,
         )
     run.accelerator.wait_for_everyone()
     return CheckpointSaved(run.step, run.checkpoint or run.folder.checkpoints)

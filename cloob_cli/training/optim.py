@@ -22,8 +22,13 @@ from cloob_cli.recipe import OptimizerSection
 _NAMES_WITHOUT_DECAY = ("bn", "ln", "bias", "logit_scale")
 
 
-def build_optimizer(model: torch.nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: torch.nn.Module, section: OptimizerSection, beside: torch.nn.Module | None = None
+) -> torch.optim.Optimizer:
     """AdamW over `parameter_groups`, with the fused step where torch has one for the device; beside Muon if asked.
+
+    Args:
+        beside: a further module that is trained with the model, by AdamW.
 
     Raises:
         RecipeError: Muon is asked for and torch is too old for it, or the model has no matrix for it.
@@ -31,8 +36,11 @@ def build_optimizer(model: torch.nn.Module, section: OptimizerSection) -> torch.
     device = next(model.parameters()).device.type
     matrices = [p for p in hidden_matrices(model) if p.requires_grad] if section.name == "muon" else []
     rates = peak_rates(model, section)
+    groups = by_rate(parameter_groups(model, section.weight_decay, section.decay, matrices), rates)
+    if beside is not None:
+        groups += parameter_groups(beside, section.weight_decay)[:1]
     adamw = torch.optim.AdamW(
-        by_rate(parameter_groups(model, section.weight_decay, section.decay, matrices), rates),
+        groups,
         lr=section.learning_rate,
         betas=(section.beta1, section.beta2),
         eps=section.epsilon,
@@ -40,8 +48,9 @@ def build_optimizer(model: torch.nn.Module, section: OptimizerSection) -> torch.
     )
     if section.name == "adamw":
         return adamw
-    groups = by_rate([{"params": matrices}], rates)
-    return MuonWithAdamW(groups, adamw, weight_decay=section.weight_decay, momentum=section.momentum)
+    return MuonWithAdamW(
+        by_rate([{"params": matrices}], rates), adamw, weight_decay=section.weight_decay, momentum=section.momentum
+    )
 
 
 def parameter_groups(

@@ -33,8 +33,11 @@ def started(run: Run) -> Started:
     )
 
 
-def step_done(run: Run, window: Window) -> StepDone:
+def step_done(run: Run, window: Window, mechanism: dict[str, float]) -> StepDone:
     """The event of the steps in `window`, the last of which is the run's.
+
+    Args:
+        mechanism: measures of the retrieval in the last step, where it was looked at.
 
     Raises:
         NonFiniteLossError: a loss or a gradient is not finite.
@@ -53,6 +56,7 @@ def step_done(run: Run, window: Window) -> StepDone:
         memory_gib=memory_gib(run.device),
         gradient_norm=fmean([norm for norm in window.norms() if math.isfinite(norm)] or [0.0]),
         inv_tau=float(run.model.inv_tau.detach()),
+        mechanism=mechanism,
     )
 
 

@@ -45,7 +45,7 @@ _RESULT_KEYS = ("step", "metrics", "skipped", "seconds")
 _FREE_KEYS = {
     "description", "finetune.interpolate", "data.train", "data.validation", "data.workers", "data.in_memory",
     "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.save_precision",
-    "validation.every", "validation.retrieval_pairs", "validation.zero_shot",
+    "validation.every", "validation.retrieval_pairs", "validation.zero_shot", "validation.datasets",
 }  # fmt: skip
 
 

@@ -20,9 +20,11 @@ from cloob_cli.recipe import ObjectiveSection, OptimizerSection, TrainSection
 from cloob_cli.training.cached import cached_gradient_step, find_micro_batch_size
 from cloob_cli.training.ema import EMA
 from cloob_cli.training.implementation import choose_implementation
+from cloob_cli.training.mechanism import first_rows
 from cloob_cli.training.optim import build_optimizer, set_learning_rate
 from cloob_cli.training.precision import Precision
 from cloob_cli.training.schedules import learning_rate
+from cloob_cli.training.teacher import Teacher
 
 # What enters the matrix products of the loss on a GPU, by the precision of the towers; sums are float32 always.
 _LOSS_PRECISION: dict[Precision, Literal["fp32", "tf32", "bf16"]] = {"fp32": "fp32", "fp16": "tf32", "bf16": "bf16"}
@@ -39,11 +41,14 @@ class TrainingStep:
         steps: of the whole run; schedule and Hopfield warm-up depend on it.
         local_batch_size: pairs of a batch that this process embeds, where none is unreadable.
         seed: any random numbers that the towers draw are a function of (seed, step, process).
+        teacher: its loss is added to the objective's.
 
     Attributes:
         ema: the averaged weights, or None.
         micro_batch_size: pairs that this process embeds at once; None: all at once.
         loss_implementation: the implementation of the loss, and the reason for it.
+        observe: the next batch's embeddings are to be kept in `observed`.
+        observed: the first image and text embeddings of the last such batch on this process.
     """
 
     def __init__(
@@ -58,15 +63,20 @@ class TrainingStep:
         steps: int,
         local_batch_size: int,
         seed: int,
+        teacher: Teacher | None = None,
     ) -> None:
         self.model, self.ema = model, EMA(model, train.ema) if train.ema else None
-        self.optimizer = build_optimizer(model, optimizer)
+        self.teacher = teacher
+        self.projection = teacher.projection.to(accelerator.device) if teacher and teacher.projection else None
+        self.optimizer = build_optimizer(model, optimizer, self.projection)
         self._accelerator, self._device = accelerator, accelerator.device
         self._wrapped, self._accelerated_optimizer = accelerator.prepare(model, self.optimizer)
         self._processes = torch.distributed.group.WORLD if accelerator.num_processes > 1 else None
         self._objective, self._schedule = objective, optimizer
         self._steps, self._local_batch_size, self._seed = steps, local_batch_size, seed
         self._retrieval_from = round(objective.hopfield_warmup * steps) if objective.name in _WITHOUT_RETRIEVAL else 0
+        self.observe = False
+        self.observed: tuple[Tensor, Tensor] | None = None
         self._patch_dropout, self._all_patches_from = train.patch_dropout, round(train.patch_dropout_until * steps)
         self.micro_batch_size = self._find_micro_batch_size(train)
         self._loss_precision = _LOSS_PRECISION[precision] if self._device.type == "cuda" else "fp32"
@@ -99,8 +109,10 @@ class TrainingStep:
             pixels = normalize(pixels, self.model.config.preprocess)
         tokens = batch.tokens.to(self._device, non_blocking=True)
         caption_ids = batch.caption_ids.to(self._device) if self._objective.mask_equal_captions else None
-        loss = self._gradient(pixels, tokens, partial(self._loss, caption_ids, step < self._retrieval_from))
-        norm = self._accelerator.clip_grad_norm_(self.model.parameters(), self._schedule.gradient_clip or math.inf)
+        wanted = self.teacher.embeddings(batch, self._device) if self.teacher else None
+        loss = self._gradient(pixels, tokens, partial(self._loss, caption_ids, step < self._retrieval_from, wanted))
+        parameters = [*self.model.parameters(), *(self.projection.parameters() if self.projection else ())]
+        norm = self._accelerator.clip_grad_norm_(parameters, self._schedule.gradient_clip or math.inf)
         self._accelerated_optimizer.step()
         self._accelerated_optimizer.zero_grad()
         if self._objective.learn_inv_tau:
@@ -142,11 +154,16 @@ class TrainingStep:
         self,
         caption_ids: Tensor | None,
         warming_up: bool,
+        wanted: tuple[Tensor, Tensor] | None,
         images: Tensor,
         texts: Tensor,
         logit_scale: Tensor | None = None,
     ) -> Tensor:
-        """The mean loss of image embeddings [n, D] against each of the k captions of texts [n, k, D]."""
+        """The mean loss of image embeddings [n, D] against each of the k captions of texts [n, k, D], and the
+        teacher's where it has said what is `wanted`.
+        """
+        if self.observe:
+            self.observed = first_rows(images, texts)
         section = self._objective
         draws = texts.shape[1]
         losses = [
@@ -163,7 +180,11 @@ class TrainingStep:
             )
             for number in range(draws)
         ]
-        return torch.stack(losses).mean()
+        loss = torch.stack(losses).mean()
+        if self.teacher is not None and wanted is not None:
+            inv_tau = section.inv_tau if logit_scale is None else logit_scale.exp()
+            loss = loss + self.teacher.loss(images, texts, wanted, inv_tau, self._processes)
+        return loss
 
     def _find_micro_batch_size(self, train: TrainSection) -> int | None:
         size = train.micro_batch_size

@@ -85,9 +85,10 @@ class MetricsFile:
         self._stream = path.open("a", encoding="utf-8")
 
     def add(self, event: StepDone | Validated) -> None:
-        row = asdict(event)
         if isinstance(event, Validated):
             row = {"step": event.step, **event.metrics}
+        else:
+            row = {name: value for name, value in asdict(event).items() if name != "mechanism"} | event.mechanism
         self._stream.write(_line(row))
         self._stream.flush()
 

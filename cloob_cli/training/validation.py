@@ -1,10 +1,14 @@
-"""Scores on data that the model is not trained on, while it trains: retrieval, zero-shot accuracy, covariance rank."""
+"""Scores on data that the model is not trained on, while it trains: those of `cloob eval`, and the covariance's rank.
+
+Crops are kept between two validations; embeddings are not, as the weights are others each time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from itertools import islice
+from pathlib import Path
 from statistics import fmean
 from typing import Protocol
 
@@ -13,15 +17,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cloob_cli.core.metrics import covariance_rank, recall_at_k, top_k_accuracy
+from cloob_cli.core.accuracy import class_weights
+from cloob_cli.core.geometry import covariance_rank
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.zero_shot import class_embeddings
+from cloob_cli.data.captioned import CaptionedSet
+from cloob_cli.data.classification import open_classification_set
 from cloob_cli.data.images import Preprocess, normalize
 from cloob_cli.data.labeled_set import ClassificationSet
 from cloob_cli.data.text import Tokenizer
 from cloob_cli.errors import Failure, ImageError
+from cloob_cli.evaluation.retrieval import scores as retrieval_scores
+from cloob_cli.evaluation.run import Asked, open_data
+from cloob_cli.evaluation.zero_shot import classify
 from cloob_cli.parallel import core_count, map_in_order
+from cloob_cli.recipe import ValidationSection
 from cloob_cli.training.data_split import HeldOut
 
 _BATCH = 256
@@ -69,20 +80,32 @@ class ImageCrops:
         return crop
 
 
+def open_sets(section: ValidationSection) -> list[ClassificationSet | CaptionedSet]:
+    """The data sets that a run is validated on, labeled or captioned.
+
+    Raises:
+        DataError: one of them cannot be opened.
+    """
+    labeled: list[ClassificationSet | CaptionedSet] = [
+        open_classification_set(Path(name)) for name in section.zero_shot
+    ]
+    return labeled + [open_data(Path(name), Asked()) for name in section.datasets]
+
+
 class Validator:
     """Everything that a run is validated on, held-out pairs and labeled sets; run as often as asked."""
 
     def __init__(
         self,
         held_out: HeldOut | None,
-        sets: Sequence[ClassificationSet],
+        sets: Sequence[ClassificationSet | CaptionedSet],
         preprocess: Preprocess,
         tokenizer: Tokenizer,
     ) -> None:
         self.tokenizer = tokenizer
         self.held_out = held_out if held_out is not None and len(held_out) > 1 else None
         self._pairs = ImageCrops(self.held_out, preprocess) if self.held_out else None
-        self._sets: list[tuple[ClassificationSet, ImageCrops]] = [(one, ImageCrops(one, preprocess)) for one in sets]
+        self._sets = [(one, ImageCrops(one, preprocess)) for one in sets]
 
     def __bool__(self) -> bool:
         return self._pairs is not None or bool(self._sets)
@@ -97,7 +120,10 @@ class Validator:
             with torch.inference_mode(), autocast():
                 scores = self._retrieval(model)
                 for one, crops in self._sets:
-                    scores |= self._zero_shot(model, one, crops)
+                    if isinstance(one, CaptionedSet):
+                        scores |= self._captioned(model, one, crops)
+                    else:
+                        scores |= self._zero_shot(model, one, crops)
         finally:
             model.train(was_training)
         top1 = [value for name, value in scores.items() if name.startswith("zero_shot/") and name.endswith("/top1")]
@@ -118,15 +144,18 @@ class Validator:
         indices, images = _embed_images(model, self._pairs)
         if len(indices) < 2:
             return {}
-        captions = [self.held_out.caption(i) for i in indices]
-        texts = _embed_texts(model, self.tokenizer, captions)
-        scores: dict[str, float] = {}
-        for direction, queries, keys in (("image_to_text", images, texts), ("text_to_image", texts, images)):
-            recall = recall_at_k(queries, keys)
-            scores |= {f"retrieval/{direction}/recall_{k}": value for k, value in recall.items()}
+        captions = [[self.held_out.caption(i)] for i in indices]
+        scores, texts = _recalls(model, self.tokenizer, images, captions, "retrieval")
         scores["covariance_rank/image"] = float(covariance_rank(images.cpu()))
         scores["covariance_rank/text"] = float(covariance_rank(texts.cpu()))
         return scores
+
+    def _captioned(self, model: CloobModel, one: CaptionedSet, crops: ImageCrops) -> dict[str, float]:
+        indices, images = _embed_images(model, crops)
+        if len(indices) < 2:
+            return {}
+        captions = [one.captions[i] for i in indices]
+        return _recalls(model, self.tokenizer, images, captions, f"retrieval/{one.name}")[0]
 
     def _zero_shot(self, model: CloobModel, one: ClassificationSet, crops: ImageCrops) -> dict[str, float]:
         device = model.logit_scale.device
@@ -137,8 +166,26 @@ class Validator:
         if not indices:
             return {}
         labels = torch.tensor([one.labels[i] for i in indices], device=images.device)
-        accuracy = top_k_accuracy(images @ classes.T, labels)
-        return {f"zero_shot/{one.name}/top{k}": value for k, value in accuracy.items()}
+        found = classify(images, classes, labels)
+        scores = {f"top{k}": float(found.top(k).double().mean()) for k in (1, 5)}
+        weights = class_weights(found.labels)
+        scores["mean_per_class_recall"] = float((weights * found.top(1)).sum() / weights.sum())
+        return {f"zero_shot/{one.name}/{name}": value for name, value in scores.items()}
+
+
+def _recalls(
+    model: CloobModel, tokenizer: Tokenizer, images: Tensor, captions: list[list[str]], prefix: str
+) -> tuple[dict[str, float], Tensor]:
+    """Recall in both directions by names in metrics.jsonl, and the embeddings of the captions."""
+    texts = _embed_texts(model, tokenizer, [text for row in captions for text in row])
+    owners = torch.tensor([image for image, row in enumerate(captions) for _ in row], device=images.device)
+    found = retrieval_scores(images, texts, owners, 0)[0]
+    directions = {"text": "image_to_text", "image": "text_to_image"}  # by what is looked for
+    scores = {}
+    for kind, direction in directions.items():
+        for k in (1, 5, 10):
+            scores[f"{prefix}/{direction}/recall_{k}"] = found[f"{kind}_retrieval_recall@{k}"]
+    return scores, texts
 
 
 def _embed_images(model: CloobModel, crops: ImageCrops) -> tuple[list[int], Tensor]:

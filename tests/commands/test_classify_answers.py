@@ -98,6 +98,16 @@ def test_answers_of_a_tree_are_sorted_into_folders_of_folders(place: Path) -> No
         assert row["sorted_to"] == [f"sorted/{folders[row['label']]}/{Path(row['path']).name}"]
 
 
+def test_the_threshold_is_that_of_the_reference_where_nobody_chose_one(place: Path) -> None:
+    cloob_here("embed", "images", "-o", "known.npy", "-m", "model", "-q", cwd=place)
+    command = ["classify", "images", "--label", "cat", "-m", "model", "--unknown", "other", "--reference", "known.npy"]
+    result = cloob_here(*command, cwd=place)
+    assert (result.returncode, "other\t" in result.stdout) == (0, False)
+    assert "images are 'other' where the energy score exceeds" in result.stderr
+    assert "0.66" not in result.stderr
+    assert "warning" not in result.stderr
+
+
 def test_a_threshold_that_nobody_chose_is_named(place: Path) -> None:
     result = cloob_here("classify", "images", "-l", "labels.txt", "-m", "model", "--unknown", "other", cwd=place)
     assert result.returncode == 0
@@ -114,6 +124,7 @@ def test_a_threshold_that_nobody_chose_is_named(place: Path) -> None:
         (["--unknown", "cat"], "is the name of a label too"),
         (["--unknown", "animal"], "is the name of a label too"),
         (["--unknown", " "], "--unknown is empty"),
+        (["--unknown", "caf\udce9"], "--unknown is not UTF-8"),
         (["--rejection", "cosine"], "choose the score of --unknown"),
         (["--unknown", "other", "--multi-label", "--rejection", "cosine"], "choose the score of --unknown"),
         (["--unknown", "other", "--threshold", "nan"], "--threshold is not a number"),

@@ -130,6 +130,7 @@ def test_what_was_changed_since_is_kept_with_exit_code_1(place: Path, model: Pat
         (["images", "--label", "cat", "--undo-file", "u.jsonl"], "--undo-file is for"),
         (["images"], "no labels"),
         (["images", "--label", " "], "a --label is empty"),
+        (["images", "--label", "caf\udce9"], "is not UTF-8"),
         (
             ["images", "-l", "labels.txt", "--label", "cat"],
             "--label 'cat': the label 'cat' stands already in labels.txt",
@@ -165,22 +166,16 @@ def test_excluded_names_and_paths_are_left_out(place: Path, model: Path) -> None
     assert paths("images", "*.PNG", "*/*") == ["0000.png", "0001.png", "0002.png", "0003.png"]
 
 
-def test_paths_from_standard_input(place: Path, model: Path) -> None:
+def test_paths_from_standard_input(place: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.rename(place / "images/0003.png", place / "images/line\nbreak.png")
-    result = subprocess.run(
-        [*COMMAND, "classify", "-", "--label", "cat", "-m", str(model), "--json", "-q", "--null"],
-        cwd=place,
-        env=environment(),
-        input=b"images/line\nbreak.png\0images/deeper\0missing.png\0",
-        capture_output=True,
-        check=False,
-        timeout=120,
-    )
+    listed = b"images/line\nbreak.png\0images/deeper\0missing.png\0"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listed)))
+    result = cloob_here("classify", "-", "--label", "cat", "-m", model, "--json", "-q", "--null", cwd=place)
     assert result.returncode == 3
     assert [json.loads(line)["path"] for line in result.stdout.splitlines()] == [
         "images/line\nbreak.png", "images/deeper/0000.jpg", "images/deeper/0001.jpg", "images/deeper/0002.jpg",
     ]  # fmt: skip
-    assert b"missing.png" in result.stderr
+    assert "missing.png" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["classify", "embed"])

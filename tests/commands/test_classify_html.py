@@ -101,7 +101,9 @@ def test_a_page_is_whole_where_nobody_reads_the_rows(place: Path, tmp_path: Path
     read, write = os.pipe()
     os.close(read)
     try:
-        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=environment(), check=False, timeout=120)
+        done = subprocess.run(
+            command, stdout=write, stderr=subprocess.PIPE, env=environment(), check=False, timeout=120
+        )
     finally:
         os.close(write)
     assert done.returncode in (1, 3, 141), done.stderr
@@ -129,7 +131,15 @@ def test_eval_scores_what_was_confirmed_on_a_page(place: Path, tmp_path: Path) -
     lines = "".join(f"{path},{'cat' if number else 'dog'}\n" for number, path in enumerate(images))
     (tmp_path / "labels.csv").write_text(f"path,label\n{lines}", encoding="utf-8")
     result = cloob_here(
-        "eval", place / "model", "labels.csv", "--json", "--bootstrap", 0, "--no-cache", cwd=tmp_path, CLOOB_HOME=str(tmp_path)
+        "eval",
+        place / "model",
+        "labels.csv",
+        "--json",
+        "--bootstrap",
+        0,
+        "--no-cache",
+        cwd=tmp_path,
+        CLOOB_HOME=str(tmp_path),
     )
     assert result.returncode == 0, result.stderr
     [record] = json.loads(result.stdout)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from foreign_folders import TEXT, tiny_clip
+from foreign_folders import TEXT, open_clip_config, save_open_clip, tiny_clip
 from margins import close
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -136,6 +136,27 @@ def test_and_back_out_to_transformers(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.numeric
+def test_from_open_clip_to_transformers_and_sentence_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the package transformers to compare with")
+    folder = save_open_clip(tmp_path / "in", tiny_clip(), open_clip_config(quick_gelu=True))
+    export_model(folder, "transformers", tmp_path / "out")
+    ours = open_model(folder, "cpu", "fp32")
+    assert ours.preprocess is not None
+    assert ours.tokenize is not None
+    theirs = transformers.CLIPModel.from_pretrained(tmp_path / "out").eval()
+    texts, image = ["a red bicycle", "two cats"], fixed_images()[2]
+    pixels, tokens = ours.preprocess(image)[None], ours.tokenize(texts)
+    with torch.no_grad():
+        found = theirs(input_ids=tokens, pixel_values=pixels)
+    close(found.image_embeds, ours.encode_image(pixels), UNIT_ROWS, atol=1e-5)
+    close(found.text_embeds, ours.encode_text(tokens), UNIT_ROWS, atol=1e-5)
+    sentences = pytest.importorskip("sentence_transformers", reason="needs `pip install sentence-transformers`")
+    model = sentences.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    by_sentences = torch.from_numpy(model.encode(texts, normalize_embeddings=True))
+    close(by_sentences, ours.encode_text(tokens), UNIT_ROWS, atol=1e-5)
+
+
 # ---------------------------------------------------------------------------- without the package transformers
 
 
@@ -226,6 +247,7 @@ def test_preprocessing_that_is_not_supported(processor: dict[str, Any], words: s
         (lambda config: config["text_config"].update(num_hidden_layers=1), "holds the tensor"),
         (lambda config: config["vision_config"].update(num_attention_heads=5), "width must be a multiple of heads"),
         (lambda config: config.update(vision_config="large"), "vision_config"),
+        (lambda config: config["text_config"].update(eos_token_id=7), "read at the token 7"),
     ],
 )
 def test_other_models_are_named_in_one_line(

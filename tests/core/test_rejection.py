@@ -67,7 +67,7 @@ def test_the_share_is_that_of_the_fixed_point() -> None:
     for query, share in zip(QUERIES.double().numpy(), found.tolist(), strict=True):
         state = query
         for _ in range(3000):
-            logits = np.append(beta * patterns @ state, math.log(len(patterns)) + beta * EMPTY_SIMILARITY)
+            logits = np.append(beta * patterns @ state, beta * EMPTY_SIMILARITY)
             weights = np.exp(logits - logits.max())
             weights /= weights.sum()
             state = weights[:-1] @ patterns
@@ -87,3 +87,14 @@ def test_a_nearer_query_is_better_known(beta: float) -> None:
     near = torch.nn.functional.normalize(PATTERNS[:5] + 0.1 * QUERIES[:5], dim=1)
     assert (energy_score(near, PATTERNS, beta) < energy_score(QUERIES[:5], PATTERNS, beta)).all()
     assert (cosine_score(near, PATTERNS) < cosine_score(QUERIES[:5], PATTERNS)).all()
+
+
+@pytest.mark.numeric
+def test_a_pattern_that_does_not_count_is_as_if_it_were_not_stored() -> None:
+    own = torch.arange(7)
+    cosine, energy = cosine_score(PATTERNS[:7], PATTERNS, own), energy_score(PATTERNS[:7], PATTERNS, 30.0, own)
+    for number in range(7):
+        others = PATTERNS[torch.arange(len(PATTERNS)) != number]
+        query = PATTERNS[number : number + 1]
+        close(cosine[number : number + 1], cosine_score(query, others), "a sum in another order", atol=10 * EPS)
+        close(energy[number : number + 1], energy_score(query, others, 30.0), "a sum in another order", atol=20 * EPS)

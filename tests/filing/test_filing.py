@@ -114,6 +114,30 @@ def test_a_second_run_adds_nothing(place: Path, mode: Mode) -> None:
     assert {name for name in tree(place) if "undo" not in name} <= set(first)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_an_image_that_is_in_its_place_already_stays(tmp_path: Path, mode: Mode) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.jpg").write_bytes(b"image")
+    with UndoFile(tmp_path / "undo.jsonl") as undo_file:
+        filer = Filer(tmp_path, mode, folder_names([CAT]), undo_file)
+        [result] = filer.file([ToFile(tmp_path / "cat" / "1.jpg", [CAT], [])])
+    assert (result.targets, result.reason) == ([tmp_path / "cat" / "1.jpg"], None)
+    assert [path.name for path in tmp_path.rglob("*")] == ["cat", "1.jpg"]
+
+
+@pytest.mark.parametrize("mode", ["copy", "hardlink", "symlink"])
+def test_an_undo_file_never_takes_an_original(tmp_path: Path, mode: Mode) -> None:
+    """Not even one in which somebody made the source and the target the same, here by way of a linked folder."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "1.jpg").write_bytes(b"image")
+    os.symlink(tmp_path / "in", tmp_path / "link")
+    with UndoFile(tmp_path / "undo.jsonl") as undo_file:
+        undo_file.write([placing.plan(mode, tmp_path / "in/1.jpg", tmp_path / "link/1.jpg")])
+    [kept] = undo(tmp_path / "undo.jsonl").kept
+    assert "it is the original" in kept.reason
+    assert (tmp_path / "in" / "1.jpg").read_bytes() == b"image"
+
+
 @pytest.mark.parametrize("mode", ["copy", "move"])
 def test_a_full_disk_leaves_an_undo_file_that_restores_all(
     place: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cloob_cli.inference.answers import Answers, Rules, further_names
+from cloob_cli.inference.answers import Answers, Rules, further_names, stored_threshold
 from cloob_cli.inference.labels import Label
 from cloob_cli.inference.rows import Classified
 from cloob_cli.inference.scoring import Scorer
@@ -89,3 +89,13 @@ def test_a_temperature_flattens_probabilities_and_keeps_the_order() -> None:
     sharp, flat = answer([1.0, 0.9, 0, 0, 0], Rules()), answer([1.0, 0.9, 0, 0, 0], Rules(temperature=10.0))
     assert sharp.top[0].probability > flat.top[0].probability
     assert [one.label for one in sharp.top] == [one.label for one in flat.top]
+
+
+def test_the_threshold_of_stored_images_leaves_each_out() -> None:
+    patterns = torch.nn.functional.normalize(torch.randn(60, 5, generator=torch.Generator().manual_seed(0)), dim=1)
+    found = stored_threshold(patterns, 20, "cosine", 10.0)
+    assert found is not None
+    nearest = [float((patterns[i] @ torch.cat([patterns[:i], patterns[i + 1 :]]).T).max()) for i in range(20, 60)]
+    assert sum(1 - cosine <= found + 1e-6 for cosine in nearest) == 38  # 95 % of the 40 images; the 20 texts only count
+    assert stored_threshold(patterns, 20, "softmax", 10.0) is None
+    assert stored_threshold(patterns[:1], 0, "cosine", 10.0) is None

@@ -16,8 +16,15 @@ from cloob_cli import load
 from cloob_cli.checkpoint.folder import WEIGHTS_FILE
 from cloob_cli.convert.transformers_names import to_transformers
 from cloob_cli.registry import paths
+from cloob_cli.registry.entries import find_entry
 
 Cloob = Callable[..., Any]
+TOWER = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+TRANSFORMERS = {
+    "model_type": "clip", "projection_dim": 24,
+    "vision_config": TOWER | {"image_size": 32, "patch_size": 8},
+    "text_config": TOWER | {"max_position_embeddings": 16},
+}  # fmt: skip
 WEIGHTS, OLD_WEIGHTS = "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
 
 
@@ -93,13 +100,7 @@ def test_a_file_system_without_links_gets_a_copy(
 def test_the_next_best_form(
     hub: Hub, clip: dict[str, bytes], cloob: Cloob, missing: list[str], fetched: set[str]
 ) -> None:
-    tower = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    described = {
-        "model_type": "clip",
-        "projection_dim": 24,
-        "vision_config": tower | {"image_size": 32, "patch_size": 8},
-    }
-    clip["config.json"] = json.dumps(described | {"text_config": tower | {"max_position_embeddings": 16}}).encode()
+    clip["config.json"] = json.dumps(TRANSFORMERS).encode()
     for name in missing:
         del clip[name]
     done = cloob("zoo", "pull", "hf://org/clip", "--name", "mine")
@@ -136,3 +137,48 @@ def test_another_program_s_model_is_refused(hub: Hub, cloob: Cloob) -> None:
         done = cloob("zoo", command, "hf://org/siglip")
         assert done.returncode in (1, 2)
         assert "the model type 'siglip' of transformers is not supported" in done.stderr
+
+
+def test_only_a_model_folder_is_given_away(clip: dict[str, bytes], cloob: Cloob, tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    for command in (("bundle", str(folder), "-o", str(tmp_path / "b.tar")), ("push", str(folder), "org/new")):
+        done = cloob("zoo", *command)
+        assert done.returncode == 2
+        assert "is in open_clip's form" in done.stderr
+        assert "cloob zoo add" in done.stderr
+
+
+def test_such_a_folder_as_the_default_model(clip: dict[str, bytes], cloob: Cloob, tmp_path: Path) -> None:
+    assert cloob("zoo", "default", str(tmp_path / "source")).returncode == 0
+    done = cloob("doctor", "--json")
+    assert "is not a model folder" not in done.stdout
+    assert json.loads(done.stdout)["default_model"]["name"] == str(tmp_path / "source")
+
+
+@pytest.mark.parametrize(
+    "name", ["clip-rn50-openai", "clip-vit-b-32-openai", "clip-vit-b-32-laion2b", "clip-vit-b-16-datacomp-xl"]
+)
+def test_an_entry_is_pulled_in_its_form(name: str, hub: Hub, clip: dict[str, bytes], cloob: Cloob) -> None:
+    source = find_entry(name).source
+    if source.format == "transformers":
+        described = json.dumps(TRANSFORMERS).encode()
+        clip = {"config.json": described, "model.safetensors": clip["model.safetensors"]}
+    elif name.endswith("datacomp-xl"):  # it has a .bin alone
+        del clip[WEIGHTS]
+    assert source.repository is not None
+    hub.repositories[source.repository] = clip
+    done = cloob("zoo", "pull", name)
+    assert done.returncode == 0, done.stderr
+    assert same_weights(name)
+    readme = (paths.installed_folder(name) / "README.md").read_text(encoding="utf-8")
+    assert "license: mit" in readme
+    assert "ImageNet" in readme
+
+
+def test_convert_takes_a_repository(hub: Hub, clip: dict[str, bytes], cloob: Cloob, tmp_path: Path) -> None:
+    done = cloob("zoo", "convert", "hf://org/clip", "-o", str(tmp_path / "ours"))
+    assert done.returncode == 0, done.stderr
+    assert same_weights(str(tmp_path / "ours"))
+    assert (tmp_path / "ours" / WEIGHTS_FILE).stat().st_nlink == 1
+    config = json.loads((tmp_path / "ours/config.json").read_text(encoding="utf-8"))
+    assert config["source"] == {"format": "open_clip", "origin": "hf://org/clip"}

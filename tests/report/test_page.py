@@ -70,9 +70,14 @@ def test_the_policy_has_the_hashes_of_the_only_style_and_script(tmp_path: Path) 
 def test_a_page_that_fails_leaves_the_earlier_one_and_nothing_beside(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     page.write_text("earlier")
-    with pytest.raises(RuntimeError), open_gallery(page, Gallery("title")) as gallery:
-        gallery.add(Item("a.png"))
-        raise RuntimeError
+
+    def write_half() -> None:
+        with open_gallery(page, Gallery("title")) as gallery:
+            gallery.add(Item("a.png"))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
     assert page.read_text() == "earlier"
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 

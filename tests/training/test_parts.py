@@ -36,7 +36,7 @@ TEXT = {"context_length": 8, "width": 16, "layers": 2, "heads": 2}
 
 
 def step_done(step: int, **changes: float) -> StepDone:
-    values = dict.fromkeys(StepDone.__dataclass_fields__, 0.5) | {"step": step} | changes
+    values = dict.fromkeys(StepDone.__dataclass_fields__, 0.5) | {"step": step, "mechanism": {}} | changes
     return StepDone(**values)  # type: ignore[arg-type]
 
 

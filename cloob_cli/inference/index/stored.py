@@ -87,11 +87,13 @@ def read_index(files: IndexFiles) -> StoredIndex:
         raise InputError(f"no embeddings at {problem.filename}", "`cloob embed DIR -o emb.npy` makes them") from None
     except Exception as problem:  # whatever pyarrow and NumPy say of damaged files
         reason = str(problem).partition("\n")[0]
-        raise InputError(f"{files.embeddings} cannot be read with its index ({reason})", "embed anew") from None
+        raise InputError(
+            f"{files.embeddings} cannot be read with its index ({reason})", "start anew with --rebuild"
+        ) from None
     if rows.ndim != 2 or len(rows) != len(names):
         raise InputError(
             f"{files.embeddings} and {files.index.name} do not belong together: {rows.shape} and {len(names)} rows",
-            "embed anew",
+            "start anew with --rebuild",
         )
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     return StoredIndex(names, rows, stamps, metadata)
@@ -136,8 +138,10 @@ def difference(stored: Mapping[str, str], wanted: Mapping[str, str]) -> str | No
     return None
 
 
-def refuse_other(what: Path, stored: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    """Refuse to mix rows that were made in different ways.
+def refuse_other(
+    what: Path, stored: Mapping[str, str], wanted: Mapping[str, str], remedy: str = "start anew with --rebuild"
+) -> None:
+    """Refuse to mix rows that were made in different ways, or to compare them.
 
     Raises:
         UsageError: model, preprocessing, version or an option that changes numbers is another one.
@@ -145,7 +149,7 @@ def refuse_other(what: Path, stored: Mapping[str, str], wanted: Mapping[str, str
     if key := difference(stored, wanted):
         show = _SHOWN.get(key) or (lambda one: f"{key} {one[key]}")
         option = _COMPARED[key]
-        hint = f"choose {option} as before, or start anew with --rebuild" if option else "start anew with --rebuild"
+        hint = f"choose {option} as before, or {remedy}" if option else remedy
         raise UsageError(f"{what} was made with {show(stored)}, not with {show(wanted)}", hint)
 
 

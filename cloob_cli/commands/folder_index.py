@@ -1,0 +1,107 @@
+"""The index that a folder of images keeps of itself: where it is, how it is brought up to date, and its model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cloob_cli.commands.index_run import IndexOptions, Updated, index_lock, update_index
+from cloob_cli.commands.inference_run import find_images, open_model
+from cloob_cli.errors import InputError, UnknownModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cloob_cli.core.model import CloobModel
+    from cloob_cli.inference.index.stored import IndexFiles
+
+_FOLDER = ".cloob"  # hidden, so that no search for images goes into it
+_NAME = "emb.npy"
+
+
+def folder_index(source: Path) -> IndexFiles:
+    """The files of the index of a folder: in `.cloob` inside it, or below CLOOB_HOME where that cannot be written."""
+    from cloob_cli.inference.index.stored import IndexFiles
+    from cloob_cli.registry import paths
+
+    own = source / _FOLDER
+    if os.access(own if own.exists() else source, os.W_OK | os.X_OK):
+        return IndexFiles.of(own / _NAME)
+    key = hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:16]
+    elsewhere = IndexFiles.of(paths.home() / "indexes" / key / _NAME)
+    inside = IndexFiles.of(own / _NAME)
+    if inside.index.is_file() and not elsewhere.index.is_file():  # made while the folder could be written
+        elsewhere.index.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(inside.embeddings, elsewhere.embeddings)
+        shutil.copyfile(inside.index, elsewhere.index)
+    return elsewhere
+
+
+def update_folder_index(source: Path, files: IndexFiles, options: IndexOptions) -> Updated:
+    """Bring the index of a folder up to date, with the model and the options that it was made with.
+
+    Raises:
+        UsageError: it was made with another model than `options` name.
+        NothingFoundError: there is no image that can be read.
+    """
+    from cloob_cli.files import remove_abandoned
+    from cloob_cli.inference.index.stored import find_index
+    from cloob_cli.path_text import path_text
+
+    remove_abandoned(files.embeddings.parent)
+    paths = find_images([source])
+    files.embeddings.parent.mkdir(parents=True, exist_ok=True)
+    with index_lock(files):
+        stored = None if options.rebuild else find_index(files)
+        if stored:
+            options = _as_before(stored.metadata, options)
+        return update_index(files, paths, options, lambda path: path_text(path.relative_to(source)))
+
+
+def model_of(metadata: Mapping[str, str], embeddings: Path, options: IndexOptions) -> CloobModel:
+    """Open the model that embeddings were made with.
+
+    Raises:
+        UsageError: `options` name another model, or the default one is another and that one is not found here.
+    """
+    from cloob_cli.checkpoint.folder import weights_sha256
+    from cloob_cli.inference.index.stored import refuse_other
+    from cloob_cli.registry.resolve import find_model
+
+    name = _model_name(metadata, options.model)
+    folder = find_model(name)
+    found = {"weights_sha256": weights_sha256(folder), "model": folder.name}
+    refuse_other(embeddings, metadata, found, "name its model with --model")
+    model, _ = open_model(name, options.device, options.precision)
+    return model
+
+
+def _as_before(metadata: Mapping[str, str], options: IndexOptions) -> IndexOptions:
+    pass_size, is_usual = metadata.get("pass_size", ""), metadata.get("device") == "cpu"
+    return replace(
+        options,
+        model=_model_name(metadata, options.model),
+        fast_jpeg=metadata.get("fast_jpeg") == "true",
+        batch_size=options.batch_size if is_usual or not pass_size.isdigit() else int(pass_size),
+    )
+
+
+def _model_name(metadata: Mapping[str, str], chosen: str | None) -> str | None:
+    """The model to open: what was chosen, or else the one of the metadata where that is found by its name."""
+    from cloob_cli.checkpoint.folder import weights_sha256
+    from cloob_cli.registry.resolve import find_model
+
+    name = metadata.get("model")
+    if chosen is not None or not name:
+        return chosen
+    try:
+        for candidate in (None, name):
+            if weights_sha256(find_model(candidate)) == metadata.get("weights_sha256"):
+                return candidate
+    except (UnknownModelError, InputError):
+        pass
+    return None

@@ -1,0 +1,159 @@
+"""`cloob search`: texts and images in, the images of a folder or of an embeddings file that are nearest to them out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cloob_cli import console, signals
+from cloob_cli.commands.folder_index import folder_index, model_of, update_folder_index
+from cloob_cli.commands.index_run import IndexOptions
+from cloob_cli.commands.options import (
+    BatchSizeOption,
+    DeviceOption,
+    FastJpegOption,
+    JsonOption,
+    MemoryBudgetOption,
+    ModelOption,
+    PrecisionOption,
+    RebuildOption,
+    WorkersOption,
+)
+from cloob_cli.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cloob_cli.core.model import CloobModel
+    from cloob_cli.inference.index.stored import IndexFiles
+    from cloob_cli.inference.search.query import Part
+
+
+def search(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder of images, or a .npy file of `embed`.")],
+    query: Annotated[
+        list[str] | None, typer.Argument(metavar="QUERY", help="Texts; TEXT:0.5 gives one a weight.")
+    ] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Search for what this image shows. May be repeated.")
+    ] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(metavar="Q", help="A further text or image. May be repeated.")
+    ] = None,
+    minus: Annotated[
+        list[str] | None, typer.Option(metavar="Q", help="A text or image to lead away from. May be repeated.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Number of results.")] = 10,
+    min_score: Annotated[float | None, typer.Option(help="Leave out results with a smaller cosine.")] = None,
+    no_update: Annotated[bool, typer.Option("--no-update", help="Take a folder's index as it is.")] = False,
+    rebuild: RebuildOption = False,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    batch_size: BatchSizeOption = 64,
+    workers: WorkersOption = None,
+    fast_jpeg: FastJpegOption = False,
+    memory_budget: MemoryBudgetOption = None,
+    print0: Annotated[
+        bool, typer.Option("--print0", "-0", help="Print paths only, each ended by a null character.")
+    ] = False,
+    as_json: JsonOption = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print paths only, one a line, and no notices on stderr.")
+    ] = False,
+) -> None:
+    """Find images by words and by other images.
+
+    The images of a folder are embedded the first time; later only what is new or changed. That index is kept in
+    SOURCE/.cloob, with relative paths, or below CLOOB_HOME where the folder cannot be written. The score is the
+    cosine between an image and the weighted sum of all that is asked for. Images that cannot be read are skipped;
+    the exit code is then 3.
+    """
+    console.configure(quiet=quiet)
+    if as_json and print0:
+        raise UsageError("--json and --print0 exclude each other")
+    with signals.leaving_at_once():
+        from cloob_cli.inference.search.query import either_part, image_part, text_part
+
+    parts = [
+        *map(text_part, query or []),
+        *map(image_part, image or []),
+        *map(either_part, also or []),
+        *(either_part(one, -1.0) for one in minus or []),
+    ]
+    if not any(part.weight > 0 for part in parts):
+        raise UsageError("there is nothing to search for", 'cloob search photos "a red bicycle", for example')
+    options = IndexOptions(model, device, precision, "float32", batch_size, workers, fast_jpeg, memory_budget, rebuild)
+    skipped = 0
+    opened: CloobModel | None = None
+    if source.is_dir():
+        files = folder_index(source)
+        if no_update and not files.index.is_file():
+            raise InputError(f"{source} has no index yet", "leave out --no-update")
+        if not no_update:
+            updated = update_folder_index(source, files, options)
+            skipped, opened = len(updated.failures), updated.model
+    elif no_update or rebuild:
+        raise UsageError(f"{source} is not a folder", "--no-update and --rebuild are about the index of a folder")
+    else:
+        files = _embeddings_file(source)
+    hits = _find(files, parts, options, opened, top, min_score)
+    # A folder's index has paths below it, a file of `embed` those that it was called with.
+    base = source if source.is_dir() else None
+    _print([(_path(name, base), score) for name, score in hits], as_json, print0, quiet)
+    if not hits:
+        console.info(f"no image has a score of {min_score} or more")
+    if skipped:
+        raise typer.Exit(3)
+
+
+def _embeddings_file(source: Path) -> IndexFiles:
+    from cloob_cli.inference.index.stored import IndexFiles
+
+    if not source.exists():
+        raise InputError(f"no folder or file at {source}")
+    if source.suffix.lower() not in {".npy", ".parquet"}:
+        raise InputError(f"{source} is neither a folder nor a .npy file of embeddings", "`cloob embed` makes one")
+    return IndexFiles.of(source.with_suffix(".npy"))
+
+
+def _find(
+    files: IndexFiles,
+    parts: Sequence[Part],
+    options: IndexOptions,
+    opened: CloobModel | None,
+    top: int,
+    min_score: float | None,
+) -> list[tuple[str, float]]:
+    """The names of the nearest images with their scores."""
+    with signals.leaving_at_once():
+        from cloob_cli.inference.index.stored import read_index
+        from cloob_cli.inference.search.nearest import nearest
+        from cloob_cli.inference.search.query import encode_query
+
+    stored = read_index(files)
+    opened = opened or model_of(stored.metadata, files.embeddings, options)
+    query = encode_query(opened, parts)
+    hits = nearest(stored.rows, query, min(top, len(stored.names)), min_score)
+    return [(stored.names[hit.row], hit.score) for hit in hits]
+
+
+def _path(name: str, base: Path | None) -> Path:
+    from cloob_cli.path_text import path_of
+
+    return base / path_of(name) if base else path_of(name)
+
+
+def _print(hits: Sequence[tuple[Path, float]], as_json: bool, print0: bool, quiet: bool) -> None:
+    from cloob_cli.path_text import path_text
+
+    if as_json:
+        for path, score in hits:
+            console.json_line({"path": path_text(path), "score": score})
+    elif print0 or quiet:
+        for path, _ in hits:
+            console.line(str(path), end="\0" if print0 else "\n")
+    else:
+        console.table(["path", "score"], [(path_text(path), f"{score:.4f}") for path, score in hits])

@@ -1,0 +1,38 @@
+"""The rows of an array with the largest cosine to a query, found by comparing all of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+_BLOCK = 1 << 25  # bytes of rows that are compared at a time
+
+
+class Hit(NamedTuple):
+    """A row's number and its cosine to the query."""
+
+    row: int
+    score: float
+
+
+def nearest(rows: np.ndarray, query: np.ndarray, top: int, min_score: float | None = None) -> list[Hit]:
+    """The `top` rows with the largest cosine, best first; of equal ones the earlier row.
+
+    Args:
+        rows: unit-norm [N, D], float32 or float16; they may be mapped from a file, and are read in blocks.
+        query: unit-norm float32 [D].
+        min_score: rows with a smaller cosine are left out.
+    """
+    numbers, scores = np.empty(0, np.int64), np.empty(0, np.float32)
+    size = max(1, _BLOCK // max(rows.shape[1] * 4, 1))
+    for start in range(0, len(rows), size):
+        found = np.asarray(rows[start : start + size], np.float32) @ query
+        kept = np.arange(len(found)) if len(found) <= top else np.argpartition(-found, top - 1)[:top]
+        # All that equal the last of them: which of equal rows a partition takes is left to chance.
+        kept = np.flatnonzero(found >= found[kept].min()) if len(kept) else kept
+        numbers, scores = np.concatenate([numbers, kept + start]), np.concatenate([scores, found[kept]])
+        order = np.lexsort((numbers, -scores))[:top]
+        numbers, scores = numbers[order], scores[order]
+    hits = (Hit(int(number), float(score)) for number, score in zip(numbers, scores, strict=True))
+    return [hit for hit in hits if min_score is None or hit.score >= min_score]
