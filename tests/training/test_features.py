@@ -68,7 +68,7 @@ def model(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.numeric
-@pytest.mark.parametrize("changes", CASES)
+@pytest.mark.parametrize("changes", [*CASES[1:4], *(pytest.param(one, marks=pytest.mark.slow) for one in CASES[::4])])
 def test_the_loss_curve_is_that_of_a_run_without_them(data, init, tmp_path, changes):
     changes = {"train__log_every": 1, "train__steps": 12, "train__batch_norm": "batch", **changes}
     events = {

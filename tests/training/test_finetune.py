@@ -78,7 +78,7 @@ def changed(one: dict[str, Tensor], other: dict[str, Tensor]) -> set[str]:
         (VIT, {}),
         (RESNET, {}),
         (STEM, {"train__ema": 0.9}),
-        (VIT, {"optimizer__name": "muon"}),
+        pytest.param(VIT, {"optimizer__name": "muon"}, marks=pytest.mark.slow),
         (RESNET, {"train__micro_batch_size": 4, "optimizer__layer_decay": 0.5}),
     ],
 )
@@ -112,7 +112,9 @@ FROZEN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "names", "prefixes"), FROZEN)
+@pytest.mark.parametrize(
+    ("kind", "names", "prefixes"), [*FROZEN[:2], *(pytest.param(*case, marks=pytest.mark.slow) for case in FROZEN[2:])]
+)
 def test_frozen_parts_stay_and_all_others_move(data, tmp_path, request, kind, names, prefixes):
     init = request.getfixturevalue(kind)
     changes = {"train__batch_norm": "batch", "train__ema": 0.9, "optimizer__learning_rate": 0.01}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import cloob, cloob_here
+from command_line import cloob_here
 from finetune import finetuning
 from margins import close
 from safetensors.torch import load_file
@@ -106,7 +106,7 @@ def test_the_command_shows_the_table_and_blends_later(place, tmp_path):
 validation = "{place / "pairs"}"\n[train]\nsteps = 2\nbatch_size = 16\n
 precision = "fp32"\n[finetune]\ninterpolate = 1\n"""
     (tmp_path / "x.toml").write_text(text)
-    done = cloob("train", "x.toml", "--device", "cpu", cwd=tmp_path)
+    done = cloob_here("train", "x.toml", "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{Path('runs', 'x', 'model')}\n"
     table = done.stderr[done.stderr.index("alpha (0 is the start") :].splitlines()[:12]
