@@ -94,10 +94,10 @@ class RestrictedReader(_PythonUnpickler):  # type: ignore[misc]
         raise NotImplementedError
 
     def find_class(self, module: str, name: str) -> Name:
-        known = self.known_name(module, name)
-        if known is None:
+        meaning = self.known_name(module, name)
+        if meaning is None:
             raise RefusedError(f"the name {f'{module}.{name}'[:100]!r}")
-        return known
+        return meaning
 
     def _reduce(self) -> None:
         arguments = self.stack.pop()
