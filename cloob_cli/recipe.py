@@ -78,7 +78,7 @@ class ModelSection(StrictModel):
 
     @model_validator(mode="after")
     def _complete(self) -> ModelSection:
-        if self.init is not None and self.vision is None and self.text is None:
+        if self.init is not None and (self.vision is None or self.text is None):
             return self  # not filled in yet, see `load_recipe`
         if self.embed_dim is None or self.vision is None or self.text is None:
             raise ValueError("name an architecture, a model.init, or embed_dim with model.vision and model.text")

@@ -17,7 +17,8 @@ from cloob_cli.errors import RecipeError
 from cloob_cli.recipe import Recipe, load_recipe
 
 SHIPPED = [
-    "cc3m-rn50", "distil-rn50", "finetune-folder", "folder-quickstart", "lit-folder", "pictograms", "pictograms-vit-xs",
+    "cc3m-rn50", "distil-rn50", "finetune-folder", "folder-quickstart", "lit-folder", "pictograms",
+    "pictograms-continued", "pictograms-vit-xs",
 ]  # fmt: skip
 
 

@@ -49,8 +49,8 @@ class PairStream:
     def batches(self, epoch: int, requests: list[tuple[np.ndarray, int]]) -> Iterator[PairBatch]:
         """Yield the batch of each of (int64 [b] pairs, size of their images)."""
         self.keys = [(epoch, part, size) for pairs, size in requests for part in _parts(pairs)]
-        with _as_many_workers_as_asked():
-            parts = iter(self._loader)
+        with _telling_of_lost_workers(), _as_many_workers_as_asked():
+            parts = iter(self._loader)  # from the second epoch on this waits for each worker
         for pairs, _ in requests:
             with _telling_of_lost_workers():
                 batch = _joined([next(parts) for _ in _parts(pairs)])

@@ -21,10 +21,10 @@ REJECTIONS: tuple[Rejection, ...] = get_args(Rejection)
 
 # Where nobody gives a threshold: about 95 % of the known images of every held-out set, with 50 of its labels, stay
 # below it with the bundled model (scripts/measure_answers.py, docs/answers.md). Other models' scores lie elsewhere.
-DEFAULT_THRESHOLDS: dict[Rejection, float] = {"energy": 0.66, "cosine": 0.69, "softmax": 0.7, "empty": 0.5}
+DEFAULT_THRESHOLDS: dict[Rejection, float] = {"energy": 0.77, "cosine": 0.81, "softmax": 0.7, "empty": 0.5}
 _SAMPLED = 2000  # stored images that a threshold is taken from
 DEFAULT_SHARE = 0.5  # probability from which a label of several, or one in a tree, is taken
-DEFAULT_LEVEL = 0.45  # cosine at which a label by itself is as likely as not, measured in the same way
+DEFAULT_LEVEL = 0.35  # cosine at which a label by itself is as likely as not, measured in the same way
 
 
 @dataclass(frozen=True)

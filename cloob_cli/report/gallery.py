@@ -42,7 +42,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Gallery:
-    """What a page is about.
+    """The subject of a page.
 
     Attributes:
         title: its heading.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -234,6 +235,18 @@ def test_nothing_readable_is_an_error(tokenizer: Tokenizer, tmp_path: Path, in_m
 def test_a_killed_worker_is_one_line(tokenizer: Tokenizer) -> None:
     with pytest.raises(DataError, match="want of memory"):
         next(loader(FatalSource(), tokenizer, in_memory=False, workers=1).batches(0))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_worker_that_is_killed_between_two_epochs_is_one_line(source: PairSource, tokenizer: Tokenizer) -> None:
+    streaming = loader(source, tokenizer, in_memory=False, workers=2)
+    before = set(multiprocessing.active_children())
+    list(streaming.batches(0))
+    lost = min(set(multiprocessing.active_children()) - before, key=lambda child: child.name)
+    lost.kill()
+    lost.join()
+    with pytest.raises(DataError, match="want of memory"):
+        list(streaming.batches(1))
 
 
 def start_streaming(folder: Path) -> tuple[subprocess.Popen, list[int]]:

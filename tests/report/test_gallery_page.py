@@ -165,7 +165,7 @@ def test_hostile_names_do_nothing(chromium: Browser, tmp_path: Path) -> None:
 
 
 def test_the_policy_of_a_page_forbids_scripts_and_requests(chromium: Browser, tmp_path: Path) -> None:
-    """What escaping should ever let through is stopped by the browser."""
+    """Markup that escaping lets through is stopped by the browser."""
     page = write(tmp_path / "report.html", [item(0, "cat", 0.5)])
     chromium.open(page)
     assert (
