@@ -225,3 +225,8 @@ def _has(feature: str) -> bool:
 
 def _has_heif() -> bool:
     return importlib.util.find_spec("pillow_heif") is not None
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+    """True for a file below `folder` whose name, or that of a folder on the way, begins with a dot."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)

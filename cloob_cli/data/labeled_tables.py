@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from cloob_cli.core.zero_shot import DEFAULT_TEMPLATES
+from cloob_cli.data.image_folder import is_hidden
 from cloob_cli.data.labeled_set import SPLITS, ClassificationSet, ImageSource, Source, no_split, read_lines
 from cloob_cli.data.sources.columns import IMAGE_NAMES, find_column
 from cloob_cli.data.sources.files import images_folder, read_columns
@@ -108,7 +109,7 @@ def parquet_files(path: Path) -> list[Path]:
     """The parquet files of a folder, or the file itself."""
     if path.is_file():
         return [path]
-    return sorted(file for file in path.rglob("*") if file.suffix in _PARQUET and not file.name.startswith("."))
+    return sorted(file for file in path.rglob("*") if file.suffix in _PARQUET and not is_hidden(file, path))
 
 
 def _parquet(path: Path, split: str) -> ClassificationSet:

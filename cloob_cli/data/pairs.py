@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from cloob_cli.data.image_folder import suffixes
+from cloob_cli.data.image_folder import is_hidden, suffixes
 from cloob_cli.data.sources.fingerprint import Part
 from cloob_cli.errors import DataError, Failure, ImageError
 from cloob_cli.recipe import DataSection
@@ -140,9 +140,11 @@ def _format_of(path: Path) -> str:
         return kind
     counts: Counter[str] = Counter()
     for entry in path.rglob("*"):
+        if is_hidden(entry, path):  # as in `.cloob`, the index of a folder that is searched
+            continue
         if entry.name.startswith("metadata."):
             return "folder"
-        if not entry.name.startswith(".") and entry.is_file() and not _describes_a_shard(entry):
+        if entry.is_file() and not _describes_a_shard(entry):
             counts[entry.suffix.lower() or "(no suffix)"] += 1
     kinds = {_FORMATS.get(suffix, "folder" if suffix in suffixes() else "") for suffix in counts}
     for kind in ("parquet", "webdataset", "folder", "csv"):
@@ -163,7 +165,7 @@ def _files(paths: list[Path], *endings: str) -> list[Path]:
         if path.is_file():
             files.append(path)
             continue
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings and not p.name.startswith("."))
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings and not is_hidden(p, path))
         if not inside:
             raise DataError(f"no {' or '.join(endings)} file in {path}")
         files.extend(inside)

@@ -77,6 +77,13 @@ def test_folder_with_texts(tmp_path: Path) -> None:
     check(opened(write_folder(tmp_path, range(COUNT))), range(COUNT), all_captions=True)
 
 
+def test_the_index_of_a_searched_folder_is_no_pair(tmp_path: Path) -> None:
+    write_folder(tmp_path / "pairs", range(3))
+    (tmp_path / "pairs" / ".cloob").mkdir()
+    pq.write_table(pa.table({"path": ["a.png"], "size": [1]}), tmp_path / "pairs" / ".cloob" / "emb.parquet")
+    assert len(open_pairs(DataSection(train=str(tmp_path / "pairs")))) == 3
+
+
 def test_folder_image_without_text_is_a_pair_to_skip(tmp_path: Path) -> None:
     write_folder(tmp_path, range(4))
     (tmp_path / "001.txt").unlink()
