@@ -107,7 +107,7 @@ def _type(annotation: Any) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    value = field.get_default(call_default_factory=True)
+    value = field.default_factory() if field.default_factory else field.default  # type: ignore[call-arg]  # none takes data
     if value is None or value is PydanticUndefined:
         return "none"
     return f"`{value!r}`".replace("'", '"').replace("True", "true").replace("False", "false")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import importlib.util
 import re
 import subprocess
@@ -170,6 +171,8 @@ def test_quick_commands_load_nothing_heavy(arguments: list[str], unwanted: set[s
     )
     loaded = set(re.findall(r"\|\s+([\w.]+)\s*$", done.stderr, re.MULTILINE))
     assert "cloob_cli" in loaded
+    if tuple(map(int, importlib.metadata.version("typer").split(".")[:2])) < (0, 22):
+        unwanted = unwanted - {"rich", "markdown_it"}  # typer itself loads them there, whatever rich_markup_mode says
     assert not loaded & unwanted
 
 

@@ -49,7 +49,8 @@ def fitted(place: Path) -> str:
 
 def test_the_schemas_are_up_to_date(script: ModuleType) -> None:
     for name, model in script.SCHEMAS.items():
-        assert (script.FOLDER / f"{name}.json").read_text("utf-8") == script.schema_text(model), name
+        written = (script.FOLDER / f"{name}.json").read_text("utf-8")
+        assert json.loads(written) == json.loads(script.schema_text(model)), name  # releases of pydantic write 1 or 1.0
     assert {path.stem for path in script.FOLDER.iterdir()} == set(script.SCHEMAS)
 
 
