@@ -20,6 +20,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "cloob_cli"
 BASE = {"errors", "schema", "files", "file_exchange", "assets", "parallel", "text_format", "path_text", "version"}
 ALLOWED = {
     "core": BASE | {"core"},
+    "recipe": BASE | {"core", "recipe"},
     "data": BASE | {"core", "data", "recipe"},
     "convert": BASE | {"core", "data", "convert"},
     "checkpoint": BASE | {"core", "data", "convert", "checkpoint"},
@@ -51,6 +52,7 @@ LIGHT = [
     "text_format",
     "path_text",
 ]
+RECIPE = ["recipe/__init__", "recipe/model", "recipe/data", "recipe/training", "recipe/whole", "recipe/reading"]
 HEAVY = {
     "torch",
     "accelerate",
@@ -138,7 +140,7 @@ def test_only_the_console_draws() -> None:
     assert users == {"console"}
 
 
-@pytest.mark.parametrize("module", [*LIGHT, "recipe", "version", *(f"registry/{name}" for name in QUICK)])
+@pytest.mark.parametrize("module", [*LIGHT, "version", *(f"registry/{name}" for name in QUICK), *RECIPE])
 def test_light_modules_import_nothing_heavy_at_their_top(module: str) -> None:
     names = imports(PACKAGE / f"{module}.py", top_level_only=True)
     assert not {name.split(".")[0] for name in names} & HEAVY
