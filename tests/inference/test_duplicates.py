@@ -1,0 +1,153 @@
+"""Groups of duplicates: connected rows, perceptual hashes, and what a group promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.fft import dctn
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+
+from cloob_cli.inference.duplicates import components
+from cloob_cli.inference.duplicates.components import connected_rows
+from cloob_cli.inference.duplicates.groups import Copy, Limits, duplicate_groups, identical_index
+from cloob_cli.inference.duplicates.perceptual_hash import hash_of, perceptual_hashes
+from cloob_cli.inference.index.stamp import Stamp
+from cloob_cli.inference.index.stored import StoredIndex
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 40), st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 64]), st.floats(-0.5, 0.999))
+def test_connected_rows_are_the_components_of_the_graph_of_near_rows(
+    count: int, seed: int, tile: int, least: float
+) -> None:
+    rows = unit(np.random.default_rng(seed).normal(size=(count, 3)))
+    chosen = np.random.default_rng(seed).permutation(count)[: max(1, count - 3)]
+    near = np.array([[float(np.dot(rows[i], rows[j])) for j in chosen] for i in chosen])
+    if np.abs(near - least).min() < 1e-6:
+        return  # rounding decides
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(components, "_TILE", tile)
+        found = sorted(tuple(sorted(places)) for places in connected_rows(rows, chosen, least))
+    _, labels = connected_components(csr_array(near >= least), directed=False)
+    expected = [tuple(np.flatnonzero(labels == label)) for label in range(labels.max() + 1)]
+    assert found == sorted(places for places in expected if len(places) > 1)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_the_hash_has_the_signs_of_the_lowest_frequencies(seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    gray = np.asarray(pixels, np.float64) @ [0.299, 0.587, 0.114]
+    low = dctn(gray, norm="ortho")[:8, :8].reshape(-1)
+    bits = low > np.median(low[1:])
+    assert f"{hash_of(pixels):064b}" == "0" + "".join("01"[int(bit)] for bit in bits[1:])
+
+
+def drawing(seed: int) -> Image.Image:
+    """Soft blobs, which scaling hardly changes."""
+    noise = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((64, 64), Image.Resampling.BICUBIC)
+
+
+def index_of(paths: list[Path], rows: np.ndarray) -> StoredIndex:
+    stamps = [Stamp(path.stat().st_size, 1, path.read_bytes().hex()) for path in paths]
+    return StoredIndex([str(path) for path in paths], unit(rows), stamps, {})
+
+
+def groups_of(index: StoredIndex, limits: Limits | None = Limits()) -> list[list[Copy]]:
+    return list(duplicate_groups(index, Path, limits, workers=0))
+
+
+def names(groups: list[list[Copy]]) -> list[list[str]]:
+    return [[copy.path.name for copy in group] for group in groups]
+
+
+def test_a_copy_needs_both_a_near_embedding_and_a_near_hash(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.png" for name in "abcd"]
+    drawing(0).save(paths[0])
+    drawing(0).resize((48, 48)).save(paths[1])  # near in both
+    drawing(1).save(paths[2])  # another image with a near embedding
+    drawing(0).resize((40, 40)).save(paths[3])  # the same image with an embedding far away
+    a, b = np.eye(4)[0], np.eye(4)[1]
+    index = index_of(paths, np.stack([a, a + 0.01 * b, a + 0.02 * b, b]))
+    [group] = groups_of(index)
+    assert names([group]) == [["a.png", "b.png"]]
+    best, near = group
+    assert (best.match, best.cosine, best.bits) == ("best", None, None)
+    assert near.match == "near"
+    assert near.cosine is not None
+    assert near.cosine > 0.99
+    assert near.bits is not None
+    assert near.bits <= 8
+    assert groups_of(index, None) == []
+
+
+def test_the_best_copy_has_the_most_pixels_then_the_most_bytes_then_the_shortest_path(tmp_path: Path) -> None:
+    small, large, compressed, longer = (tmp_path / name for name in ("s.png", "l.bmp", "c.png", "longer-name.bmp"))
+    drawing(0).resize((32, 32)).save(small)
+    drawing(0).save(large)
+    drawing(0).save(compressed)
+    longer.write_bytes(large.read_bytes())
+    rows = np.tile(np.eye(4)[0], (4, 1))
+    [group] = groups_of(index_of([small, longer, compressed, large], rows))
+    assert [copy.path.name for copy in group] == ["l.bmp", "longer-name.bmp", "c.png", "s.png"]
+    assert [copy.match for copy in group] == ["best", "exact", "near", "near"]
+
+
+def test_a_chain_is_divided_around_its_best_images(tmp_path: Path) -> None:
+    """Each image is near to the next one, and the ends are far from each other."""
+    count = 12
+    paths = []
+    for place in range(count):
+        paths.append(tmp_path / f"{place:02d}.png")
+        drawing(0).resize((64 - place, 64 - place)).save(paths[-1])
+    angles = np.arange(count) * 0.3  # cos 0.3 = 0.955, cos 0.6 = 0.825
+    index = index_of(paths, np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    [together] = connected_rows(index.rows, np.arange(count), 0.9)
+    assert len(together) == count
+    found = groups_of(index)
+    assert names(found) == [[f"{place:02d}.png", f"{place + 1:02d}.png"] for place in range(0, count, 2)]
+
+
+def test_an_image_that_is_gone_or_broken_belongs_to_no_group(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.png" for name in "abc"]
+    for path, side in zip(paths, (64, 48, 40), strict=True):
+        drawing(0).resize((side, side)).save(path)
+    index = index_of(paths, np.tile(np.eye(4)[0], (3, 1)))
+    paths[0].unlink()
+    paths[1].write_bytes(b"no image")
+    assert groups_of(index) == []
+
+
+def test_hashes_come_in_order_and_of_what_cannot_be_read_none(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"]
+    drawing(0).save(paths[0])
+    paths[1].write_bytes(b"no image")
+    drawing(1).save(paths[2])
+    first, none, last = perceptual_hashes(paths, workers=2)
+    assert none is None
+    assert first == perceptual_hashes(paths[:1])[0]
+    assert first != last
+
+
+def test_only_files_of_equal_size_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12")
+    (tmp_path / "b").write_bytes(b"12")
+    (tmp_path / "c").write_bytes(b"34")
+    (tmp_path / "d").write_bytes(b"567")
+    read: list[int] = []
+    failures: list[object] = []
+    paths = [tmp_path / name for name in "abcde"]
+    index = identical_index(paths, failures.append, lambda: read.append(1))
+    assert len(read) == 3
+    assert [failure.name for failure in failures] == [str(tmp_path / "e")]  # type: ignore[attr-defined]
+    assert names(groups_of(index, None)) == [["a", "b"]]
