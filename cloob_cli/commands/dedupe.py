@@ -14,7 +14,7 @@ from cloob_cli.commands.index_run import IndexOptions
 from cloob_cli.commands.options import (
     BatchSizeOption,
     DeviceOption,
-    FastJpegOption,
+    ExactOption,
     ForceOption,
     HtmlOption,
     JsonOption,
@@ -54,7 +54,7 @@ def dedupe(
     precision: PrecisionOption = None,
     batch_size: BatchSizeOption = 64,
     workers: WorkersOption = None,
-    fast_jpeg: FastJpegOption = False,
+    exact: ExactOption = False,
     memory_budget: MemoryBudgetOption = None,
     html: HtmlOption = None,
     force: ForceOption = False,
@@ -89,7 +89,7 @@ def dedupe(
             raise InputError(f"{folder} has no index yet", "leave out --no-update")
         if not no_update:
             options = IndexOptions(
-                model, device, precision, "float32", batch_size, workers, fast_jpeg, memory_budget, rebuild
+                model, device, precision, "float32", batch_size, workers, exact, memory_budget, rebuild
             )
             skipped = len(update_folder_index(folder, files, options).failures)
         from cloob_cli.inference.index.stored import read_index

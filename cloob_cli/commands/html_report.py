@@ -97,12 +97,13 @@ def thumbnails_of(
     """
     from cloob_cli.core.config import PreprocessConfig
     from cloob_cli.data.images import Preprocess
+    from cloob_cli.data.thumbnails import SIDE
     from cloob_cli.inference.reading import image_batches
 
-    smallest = Preprocess(1, PreprocessConfig(resize="squash"))  # no model sees these images
+    small = Preprocess(SIDE, PreprocessConfig(resize="squash"))  # no model sees these images
     with console.track("thumbnails", len(paths), unit="images", delay=0.5) as bar:
         for batch in image_batches(
-            paths, smallest, batch_size=1, workers=workers, memory_budget=memory_budget, with_thumbnails=True
+            paths, small, batch_size=1, workers=workers, memory_budget=memory_budget, with_thumbnails=True
         ):
             bar.advance()
             yield batch.thumbnails[0] if batch.thumbnails else b""

@@ -13,6 +13,7 @@ from cloob_cli.commands.index_run import IndexOptions
 from cloob_cli.commands.options import (
     BatchSizeOption,
     DeviceOption,
+    ExactOption,
     FastJpegOption,
     ForceOption,
     HtmlOption,
@@ -56,6 +57,7 @@ def search(
     precision: PrecisionOption = None,
     batch_size: BatchSizeOption = 64,
     workers: WorkersOption = None,
+    exact: ExactOption = False,
     fast_jpeg: FastJpegOption = False,
     memory_budget: MemoryBudgetOption = None,
     print0: Annotated[
@@ -91,7 +93,7 @@ def search(
     if not any(part.weight > 0 for part in parts):
         raise UsageError("there is nothing to search for", 'cloob search photos "a red bicycle", for example')
     check_html(html, [source] if source.is_file() else [], force)
-    options = IndexOptions(model, device, precision, "float32", batch_size, workers, fast_jpeg, memory_budget, rebuild)
+    options = IndexOptions(model, device, precision, "float32", batch_size, workers, exact, memory_budget, rebuild)
     skipped = 0
     opened: CloobModel | None = None
     if source.is_dir():
@@ -144,7 +146,7 @@ def _find(
 
     stored = read_index(files)
     opened = opened or model_of(stored.metadata, files.embeddings, options)
-    query = encode_query(opened, parts)
+    query = encode_query(opened, parts, exact=stored.metadata.get("decoding") == "exact")
     hits = nearest(stored.rows, query, min(top, len(stored.names)), min_score)
     return [(stored.names[hit.row], hit.score) for hit in hits]
 

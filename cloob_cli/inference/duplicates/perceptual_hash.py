@@ -32,7 +32,7 @@ def perceptual_hashes(
     squash = Preprocess(_SIDE, PreprocessConfig(resize="squash", interpolation="bilinear"))
     found: list[int | None] = []
     batches = image_batches(
-        paths, squash, batch_size=1, workers=workers, fast_jpeg=True, memory_budget=memory_budget, on_image=on_image
+        paths, squash, batch_size=1, workers=workers, memory_budget=memory_budget, on_image=on_image
     )
     for batch in batches:
         found.append(None if batch.failures else hash_of(batch.pixels[0].numpy()))
