@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +14,7 @@ from cloob_cli import assets, console, signals
 from cloob_cli.commands import completion
 from cloob_cli.commands.options import DeviceOption, JsonOption, QuietOption
 from cloob_cli.errors import CloobError
+from cloob_cli.launch import is_launched
 from cloob_cli.text_format import duration
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 _SKIPS_SHOWN = 20
 _SKIPPED = 3  # exit code: done, but some pairs were skipped
-# One of these is set by torchrun, accelerate launch (also for a single process) and the MPI launchers.
-_LAUNCHERS = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
 def train(
@@ -61,7 +59,7 @@ def train(
     if dry_run:
         _dry_run(loaded, out or Path("runs") / loaded.name, device, json_, inits[0] if inits else None)
         return
-    launched = _launched()
+    launched = is_launched()
     with signals.leaving_at_once():
         from cloob_cli.registry.resolve import find_model_to_share
         from cloob_cli.training.loop import train_recipe
@@ -95,11 +93,6 @@ def _config_of(model: str, kept: Path | None) -> ModelConfig:
         if kept is None or not is_model_folder(kept):
             raise
         return read_config(kept)
-
-
-def _launched() -> bool:
-    """True where a launcher started this process; it takes every exit code but 0 for a failed run."""
-    return any(name in os.environ for name in _LAUNCHERS)
 
 
 def _show(name: str, events: Iterable[Any]) -> Any:

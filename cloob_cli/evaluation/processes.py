@@ -5,17 +5,11 @@ from __future__ import annotations
 import os
 from typing import TypeVar
 
+from cloob_cli.launch import count, rank
+
+__all__ = ["count", "gathered", "rank", "start"]
+
 Value = TypeVar("Value")
-
-
-def count() -> int:
-    """The number of processes that work on the same evaluations."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
-
-
-def rank() -> int:
-    """The number of this process among them, from 0; that one reports and writes."""
-    return int(os.environ["RANK"]) if count() > 1 else 0
 
 
 def start(device: str | None) -> str | None:
