@@ -90,7 +90,7 @@ def _told_apart(names: Sequence[str]) -> list[str]:
 
 
 def _facts(records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """What the scores depend on, a line a result."""
+    """Lines about what the scores depend on, one a result."""
     from cloob_cli.version import __version__
 
     facts = [("cloob", __version__), ("scores", "percent, with 95 % intervals of a bootstrap over the images")]
