@@ -12,6 +12,8 @@ from command_line import cloob_here
 from gallery_rows import rows_of
 from PIL import Image
 
+from cloob_cli import console
+
 PICTURES = Path(__file__).resolve().parents[2] / "examples" / "pictures"
 
 
@@ -124,3 +126,17 @@ def test_the_page_of_a_search_has_its_results(made: Path, tmp_path: Path) -> Non
     assert "<b>dog" not in text
     again = cloob_here(*arguments, "--html", made / "first.jsonl", cwd=made)
     assert again.returncode == 2
+
+
+def test_pages_are_whole_where_nobody_reads_the_results(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*arguments: object, **options: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(console, "table", closed)
+    for name, arguments in (("dedupe", ["dedupe", "pictures"]), ("search", ["search", "pictures", "a cat"])):
+        page = tmp_path / f"{name}.html"
+        result = cloob_here(*arguments, "--no-update", "--html", page, cwd=made)
+        assert result.returncode == 0, result.stderr
+        assert len(rows_of(page)) >= 4
