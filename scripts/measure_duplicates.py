@@ -24,7 +24,7 @@ from cloob_cli.inference.collecting import collect_images
 from cloob_cli.inference.duplicates.perceptual_hash import perceptual_hashes
 from cloob_cli.inference.embed import embed_images
 
-LIMITS = [(cosine, bits) for bits in (4, 8, 12) for cosine in (0.8, 0.9, 0.95, 0.98)]
+LIMITS = [(cosine, bits) for bits in (4, 8, 12) for cosine in (0.9, 0.93, 0.95)]
 
 
 def _as_jpeg(image: Image.Image) -> Image.Image:

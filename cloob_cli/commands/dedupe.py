@@ -44,7 +44,7 @@ def dedupe(
     ] = False,
     min_cosine: Annotated[
         float, typer.Option(min=-1.0, max=1.0, help="Least cosine between the embeddings of near duplicates.")
-    ] = 0.9,
+    ] = 0.93,
     max_bits: Annotated[
         int, typer.Option(min=0, max=64, help="Most bits, of 64, in which their perceptual hashes differ.")
     ] = 8,

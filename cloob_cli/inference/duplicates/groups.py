@@ -61,7 +61,7 @@ class Copy:
 class Limits:
     """Limits of near duplicates: the least cosine of the embeddings, and the most bits of the hashes that differ."""
 
-    cosine: float = 0.9
+    cosine: float = 0.93
     bits: int = 8
 
 
