@@ -36,7 +36,7 @@ class Content:
 
     @property
     def order(self) -> tuple[int, int, int, int, str]:
-        """What a better copy has less of: most pixels first, then the largest file, the earliest, the shortest path."""
+        """A key that sorts the best copy first: the most pixels, the largest file, the earliest, the shortest path."""
         return (-self.width * self.height, -self.size, self.mtime_ns, len(self.name), self.name)
 
 
