@@ -24,6 +24,11 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
         "cloob embed photos -o photos.npy",
         "cloob embed --text queries.txt -o queries.npy",
     ),
+    "dedupe": (
+        "cloob dedupe photos",
+        "cloob dedupe photos --identical --json",
+        "cloob dedupe photos --min-cosine 0.97 --max-bits 4 --html duplicates.html",
+    ),
     "search": (
         'cloob search photos "a red bicycle"',
         "cloob search photos --image a.jpg --also snow:0.5 --minus people --top 20",
