@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,8 @@ from cloob_cli.commands.options import (
     DeviceOption,
     ExactOption,
     FastJpegOption,
+    ForceOption,
+    HtmlOption,
     JsonOption,
     MemoryBudgetOption,
     ModelOption,
@@ -61,6 +64,8 @@ def search(
     print0: Annotated[
         bool, typer.Option("--print0", "-0", help="Print paths only, each ended by a null character.")
     ] = False,
+    html: HtmlOption = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print paths only, one a line, and no notices on stderr.")
@@ -77,6 +82,7 @@ def search(
     if as_json and print0:
         raise UsageError("--json and --print0 exclude each other")
     with signals.leaving_at_once():
+        from cloob_cli.commands.html_report import check_html
         from cloob_cli.inference.search.query import either_part, image_part, text_part
 
     parts = [
@@ -87,6 +93,7 @@ def search(
     ]
     if not any(part.weight > 0 for part in parts):
         raise UsageError("there is nothing to search for", 'cloob search photos "a red bicycle", for example')
+    check_html(html, [source] if source.is_file() else [], force)
     options = IndexOptions(model, device, precision, "float32", batch_size, workers, exact, memory_budget, rebuild)
     skipped = 0
     opened: CloobModel | None = None
@@ -104,7 +111,11 @@ def search(
     hits = _find(files, parts, options, opened, top, min_score)
     # A folder's index has paths below it, a file of `embed` those that it was called with.
     base = source if source.is_dir() else None
-    _print([(_path(name, base), score) for name, score in hits], as_json, print0, quiet)
+    found = [(_path(name, base), score) for name, score in hits]
+    with console.ignore_closed_stdout() if html else nullcontext():  # the page is a result of its own
+        _print(found, as_json, print0, quiet)
+    if html is not None:
+        _write_page(html, source, parts, found, workers, memory_budget)
     if not hits:
         console.info(f"no image has a score of {min_score} or more")
     if skipped:
@@ -146,6 +157,28 @@ def _path(name: str, base: Path | None) -> Path:
     from cloob_cli.path_text import path_of
 
     return base / path_of(name) if base else path_of(name)
+
+
+def _write_page(
+    page: Path,
+    source: Path,
+    parts: Sequence[Part],
+    hits: Sequence[tuple[Path, float]],
+    workers: int | None,
+    memory_budget: int | None,
+) -> None:
+    """Write the images that were found as a page, best first."""
+    from cloob_cli.commands.html_report import thumbnails_of, writing
+    from cloob_cli.path_text import path_text
+    from cloob_cli.report.gallery import Gallery, Item
+
+    asked = [path_text(part.content) if isinstance(part.content, Path) else part.content for part in parts]
+    weights = [f"{part.weight:g}" for part in parts]
+    facts = [("searched", path_text(source)), *((f"weight {w}", what) for w, what in zip(weights, asked, strict=True))]
+    with writing(page, Gallery(f"search {path_text(source)}", ["cosine"], facts=facts)) as add:
+        small = thumbnails_of([path for path, _ in hits], workers, memory_budget)
+        for (path, score), thumbnail in zip(hits, small, strict=True):
+            add(Item(path_text(path), thumbnail, "", [score]))
 
 
 def _print(hits: Sequence[tuple[Path, float]], as_json: bool, print0: bool, quiet: bool) -> None:

@@ -99,6 +99,16 @@ def read_crop(
             ) from None
 
 
+def read_size(source: Path | str | bytes) -> tuple[int, int]:
+    """The stored width and height of an image in pixels, from its header.
+
+    Raises:
+        ImageError: as `open_image`, as far as the header shows it.
+    """
+    with _opened(source, None) as (image, _, _):
+        return image.width, image.height
+
+
 @contextmanager
 def _opened(
     source: Path | str | bytes, size_hint: int | None
