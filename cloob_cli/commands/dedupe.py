@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,7 +44,7 @@ def dedupe(
     ] = False,
     min_cosine: Annotated[
         float, typer.Option(min=-1.0, max=1.0, help="Least cosine between the embeddings of near duplicates.")
-    ] = 0.9,
+    ] = 0.93,
     max_bits: Annotated[
         int, typer.Option(min=0, max=64, help="Most bits, of 64, in which their perceptual hashes differ.")
     ] = 8,
@@ -65,8 +66,8 @@ def dedupe(
 
     Duplicates are files of the same bytes (`exact`), and images that look nearly the same (`near`): both the cosine
     of their embeddings and their perceptual hashes are close to those of the best copy, which has the most pixels,
-    then the most bytes. The embeddings are those of the folder's index, which `cloob search` uses too. Images that
-    cannot be read are skipped; the exit code is then 3.
+    then the most bytes, then is the earliest. Links to one file count as one. The embeddings are those of the folder's
+    index, which `cloob search` uses too. Images that cannot be read are skipped; the exit code is then 3.
     """
     console.configure(quiet=quiet)
     if not folder.is_dir():
@@ -108,7 +109,8 @@ def dedupe(
                 on_image=lambda failure: bar.advance(),
             )
         )
-    _print(groups, as_json)
+    with console.ignore_closed_stdout() if html else nullcontext():  # the page is a result of its own
+        _print(groups, as_json)
     if html is not None:
         _write_page(html, folder, groups, workers, memory_budget)
     further = sum(len(group) - 1 for group in groups)

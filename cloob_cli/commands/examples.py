@@ -39,6 +39,7 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
         "cloob eval cloob-xs-pictograms flowers",
         "cloob eval cloob-xs-pictograms flowers signs --model runs/my-model/model --json",
         "cloob eval cloob-rn50-yfcc paper -o scores.json --skip-existing",
+        "cloob eval cloob-xs-pictograms flowers signs --html report.html",
     ),
     "undo": ("cloob undo sorted/cloob-undo-20260314-092653.jsonl",),
     "analyze": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -111,7 +112,8 @@ def search(
     # A folder's index has paths below it, a file of `embed` those that it was called with.
     base = source if source.is_dir() else None
     found = [(_path(name, base), score) for name, score in hits]
-    _print(found, as_json, print0, quiet)
+    with console.ignore_closed_stdout() if html else nullcontext():  # the page is a result of its own
+        _print(found, as_json, print0, quiet)
     if html is not None:
         _write_page(html, source, parts, found, workers, memory_budget)
     if not hits:

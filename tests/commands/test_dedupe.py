@@ -8,9 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from browser import browser, needs_browser
 from command_line import cloob_here
 from gallery_rows import rows_of
 from PIL import Image
+
+from cloob_cli import console
 
 PICTURES = Path(__file__).resolve().parents[2] / "examples" / "pictures"
 
@@ -124,3 +127,51 @@ def test_the_page_of_a_search_has_its_results(made: Path, tmp_path: Path) -> Non
     assert "<b>dog" not in text
     again = cloob_here(*arguments, "--html", made / "first.jsonl", cwd=made)
     assert again.returncode == 2
+
+
+def test_pages_are_whole_where_nobody_reads_the_results(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*arguments: object, **options: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(console, "table", closed)
+    for name, arguments in (("dedupe", ["dedupe", "pictures"]), ("search", ["search", "pictures", "a cat"])):
+        page = tmp_path / f"{name}.html"
+        result = cloob_here(*arguments, "--no-update", "--html", page, cwd=made)
+        assert result.returncode == 0, result.stderr
+        assert len(rows_of(page)) >= 4
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names that Windows does not allow")
+@needs_browser
+def test_hostile_names_and_queries_do_nothing_in_a_browser(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "<svg onload=alert(1)>"
+    folder.mkdir()
+    for name in ("'\"><img src=x onerror=alert(2)>.png", "{{ 7 * 7 }}\u2028.png"):
+        shutil.copy(PICTURES / "cat.png", folder / name)
+    query = "<script>alert(3)</script>"
+    with browser(tmp_path / "profile") as chromium:
+        for command, facts in (
+            (["dedupe", folder.name, "--identical"], ["1", "2"]),
+            (["search", folder.name, query], [folder.name, query]),
+        ):
+            page = tmp_path / f"{command[0]}.html"
+            result = cloob_here(*command, "--json", "--html", page, cwd=tmp_path)
+            assert result.returncode == 0, result.stderr
+            lines = [json.loads(line) for line in result.stdout.splitlines()]
+            images = [image for line in lines for image in line.get("images", [line])]
+            assert len(images) == 2
+            chromium.open(page)
+            paths = chromium.wait("[...document.querySelectorAll('.card .path')].map(e => e.textContent)")
+            assert paths == [Path(image["path"]).name for image in images]
+            assert chromium.run("document.querySelector('h1').textContent") == f"{command[0]} {folder.name}"
+            assert chromium.run("[...document.querySelectorAll('dd')].map(e => e.textContent)") == facts
+            headings = chromium.run("[...document.querySelectorAll('.heading')].map(e => e.textContent)")
+            assert headings == (["1: 2 images (2)"] if command[0] == "dedupe" else [])
+            assert chromium.run("document.querySelectorAll('svg, iframe, [onerror], [onload]').length") == 0
+            # Filter and order, as far as pages without labels have them.
+            chromium.fill("#find", "7 * 7")
+            assert chromium.wait("document.getElementById('count').textContent === '1 of 2'")
+        for event in ("Page.javascriptDialogOpening", "Runtime.exceptionThrown", "Log.entryAdded"):
+            assert not chromium.happened(event)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from scipy.fft import dctn
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
+from cloob_cli.files import sha256_of
 from cloob_cli.inference.duplicates import components
 from cloob_cli.inference.duplicates.components import connected_rows
 from cloob_cli.inference.duplicates.groups import Copy, Limits, duplicate_groups, identical_index
@@ -48,8 +51,23 @@ def test_the_hash_has_the_signs_of_the_lowest_frequencies(seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     gray = np.asarray(pixels, np.float64) @ [0.299, 0.587, 0.114]
     low = dctn(gray, norm="ortho")[:8, :8].reshape(-1)
-    bits = low > np.median(low[1:])
+    bits = low > np.median(low[1:]) + 4
     assert f"{hash_of(pixels):064b}" == "0" + "".join("01"[int(bit)] for bit in bits[1:])
+
+
+@pytest.mark.parametrize("color", [(255, 255, 255), (200, 10, 30), (77, 91, 13)])
+def test_flat_images_have_no_bits(color: tuple[int, int, int]) -> None:
+    """All frequencies but the mean are 0; rounding must not decide, else no two blank pages are alike."""
+    assert hash_of(np.full((32, 32, 3), color, np.uint8)) == 0
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_frequencies_that_symmetry_makes_zero_have_no_bits(seed: int) -> None:
+    """32 of the 63 are 0, and so is the median."""
+    half = np.random.default_rng(seed).integers(0, 256, (32, 16, 1), dtype=np.uint8)
+    pixels = np.repeat(np.concatenate([half, half[:, ::-1]], axis=1), 3, axis=2)
+    bits = f"{hash_of(pixels):064b}"
+    assert {bits[8 * down + across] for down in range(8) for across in (1, 3, 5, 7)} == {"0"}
 
 
 def drawing(seed: int) -> Image.Image:
@@ -59,7 +77,7 @@ def drawing(seed: int) -> Image.Image:
 
 
 def index_of(paths: list[Path], rows: np.ndarray) -> StoredIndex:
-    stamps = [Stamp(path.stat().st_size, 1, path.read_bytes().hex()) for path in paths]
+    stamps = [Stamp(path.stat().st_size, None, sha256_of(path)) for path in paths]
     return StoredIndex([str(path) for path in paths], unit(rows), stamps, {})
 
 
@@ -151,3 +169,61 @@ def test_only_files_of_equal_size_are_read(tmp_path: Path) -> None:
     assert len(read) == 3
     assert [failure.name for failure in failures] == [str(tmp_path / "e")]  # type: ignore[attr-defined]
     assert names(groups_of(index, None)) == [["a", "b"]]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
+def test_links_to_one_file_are_no_copies(tmp_path: Path) -> None:
+    """Else a link could be called the best copy, and the file that it leads to one that may go."""
+    file, link, hard = tmp_path / "with-a-long-name.png", tmp_path / "a.png", tmp_path / "b.png"
+    drawing(0).save(file)
+    link.symlink_to(file.name)
+    hard.hardlink_to(file)
+    paths = [link, hard, file]
+    index = index_of(paths, np.tile(np.eye(4)[0], (3, 1)))
+    assert groups_of(index) == []
+    assert groups_of(identical_index(paths, pytest.fail), None) == []
+    smaller = tmp_path / "0.png"
+    drawing(0).resize((48, 48)).save(smaller)
+    [group] = groups_of(index_of([smaller, link, file], np.tile(np.eye(4)[0], (3, 1))))
+    assert [(copy.path.name, copy.match) for copy in group] == [(file.name, "best"), ("0.png", "near")]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
+def test_a_link_out_of_the_folder_comes_after_files(tmp_path: Path) -> None:
+    elsewhere, link, file = tmp_path / "elsewhere.png", tmp_path / "a.png", tmp_path / "longer.png"
+    drawing(0).save(elsewhere)
+    link.symlink_to(elsewhere)
+    file.write_bytes(elsewhere.read_bytes())
+    os.utime(elsewhere, ns=(1, 1))  # the link's file is the earlier one
+    [group] = groups_of(index_of([link, file], np.tile(np.eye(4)[0], (2, 1))))
+    assert [copy.path for copy in group] == [file, link]
+
+
+def test_a_file_that_is_gone_or_changed_is_no_copy_of_one_that_is_there(tmp_path: Path) -> None:
+    gone, changed, there = (tmp_path / name for name in ("a.png", "b.png", "there.png"))
+    drawing(0).save(gone)
+    shutil.copy(gone, changed)
+    shutil.copy(gone, there)
+    index = index_of([gone, changed, there], np.tile(np.eye(4)[0], (3, 1)))
+    assert names(groups_of(index)) == [["a.png", "b.png", "there.png"]]
+    gone.unlink()
+    data = bytearray(changed.read_bytes())
+    data[-1] ^= 1  # as many bytes
+    changed.write_bytes(data)
+    assert groups_of(index) == []
+    assert groups_of(index, None) == []
+
+
+def test_of_equal_copies_the_earliest_is_the_best(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.bmp", "b.bmp", "c.bmp", "earliest.bmp", "other.bmp")]
+    for path in paths[:4]:
+        drawing(0).save(path)
+    drawing(0).transpose(Image.Transpose.FLIP_LEFT_RIGHT).transpose(Image.Transpose.FLIP_LEFT_RIGHT).point(
+        lambda value: min(value + 1, 255)
+    ).save(paths[4])  # as many pixels and bytes
+    for path, time in zip(paths, (3, 2, 2, 1, 0), strict=True):
+        os.utime(path, ns=(0, time * 10**9))
+    [group] = groups_of(index_of(paths, np.tile(np.eye(4)[0], (5, 1))))
+    assert [(copy.path.name, copy.match) for copy in group] == [
+        ("other.bmp", "best"), ("earliest.bmp", "near"), ("b.bmp", "near"), ("c.bmp", "near"), ("a.bmp", "near"),
+    ]  # fmt: skip

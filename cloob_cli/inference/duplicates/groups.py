@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cloob_cli.errors import Failure, ImageError
+from cloob_cli.errors import Failure
 from cloob_cli.files import sha256_of
 from cloob_cli.inference.duplicates.components import connected_rows
+from cloob_cli.inference.duplicates.contents import Content, content_of
 from cloob_cli.inference.duplicates.perceptual_hash import perceptual_hashes
 from cloob_cli.inference.index.stamp import Stamp
 from cloob_cli.inference.index.stored import StoredIndex
@@ -60,19 +61,8 @@ class Copy:
 class Limits:
     """Limits of near duplicates: the least cosine of the embeddings, and the most bits of the hashes that differ."""
 
-    cosine: float = 0.9
+    cosine: float = 0.93
     bits: int = 8
-
-
-@dataclass
-class _Content:
-    """One content of a file, with the rows that have it; the best name first."""
-
-    rows: list[int]
-    width: int = 0
-    height: int = 0
-    size: int = 0
-    hash: int | None = field(default=None)
 
 
 def duplicate_groups(
@@ -87,8 +77,9 @@ def duplicate_groups(
 ) -> Iterator[list[Copy]]:
     """Yield groups of at least two images, in the order of their best copies in the index.
 
-    The best copy has the most pixels, then the most bytes, then the shortest path and the first in the alphabet. Every
+    The best copy has the most pixels, then the most bytes; then it is the earliest, and has the shortest path. Every
     image of a group is a duplicate of the best one itself; chains of images that change little by little are divided.
+    Images that are gone or changed since they were indexed are left out, and of links to one file all but one.
 
     Args:
         path_of_name: the path of an image in the index.
@@ -105,16 +96,18 @@ def duplicate_groups(
         # Rows of equal contents are compared once.
         connected = connected_rows(index.rows, np.array(firsts), limits.cosine, on_tile)
         sets = [[firsts[place] for place in places] for places in connected]
-    contents = {rows[0]: rows for rows in by_content.values()}
-    looked = [[_look_at(index, contents.pop(first), path_of_name) for first in members] for members in sets]
-    compared = [content for members in looked for content in members]
-    hashes = perceptual_hashes([_path(index, one, path_of_name) for one in compared], workers, memory_budget, on_image)
+    rows_of = {rows[0]: rows for rows in by_content.values()}
+    looked = [
+        [one for first in members if (one := content_of(index, rows_of.pop(first), path_of_name))] for members in sets
+    ]
+    compared = [content for members in looked for content in members if len(members) > 1]
+    hashes = perceptual_hashes([path_of_name(one.name) for one in compared], workers, memory_budget, on_image)
     for content, value in zip(compared, hashes, strict=True):
         content.hash = value
-    looked += [[_look_at(index, rows, path_of_name)] for rows in contents.values() if len(rows) > 1]
+    alone = (content_of(index, rows, path_of_name) for rows in rows_of.values() if len(rows) > 1)
+    looked += [[content] for content in alone if content]
     groups = [group for members in looked for group in _divide(index, members, limits)]
-    order = {name: number for number, name in enumerate(index.names)}
-    for group in sorted(groups, key=lambda group: order[index.names[group[0][0].rows[0]]]):
+    for group in sorted(groups, key=lambda group: group[0][0].rows[0]):
         yield _copies(index, group, path_of_name)
 
 
@@ -127,7 +120,7 @@ def identical_index(
         on_failure: called for each file that cannot be read.
         on_compared: called for each whose bytes were read.
     """
-    by_size: dict[int, list[Path]] = {}
+    by_size: dict[int, list[tuple[Path, int]]] = {}
     index = StoredIndex([], np.empty((0, 0), np.float32), [], {})
 
     def tried(path: Path, read: Callable[[Path], Any]) -> Any:
@@ -139,41 +132,23 @@ def identical_index(
 
     for path in paths:
         if (found := tried(path, os.stat)) is not None:
-            by_size.setdefault(found.st_size, []).append(path)
+            by_size.setdefault(found.st_size, []).append((path, found.st_mtime_ns))
     for size, alike in by_size.items():
-        for path in alike if len(alike) > 1 else []:
+        for path, mtime_ns in alike if len(alike) > 1 else []:
             if (sha256 := tried(path, sha256_of)) is not None:
-                index.stamps.append(Stamp(size, None, sha256))
+                index.stamps.append(Stamp(size, mtime_ns, sha256))
                 index.names.append(path_text(path))
             if on_compared:
                 on_compared()
     return index
 
 
-def _look_at(index: StoredIndex, rows: Sequence[int], path_of_name: Callable[[str], Path]) -> _Content:
-    from cloob_cli.data.images import read_size
-
-    ordered = sorted(rows, key=lambda row: (len(index.names[row]), index.names[row]))
-    content = _Content(ordered, size=index.stamps[ordered[0]].size)
-    for row in ordered:
-        try:
-            content.width, content.height = read_size(path_of_name(index.names[row]))
-            break
-        except ImageError:  # it went away meanwhile
-            continue
-    return content
+_Group = list[tuple[Content, float | None, int | None]]  # contents with cosine and differing bits to the first
 
 
-def _path(index: StoredIndex, content: _Content, path_of_name: Callable[[str], Path]) -> Path:
-    return path_of_name(index.names[content.rows[0]])
-
-
-_Group = list[tuple[_Content, float | None, int | None]]  # contents with cosine and differing bits to the first
-
-
-def _divide(index: StoredIndex, contents: list[_Content], limits: Limits | None) -> list[_Group]:
+def _divide(index: StoredIndex, contents: list[Content], limits: Limits | None) -> list[_Group]:
     """Divide contents that are connected into groups around their best ones."""
-    contents.sort(key=lambda one: (-one.width * one.height, -one.size, len(index.names[one.rows[0]]), one.rows[0]))
+    contents.sort(key=lambda one: one.order)
     groups: list[_Group] = []
     # Of the first of each group. Hashes go first: where a model finds all images alike, a set may hold every image.
     hashes, rows = np.zeros(len(contents), np.uint64), np.zeros(len(contents), np.int64)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 _SIDE = 32  # pixels of the gray image whose frequencies are looked at
 _KEPT = 8  # lowest frequencies in either direction
+# What a frequency must have above the median: a wave of a quarter of a gray level. Those of flat and of symmetric
+# images are 0 but for rounding and for compression, which would set bits at random.
+_MARGIN = 4.0
 _WEIGHTS = np.array([0.299, 0.587, 0.114])  # of red, green and blue in gray
 
 
@@ -42,13 +45,13 @@ def perceptual_hashes(
 def hash_of(pixels: np.ndarray) -> int:
     """The hash of an image, uint8 [32, 32, 3].
 
-    Bit i is set where the i-th of the 8 x 8 lowest frequencies of the discrete cosine transform is above their median;
-    the mean, the lowest of all, is left out of the median.
+    Bit i is set where the i-th of the 8 x 8 lowest frequencies of the discrete cosine transform is clearly above their
+    median; the mean, the lowest of all, is left out of the median and has no bit.
     """
     gray = pixels.astype(np.float64) @ _WEIGHTS
     low = _TRANSFORM @ gray @ _TRANSFORM.T
     values = low.reshape(-1)
-    bits = values > np.median(values[1:])
+    bits = values > np.median(values[1:]) + _MARGIN
     bits[0] = False
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
