@@ -17,7 +17,18 @@ from command_line import environment
 PACKAGE = Path(__file__).resolve().parents[1] / "cloob_cli"
 
 # What the modules of a folder may import from the package, anywhere in the file. The top level is ".".
-BASE = {"errors", "schema", "files", "file_exchange", "assets", "parallel", "text_format", "path_text", "version", "launch"}
+BASE = {
+    "errors",
+    "schema",
+    "files",
+    "file_exchange",
+    "assets",
+    "parallel",
+    "text_format",
+    "path_text",
+    "version",
+    "launch",
+}
 ALLOWED = {
     "core": BASE | {"core"},
     "recipe": BASE | {"core", "recipe"},

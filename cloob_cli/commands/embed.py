@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from cloob_cli import console, signals
+from cloob_cli import console, launch, signals
+from cloob_cli.commands.embed_processes import follow, leading, own_options
 from cloob_cli.commands.index_run import IndexOptions, index_lock, update_index
 from cloob_cli.commands.options import (
     BatchSizeOption,
@@ -64,7 +66,7 @@ def embed(
     Where the output is there already, only images that are new or changed are embedded, and those that are gone are
     dropped. A run that was stopped or killed goes on with the same command.
     """
-    console.configure(quiet=quiet)
+    console.configure(quiet=quiet or launch.rank() > 0)
     if bool(images) == (text is not None):
         raise UsageError(
             "give either folders and images, or --text FILE", "cloob embed photos -o photos.npy, for example"
@@ -75,6 +77,11 @@ def embed(
         from cloob_cli.inference.index.stored import IndexFiles
         from cloob_cli.inference.output_files import check_output, made_by
 
+    options = IndexOptions(model, device, precision, dtype, batch_size, workers, exact, memory_budget, rebuild=rebuild)
+    if launch.rank() > 0:
+        if text is None:
+            follow(own_options(options))
+        return
     images = read_sources(images or [], null)
     remove_abandoned(output.parent)  # and let a run that was killed between two renames have its last files
     check_output(output, "embed", [".npy"], inputs=[*images, *filter(None, [text])], force=force)
@@ -91,24 +98,14 @@ def embed(
             as_json=as_json,
         )
         return
-    paths = find_images(images, exclude or [])
-    options = IndexOptions(
-        model,
-        device,
-        precision,
-        dtype,
-        batch_size,
-        workers,
-        exact,
-        memory_budget,
-        rebuild=rebuild or (force and made_by(output) != "embed"),
-    )
+    options = replace(options, rebuild=rebuild or (force and made_by(output) != "embed"))
     files = IndexFiles.of(output)
-    with index_lock(files):
-        updated = update_index(files, paths, options)
+    with leading() as helpers, index_lock(files):
+        paths = find_images(images, exclude or [])
+        updated = update_index(files, paths, own_options(options), helpers=helpers)
     failures = files.failures if updated.failures else None
     _report(output, failures, updated.rows, len(updated.failures), as_json)
-    if updated.failures:
+    if updated.failures and not launch.is_launched():
         raise typer.Exit(3)
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from cloob_cli import console, signals
 from cloob_cli.commands.inference_run import description, open_model, track_work
 
 if TYPE_CHECKING:
+    from cloob_cli.commands.inference_run import Work
     from cloob_cli.core.model import CloobModel
     from cloob_cli.errors import Failure
+    from cloob_cli.inference.embed import EmbeddedBatch
     from cloob_cli.inference.index.known import KnownRows
     from cloob_cli.inference.index.stored import IndexFiles
     from cloob_cli.inference.index.update import NameOf, Plan
+    from cloob_cli.inference.reading import OnImage
 
 _PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # options, and how metadata call them
 
@@ -45,6 +48,15 @@ class Updated:
     model: CloobModel | None = None
 
 
+class Helpers(Protocol):
+    """Other processes: `hand_out` returns the images that are this one's, `collect` the parts of all."""
+
+    def hand_out(
+        self, files: IndexFiles, new: list[Path | Failure], made_with: dict[str, str], batch_size: int
+    ) -> list[Path | Failure]: ...
+    def collect(self, part: Path | None, work: Work) -> list[Path]: ...
+
+
 @contextmanager
 def index_lock(files: IndexFiles) -> Iterator[None]:
     """Hold the lock of an index, so that a second run on it waits and then finds the work done."""
@@ -66,6 +78,7 @@ def update_index(
     paths: Sequence[Path | Failure],
     options: IndexOptions,
     name_of: NameOf | None = None,
+    helpers: Helpers | None = None,
 ) -> Updated:
     """Embed what is new or changed among the images, drop the rows of others, and write the index where it changes.
 
@@ -73,6 +86,7 @@ def update_index(
 
     Args:
         name_of: the name of a path in the index; None: `path_text`.
+        helpers: other processes that embed with this one; names are then `path_text`.
 
     Raises:
         UsageError: the index was made with another model, preprocessing, version or option that changes numbers.
@@ -101,7 +115,7 @@ def update_index(
             _tell_plan(plan, plan.gone(stored, name_of))
         made_with = (stored.metadata if stored else None) or resumed
         if made_with and not plan.new:
-            rows = write_index(files, plan, known, None, [], made_with, name_of)
+            rows = write_index(files, plan, known, [], [], made_with, name_of)
             remove_journal(files.journal)
             return Updated(rows, [])
         with signals.leaving_at_once():
@@ -111,10 +125,10 @@ def update_index(
         if stored:
             refuse_other(files.embeddings, stored.metadata, complete)
         if resumed is None or not difference(resumed, complete):
-            return _embed_new(files, plan, known, model, folder, options, complete, name_of)
+            return _embed_new(files, plan, known, model, folder, options, complete, name_of, helpers)
     # What the killed run has done was computed on another device, say.
     remove_journal(files.journal)
-    return update_index(files, paths, options, name_of)
+    return update_index(files, paths, options, name_of, helpers)
 
 
 def _embed_new(
@@ -126,39 +140,72 @@ def _embed_new(
     options: IndexOptions,
     made_with: dict[str, str],
     name_of: NameOf,
+    helpers: Helpers | None,
 ) -> Updated:
-    import numpy as np
-
     from cloob_cli.files import naming
-    from cloob_cli.inference.embed import embed_images
-    from cloob_cli.inference.index.journal import Journal, remove_journal
-    from cloob_cli.inference.index.update import record, write_index
+    from cloob_cli.inference.index.journal import remove_journal
+    from cloob_cli.inference.index.update import write_index
+
+    own = helpers.hand_out(files, plan.new, made_with, options.batch_size) if helpers else plan.new
 
     with (
         naming(files.all),
-        track_work("embed", len(plan.new), "images", files.failures, files.all, resumes=True) as work,
+        track_work("embed", len(own), "images", files.failures, files.all, resumes=True) as work,
     ):
         work.kept = plan.kept
-        batches = embed_images(
-            model,
-            plan.new,
-            batch_size=options.batch_size,
-            workers=options.workers,
-            exact=options.exact,
-            memory_budget=options.memory_budget,
-            on_image=work.read,
-            with_stamps=True,
-        )
-        with (
-            Journal(files.journal, model.config.embed_dim, np.dtype(options.dtype), made_with) as journal,
-            closing(record(work.track(batches), journal, plan, name_of)) as rows,
-        ):
-            for _ in rows:
-                pass
-        count = write_index(files, plan, known, journal.path, work.failures, made_with, name_of)
+        work.has_helpers = helpers is not None
+        part = embed_part(model, own, files.journal, options, made_with, work.read, work.track, name_of)
+        parts = helpers.collect(part, work) if helpers else [part] if part else []
+        count = write_index(files, plan, known, parts, work.failures, made_with, name_of)
     remove_journal(files.journal)
     work.tell_end("embedded", description(model, folder))
     return Updated(count, work.failures, model)
+
+
+def embed_part(
+    model: CloobModel,
+    new: Sequence[Path | Failure],
+    journal_folder: Path,
+    options: IndexOptions,
+    made_with: dict[str, str],
+    on_image: OnImage,
+    track: Callable[[Generator[EmbeddedBatch]], Generator[EmbeddedBatch]] = lambda batches: batches,
+    name_of: NameOf | None = None,
+) -> Path | None:
+    """Embed images into a part of a journal, whose path is returned; None where there is not one row.
+
+    Args:
+        track: goes through the batches on their way.
+    """
+    import numpy as np
+
+    from cloob_cli.inference.embed import embed_images
+    from cloob_cli.inference.index.journal import Journal
+    from cloob_cli.inference.index.update import record
+    from cloob_cli.path_text import path_text
+
+    batches = embed_images(
+        model,
+        new,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        exact=options.exact,
+        memory_budget=options.memory_budget,
+        on_image=on_image,
+        with_stamps=True,
+    )
+    with (
+        Journal(journal_folder, model.config.embed_dim, np.dtype(options.dtype), made_with) as journal,
+        closing(record(track(batches), journal, new, name_of or path_text)) as rows,
+    ):
+        for _ in rows:
+            pass
+    return journal.path
+
+
+def describe(options: IndexOptions, model: CloobModel) -> dict[str, str]:
+    """Describe the making of rows with an opened model."""
+    return _describe(options) | _describe_opened(model, options)
 
 
 def _tell_plan(plan: Plan, gone: int) -> None:

@@ -143,14 +143,18 @@ class Work:
         self.failures: list[Failure] = []
         self.rows = 0
         self.kept = 0  # rows of earlier runs
+        self.has_helpers = False  # other processes have rows, too
 
     def read(self, failure: Failure | None) -> None:
         """Count one more input as read or skipped; warn of a skipped one (of all where no file lists them)."""
         if failure is not None:
-            self.failures.append(failure)
-            if self._listing is None or len(self.failures) <= _LISTED:
-                console.warn(f"skipped {failure.name}: {failure.reason}")
+            self._tell_skip(failure)
         self._bar.advance()
+
+    def _tell_skip(self, failure: Failure) -> None:
+        self.failures.append(failure)
+        if self._listing is None or len(self.failures) <= _LISTED:
+            console.warn(f"skipped {failure.name}: {failure.reason}")
 
     def failed(self, failure: Failure) -> None:
         """Count an input that was read, but with which something else went wrong."""
@@ -171,6 +175,21 @@ class Work:
             for batch in batches:
                 self.rows += len(batch)
                 yield batch
+        if not self.has_helpers:
+            self.check_rows()
+
+    def add(self, rows: int, failures: Sequence[Failure]) -> None:
+        """Count what another process has done."""
+        self.rows += rows
+        for failure in failures:
+            self._tell_skip(failure)
+
+    def check_rows(self) -> None:
+        """Refuse a result without a row.
+
+        Raises:
+            NothingFoundError: not one input was usable.
+        """
         if not self.rows and not self.kept:
             raise NothingFoundError(f"not one of the {len(self.failures)} {self._unit} can be read")
 

@@ -66,8 +66,13 @@ class Journal:
 
         self._folder.mkdir(parents=True, exist_ok=True)
         number = 1 + max((number for number, _ in _parts(self._folder)), default=-1)
-        self.path = self._folder / f"{number:04}.arrows"
-        self._file = self._open.enter_context(self.path.open("xb"))
+        while True:
+            self.path = self._folder / f"{number:04}.arrows"
+            try:
+                self._file = self._open.enter_context(self.path.open("xb"))
+                break
+            except FileExistsError:  # another process of the same run was faster
+                number += 1
         return pa.ipc.new_stream(self._file, self._schema)
 
     def __enter__(self) -> Journal:

@@ -100,10 +100,10 @@ def plan_update(paths: Iterable[Path | Failure], known: KnownRows, name_of: Name
 
 
 def record(
-    batches: Generator[EmbeddedBatch], journal: Journal, plan: Plan, name_of: NameOf = path_text
+    batches: Generator[EmbeddedBatch], journal: Journal, new: Sequence[Path | Failure], name_of: NameOf = path_text
 ) -> Generator[EmbeddedBatch]:
-    """Append embedded batches of `plan.new` to a journal under their names in the index, and pass them on."""
-    names = {path_text(path): name_of(path) for path in plan.new if isinstance(path, Path)}
+    """Append embedded batches of the images `new` to a journal under their names in the index, and pass them on."""
+    names = {path_text(path): name_of(path) for path in new if isinstance(path, Path)}
     with closing(batches):
         for batch in batches:
             if batch.embeddings is not None:
@@ -115,7 +115,7 @@ def write_index(
     files: IndexFiles,
     plan: Plan,
     known: KnownRows,
-    journal: Path | None,
+    journals: Sequence[Path],
     failures: Sequence[Failure],
     metadata: dict[str, str],
     name_of: NameOf = path_text,
@@ -123,14 +123,14 @@ def write_index(
     """Write the rows of all images of a plan that can be read; returns their number.
 
     Args:
-        journal: the part that holds what was embedded for the plan.
+        journals: the parts that hold what was embedded for the plan.
         failures: images of the plan that could not be read.
 
     Raises:
         NothingFoundError: there is not one row.
     """
-    if journal:
-        read_part(journal, known)
+    for part in journals:
+        read_part(part, known)
     failed = {failure.name for failure in failures}
     rows: list[Kept] = []
     for entry in plan.entries:
