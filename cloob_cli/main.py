@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from cloob_cli import console, signals
-from cloob_cli.commands import analyze, classify, doctor, embed, eval, examples, search, train, undo, zoo_list
+from cloob_cli.commands import analyze, classify, dedupe, doctor, embed, eval, examples, search, train, undo, zoo_list
 from cloob_cli.errors import CloobError, UsageError
 from cloob_cli.version import __version__
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.command("classify")(classify.classify)
 app.command("embed")(embed.embed)
 app.command("search")(search.search)
+app.command("dedupe")(dedupe.dedupe)
 app.command("eval")(eval.evaluate)
 app.command("analyze")(analyze.analyze)
 app.command("train")(train.train)

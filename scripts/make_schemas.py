@@ -73,6 +73,26 @@ class SearchHit(Output):
     score: float
 
 
+class DuplicateCopy(Output):
+    """An image of a group of duplicates."""
+
+    path: str
+    match: Annotated[Literal["best", "exact", "near"], Field(description="what it has in common with the best copy")]
+    width: int
+    height: int
+    size: Annotated[int, Field(description="bytes")]
+    sha256: Annotated[str, Field(description="of the file; empty where it changed while it was indexed")]
+    cosine: Annotated[float | None, Field(description="of the embeddings, to the best copy; null: equal bytes")]
+    bits: Annotated[int | None, Field(description="of 64, in which the perceptual hashes differ from the best copy's")]
+
+
+class DuplicateGroup(Output):
+    """A line of `cloob dedupe --json`: images of one subject, best copy first."""
+
+    kind: Literal["exact", "near"]
+    images: Annotated[list[DuplicateCopy], Field(min_length=2)]
+
+
 class UndoResult(Output):
     """The document of `cloob undo --json`."""
 
@@ -86,6 +106,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "calibration": Calibration,
     "embed": EmbedResult,
     "search-hit": SearchHit,
+    "duplicate-group": DuplicateGroup,
     "undo": UndoResult,
 }
 

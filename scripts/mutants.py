@@ -131,7 +131,8 @@ def run_tests(root: Path, tests: tuple[str, ...], seconds: float) -> tuple[int, 
                 os.environ |= {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
                 sys.dont_write_bytecode = True
                 sys.path.insert(0, str(root))
-                code = int(pytest.main(["-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests]))
+                options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "--hypothesis-profile=first-failure"]
+                code = int(pytest.main([*options, *tests]))
             except BaseException:
                 traceback.print_exc()
             finally:

@@ -7,13 +7,15 @@ import signal
 
 import margins
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 # One thread a process: two test workers share the cores, and sums are added in the same order everywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How long an example takes says something about the machine and nothing about the program.
 settings.register_profile("cloob", deadline=None)
+# For scripts/mutants.py, which asks only whether there is a failure: the smallest one may take minutes to be found.
+settings.register_profile("first-failure", deadline=None, phases=[Phase.explicit, Phase.generate])
 settings.load_profile("cloob")
 
 # A job in the background ignores Ctrl-C, one under nohup SIGHUP, and processes that are started inherit that. They do

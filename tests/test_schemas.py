@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -89,6 +90,10 @@ def test_other_documents_fit(place: Path, script: ModuleType) -> None:
         script.Failure.model_validate_json(line)
     for line in run(place, "search", "emb.npy", "a cat", "-m", "model").splitlines():
         script.SearchHit.model_validate_json(line)
+    shutil.copyfile(place / "labeled/cat/0000.png", place / "labeled/cat/copy.png")
+    [group] = run(place, "dedupe", "labeled", "--identical").splitlines()
+    assert script.DuplicateGroup.model_validate_json(group).kind == "exact"
+    (place / "labeled/cat/copy.png").unlink()
     run(place, "classify", "labeled", "--label", "cat", "-m", "model", "--sort-into", "out", "--undo-file", "u.jsonl")
     (place / "out/cat/0000.png").write_bytes(b"edited")
     assert len(script.UndoResult.model_validate_json(run(place, "undo", "u.jsonl")).kept) == 1

@@ -13,6 +13,7 @@ from cloob_cli import console, signals
 from cloob_cli.commands.options import (
     BatchSizeOption,
     DeviceOption,
+    ExactOption,
     ExcludeOption,
     FastJpegOption,
     ForceOption,
@@ -99,6 +100,7 @@ def classify(
     precision: PrecisionOption = None,
     batch_size: BatchSizeOption = 64,
     workers: WorkersOption = None,
+    exact: ExactOption = False,
     fast_jpeg: FastJpegOption = False,
     memory_budget: MemoryBudgetOption = None,
     exclude: ExcludeOption = None,
@@ -216,7 +218,7 @@ def classify(
     made_with = model_name(opened, folder), weights_sha256(folder)
     prompts = prompts or opened.config.templates or list(DEFAULT_TEMPLATES)
     report_tokens(label_tokens(opened, classes, prompts), opened.config.text.context_length)
-    metadata = describe_images("classify", opened, *made_with, fast_jpeg=fast_jpeg, templates=json.dumps(prompts))
+    metadata = describe_images("classify", opened, *made_with, exact=exact, templates=json.dumps(prompts))
     stored = read_reference(reference, metadata) if reference else None
     setup = Setup(
         weights_sha256=made_with[1],
@@ -227,7 +229,7 @@ def classify(
     )
     if calibration is not None and before is not None:
         check(calibration, before, setup)
-    decoding = Decoding(batch_size, workers, fast_jpeg, memory_budget)
+    decoding = Decoding(batch_size, workers, exact, memory_budget)
     files = [*(output_files(output, "classify") if output else []), *filter(None, [html])]
     listing = failures_path(output) if output else None
     names = label_paths(classes, unknown)
@@ -270,7 +272,7 @@ def classify(
             top_k=top_k if html is None else max(top_k, min(CHOICES, len(classes))),
             batch_size=batch_size,
             workers=workers,
-            fast_jpeg=fast_jpeg,
+            exact=exact,
             memory_budget=memory_budget,
             on_image=work.read,
             with_thumbnails=html is not None,

@@ -29,7 +29,7 @@ class Decoding:
 
     batch_size: int
     workers: int | None
-    fast_jpeg: bool
+    exact: bool
     memory_budget: int | None
 
 
@@ -93,7 +93,7 @@ def embed_labeled(
         images.paths,
         batch_size=decoding.batch_size,
         workers=decoding.workers,
-        fast_jpeg=decoding.fast_jpeg,
+        exact=decoding.exact,
         memory_budget=decoding.memory_budget,
         on_image=on_image,
     )

@@ -14,6 +14,7 @@ from cloob_cli.commands.index_run import IndexOptions, index_lock, update_index
 from cloob_cli.commands.options import (
     BatchSizeOption,
     DeviceOption,
+    ExactOption,
     ExcludeOption,
     FastJpegOption,
     ForceOption,
@@ -44,6 +45,7 @@ def embed(
     precision: PrecisionOption = None,
     batch_size: BatchSizeOption = 64,
     workers: WorkersOption = None,
+    exact: ExactOption = False,
     fast_jpeg: FastJpegOption = False,
     memory_budget: MemoryBudgetOption = None,
     exclude: ExcludeOption = None,
@@ -97,7 +99,7 @@ def embed(
         dtype,
         batch_size,
         workers,
-        fast_jpeg,
+        exact,
         memory_budget,
         rebuild=rebuild or (force and made_by(output) != "embed"),
     )

@@ -13,6 +13,7 @@ from cloob_cli.commands.options import (
     BatchSizeOption,
     DeviceOption,
     ForceOption,
+    HtmlOption,
     JsonOption,
     PrecisionOption,
     QuietOption,
@@ -72,6 +73,7 @@ def evaluate(
         bool, typer.Option("--per-class", help="Show each class and the most frequent confusions as well.")
     ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a .json or .csv file as well.")] = None,
+    html: HtmlOption = None,
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Keep what the .json file holds already, and measure the rest.")
     ] = False,
@@ -97,15 +99,18 @@ def evaluate(
     """
     with signals.leaving_at_once():
         from cloob_cli.commands.eval_data import find_data_sets
+        from cloob_cli.commands.eval_page import write_page
         from cloob_cli.commands.eval_run import Evaluations
+        from cloob_cli.commands.html_report import check_html
         from cloob_cli.evaluation import processes
         from cloob_cli.evaluation.run import Asked
         from cloob_cli.inference.labels import read_labels, read_templates
         from cloob_cli.inference.output_files import check_output
 
     console.configure(quiet=quiet or processes.rank() > 0)
+    inputs = [path for path in (labels, templates) if path is not None]
+    check_html(html, [*inputs, *(Path(name) for name in datasets)], force)
     if output is not None:
-        inputs = [path for path in (labels, templates) if path is not None]
         check_output(output, "eval", [".json", ".csv"], inputs=inputs, force=force)
     if skip_existing and (output is None or output.suffix.lower() != ".json"):
         raise UsageError("--skip-existing needs the .json file of the earlier run", "name it with --output")
@@ -125,6 +130,7 @@ def evaluate(
         output=output,
         skip_existing=skip_existing,
         details=per_class,
+        page=html is not None,
         cache=cache,
         device=device,
         precision=precision,
@@ -139,5 +145,7 @@ def evaluate(
         kept = f"{output} holds those; --skip-existing goes on" if output and work.records else None
         raise Interrupted(done, kept or "embeddings of whole data sets are kept and will be used again") from None
     work.show(as_json)
+    if html is not None:
+        write_page(html, work.detailed, found.jobs, models, workers)
     if work.failures or found.missing:
         raise typer.Exit(3)

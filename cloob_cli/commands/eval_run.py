@@ -15,16 +15,20 @@ if TYPE_CHECKING:
 
 _LISTED = 10  # skipped images that stderr names
 _CONFUSIONS = 20
+_DETAILED = {"zeroshot_classification", "linear_probe"}  # tasks whose records may have each class
 _HEADINGS = {"acc1": "top-1", "acc5": "top-5", "mean_per_class_recall": "mean per class"}
 
 
 class Evaluations:
-    """The evaluations of one call: `run` fills `records` (as JSON has them) and `failures`.
+    """The evaluations of one call: `run` fills `records` (as JSON has them), `detailed` and `failures`.
+
+    `detailed` are the same records with each class and confusions, whether those are part of the result or not.
 
     Args:
         output: the file that is written after each evaluation.
         skip_existing: records that it holds are taken over.
         details: each class and confusions are part of the result.
+        page: they are needed for a page.
         cache: embeddings are kept below CLOOB_HOME.
     """
 
@@ -34,6 +38,7 @@ class Evaluations:
         output: Path | None = None,
         skip_existing: bool = False,
         details: bool = False,
+        page: bool = False,
         cache: bool = True,
         device: str | None = None,
         precision: str | None = None,
@@ -41,8 +46,9 @@ class Evaluations:
         workers: int | None = None,
     ) -> None:
         self.records: list[dict[str, Any]] = []
+        self.detailed: list[dict[str, Any]] = []
         self.failures: list[Failure] = []
-        self._output, self._details, self._cache = output, details, cache
+        self._output, self._details, self._page, self._cache = output, details, page, cache
         self._device, self._precision = device, precision
         self._batch_size, self._workers = batch_size, workers
         self._earlier: list[dict[str, Any]] = []
@@ -67,8 +73,10 @@ class Evaluations:
             embedder = Embedder(model, identity, kept, self._batch_size, self._workers)
             for job in jobs:
                 shown = model_name(model, folder)
-                record = self._existing(shown, identity, job) or self._measure(embedder, shown, identity, job)
-                self.records.append(record)
+                existing = self._existing(shown, identity, job)
+                record = existing or self._measure(embedder, shown, identity, job)
+                self.detailed.append(record)
+                self.records.append(record if existing or self._details else _without_details(record))
                 self._write()
 
     def show(self, as_json: bool) -> None:
@@ -92,7 +100,9 @@ class Evaluations:
         wanted = (job.data.name, model, TASK_NAMES[task_of(job.data, job.asked)])
         for record in self._earlier:
             found = (record["dataset"], record["model"], record["task"])
-            if found == wanted and record.get("settings", {}).get("weights_sha256") == identity:
+            if found != wanted or record.get("settings", {}).get("weights_sha256") != identity:
+                continue
+            if "per_class" in record or record["task"] not in _DETAILED or not (self._details or self._page):
                 return record
         return None
 
@@ -119,7 +129,7 @@ class Evaluations:
             record.published = Published(job.published[model] / 100, job.published_by)
         self._tell(record)
         self.failures += record.failures
-        return record.as_dict(self._details)
+        return record.as_dict(details=True)
 
     def _tell(self, record: Record) -> None:
         from cloob_cli.evaluation import processes
@@ -164,11 +174,16 @@ def _table(records: list[dict[str, Any]]) -> tuple[list[str], list[list[object]]
         if beside:
             cells.append(_percent(record.get("published", {}).get("acc1"), None))
         rows.append(cells)
-    columns = ["data set", "model", "task", "images", *(_heading(name) for name in names)]
+    columns = ["data set", "model", "task", "images", *(heading(name) for name in names)]
     return [*columns, "published top-1"] if beside else columns, rows
 
 
-def _heading(name: str) -> str:
+def _without_details(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in {"per_class", "confusions"}}
+
+
+def heading(name: str) -> str:
+    """The heading of a metric's column."""
     return _HEADINGS.get(name) or name.replace("_retrieval_recall@", " R@").replace("_", " ")
 
 

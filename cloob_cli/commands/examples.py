@@ -24,6 +24,11 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
         "cloob embed photos -o photos.npy",
         "cloob embed --text queries.txt -o queries.npy",
     ),
+    "dedupe": (
+        "cloob dedupe photos",
+        "cloob dedupe photos --identical --json",
+        "cloob dedupe photos --min-cosine 0.97 --max-bits 4 --html duplicates.html",
+    ),
     "search": (
         'cloob search photos "a red bicycle"',
         "cloob search photos --image a.jpg --also snow:0.5 --minus people --top 20",
@@ -34,6 +39,7 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
         "cloob eval cloob-xs-pictograms flowers",
         "cloob eval cloob-xs-pictograms flowers signs --model runs/my-model/model --json",
         "cloob eval cloob-rn50-yfcc paper -o scores.json --skip-existing",
+        "cloob eval cloob-xs-pictograms flowers signs --html report.html",
     ),
     "undo": ("cloob undo sorted/cloob-undo-20260314-092653.jsonl",),
     "analyze": (

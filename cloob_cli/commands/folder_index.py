@@ -85,7 +85,7 @@ def _as_before(metadata: Mapping[str, str], options: IndexOptions) -> IndexOptio
     return replace(
         options,
         model=_model_name(metadata, options.model),
-        fast_jpeg=metadata.get("fast_jpeg") == "true",
+        exact=options.exact or metadata.get("decoding") == "exact",
         batch_size=options.batch_size if is_usual or not pass_size.isdigit() else int(pass_size),
     )
 

@@ -1,4 +1,4 @@
-"""`--html`: the checks of the option, and the page of `cloob classify`."""
+"""`--html`: the checks of the option, thumbnails of files, and the page of `cloob classify`."""
 
 from __future__ import annotations
 
@@ -84,6 +84,29 @@ def writing(page: Path, gallery: Gallery) -> Iterator[Callable[[Item], None]]:
     with open_gallery(page, gallery) as file:
         yield file.add
     console.info(f"wrote {page}: {file.count:,} images, {page.stat().st_size / 1e6:.2g} MB")
+
+
+def thumbnails_of(
+    paths: Sequence[Path], workers: int | None = None, memory_budget: int | None = None
+) -> Iterator[bytes]:
+    """The thumbnail of each image, in order; none of one that cannot be read. A bar shows the progress.
+
+    Args:
+        workers: threads; None picks by the number of cores.
+        memory_budget: bytes that decoding may take at a time; None picks by the machine's memory.
+    """
+    from cloob_cli.core.config import PreprocessConfig
+    from cloob_cli.data.images import Preprocess
+    from cloob_cli.data.thumbnails import SIDE
+    from cloob_cli.inference.reading import image_batches
+
+    small = Preprocess(SIDE, PreprocessConfig(resize="squash"))  # no model sees these images
+    with console.track("thumbnails", len(paths), unit="images", delay=0.5) as bar:
+        for batch in image_batches(
+            paths, small, batch_size=1, workers=workers, memory_budget=memory_budget, with_thumbnails=True
+        ):
+            bar.advance()
+            yield batch.thumbnails[0] if batch.thumbnails else b""
 
 
 def _item(row: Classified, thumbnail: bytes, numbers: Sequence[str], moved: bool) -> Item:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ class IndexOptions:
     dtype: str
     batch_size: int
     workers: int | None
-    fast_jpeg: bool
+    exact: bool
     memory_budget: int | None
     rebuild: bool
 
@@ -149,7 +148,7 @@ def _embed_new(
             plan.new,
             batch_size=options.batch_size,
             workers=options.workers,
-            fast_jpeg=options.fast_jpeg,
+            exact=options.exact,
             memory_budget=options.memory_budget,
             on_image=work.read,
             with_stamps=True,
@@ -178,13 +177,13 @@ def _tell_plan(plan: Plan, gone: int) -> None:
 def _describe(options: IndexOptions) -> dict[str, str]:
     """Describe the making of rows as far as that can be told without opening the model."""
     from cloob_cli.checkpoint.folder import read_config, weights_sha256
-    from cloob_cli.inference.provenance import describe_model
+    from cloob_cli.inference.provenance import decoding, describe_model
     from cloob_cli.registry.resolve import find_model
 
     folder = find_model(options.model)
     config = read_config(folder)
     described = describe_model("embed", config, config.name or folder.resolve().name, weights_sha256(folder))
-    described |= {"dtype": options.dtype, "fast_jpeg": json.dumps(options.fast_jpeg)}
+    described |= {"dtype": options.dtype, "decoding": decoding(options.exact)}
     if options.device not in (None, "auto"):
         described["device"] = options.device.partition(":")[0]
     if options.precision in _PRECISIONS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,10 @@ from cloob_cli.commands.index_run import IndexOptions
 from cloob_cli.commands.options import (
     BatchSizeOption,
     DeviceOption,
+    ExactOption,
     FastJpegOption,
+    ForceOption,
+    HtmlOption,
     JsonOption,
     MemoryBudgetOption,
     ModelOption,
@@ -49,18 +53,23 @@ def search(
     top: Annotated[int, typer.Option(min=1, help="Number of results.")] = 10,
     min_score: Annotated[float | None, typer.Option(help="Leave out results with a smaller cosine.")] = None,
     no_update: Annotated[bool, typer.Option("--no-update", help="Take a folder's index as it is.")] = False,
-    exact: Annotated[bool, typer.Option("--exact", help="Compare all rows, also of more than 200,000.")] = False,
+    compare_all: Annotated[
+        bool, typer.Option("--compare-all", help="Compare all rows, also of more than 200,000.")
+    ] = False,
     rebuild: RebuildOption = False,
     model: ModelOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     batch_size: BatchSizeOption = 64,
     workers: WorkersOption = None,
+    exact: ExactOption = False,
     fast_jpeg: FastJpegOption = False,
     memory_budget: MemoryBudgetOption = None,
     print0: Annotated[
         bool, typer.Option("--print0", "-0", help="Print paths only, each ended by a null character.")
     ] = False,
+    html: HtmlOption = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print paths only, one a line, and no notices on stderr.")
@@ -79,6 +88,7 @@ def search(
     if as_json and print0:
         raise UsageError("--json and --print0 exclude each other")
     with signals.leaving_at_once():
+        from cloob_cli.commands.html_report import check_html
         from cloob_cli.inference.search.query import either_part, image_part, text_part
 
     parts = [
@@ -89,7 +99,8 @@ def search(
     ]
     if not any(part.weight > 0 for part in parts):
         raise UsageError("there is nothing to search for", 'cloob search photos "a red bicycle", for example')
-    options = IndexOptions(model, device, precision, "float32", batch_size, workers, fast_jpeg, memory_budget, rebuild)
+    check_html(html, [source] if source.is_file() else [], force)
+    options = IndexOptions(model, device, precision, "float32", batch_size, workers, exact, memory_budget, rebuild)
     skipped = 0
     opened: CloobModel | None = None
     if source.is_dir():
@@ -103,10 +114,14 @@ def search(
         raise UsageError(f"{source} is not a folder", "--no-update and --rebuild are about the index of a folder")
     else:
         files = _embeddings_file(source)
-    hits = _find(files, parts, options, opened, top, min_score, exact=exact, as_it_is=no_update)
+    hits = _find(files, parts, options, opened, top, min_score, compare_all=compare_all, as_it_is=no_update)
     # A folder's index has paths below it, a file of `embed` those that it was called with.
     base = source if source.is_dir() else None
-    _print([(_path(name, base), score) for name, score in hits], as_json, print0, quiet)
+    found = [(_path(name, base), score) for name, score in hits]
+    with console.ignore_closed_stdout() if html else nullcontext():  # the page is a result of its own
+        _print(found, as_json, print0, quiet)
+    if html is not None:
+        _write_page(html, source, parts, found, workers, memory_budget)
     if not hits:
         console.info(f"no image has a score of {min_score} or more")
     if skipped:
@@ -131,7 +146,7 @@ def _find(
     top: int,
     min_score: float | None,
     *,
-    exact: bool,
+    compare_all: bool,
     as_it_is: bool,
 ) -> list[tuple[str, float]]:
     """The names of the nearest images with their scores."""
@@ -141,7 +156,7 @@ def _find(
 
     stored = open_index(files)
     opened = opened or model_of(stored.metadata, files.embeddings, options)
-    query = encode_query(opened, parts)
+    query = encode_query(opened, parts, exact=stored.metadata.get("decoding") == "exact")
     hits = find_nearest(
         files.embeddings,
         stored.rows,
@@ -149,7 +164,7 @@ def _find(
         opened,
         min(top, len(stored.rows)),
         min_score,
-        exact=exact,
+        compare_all=compare_all,
         as_it_is=as_it_is,
     )
     return [(stored.names[hit.row].as_py(), hit.score) for hit in hits]
@@ -159,6 +174,28 @@ def _path(name: str, base: Path | None) -> Path:
     from cloob_cli.path_text import path_of
 
     return base / path_of(name) if base else path_of(name)
+
+
+def _write_page(
+    page: Path,
+    source: Path,
+    parts: Sequence[Part],
+    hits: Sequence[tuple[Path, float]],
+    workers: int | None,
+    memory_budget: int | None,
+) -> None:
+    """Write the images that were found as a page, best first."""
+    from cloob_cli.commands.html_report import thumbnails_of, writing
+    from cloob_cli.path_text import path_text
+    from cloob_cli.report.gallery import Gallery, Item
+
+    asked = [path_text(part.content) if isinstance(part.content, Path) else part.content for part in parts]
+    weights = [f"{part.weight:g}" for part in parts]
+    facts = [("searched", path_text(source)), *((f"weight {w}", what) for w, what in zip(weights, asked, strict=True))]
+    with writing(page, Gallery(f"search {path_text(source)}", ["cosine"], facts=facts)) as add:
+        small = thumbnails_of([path for path, _ in hits], workers, memory_budget)
+        for (path, score), thumbnail in zip(hits, small, strict=True):
+            add(Item(path_text(path), thumbnail, "", [score]))
 
 
 def _print(hits: Sequence[tuple[Path, float]], as_json: bool, print0: bool, quiet: bool) -> None:

@@ -36,18 +36,18 @@ def find_nearest(
     top: int,
     min_score: float | None,
     *,
-    exact: bool,
+    compare_all: bool,
     as_it_is: bool,
 ) -> list[Hit]:
     """The rows [N, D] of the file `embeddings` that are nearest to a query [D], best first.
 
     Args:
-        exact: compare all rows, however many they are.
+        compare_all: compare all rows, however many they are.
         as_it_is: use an approximate index that is there, and build none.
     """
     from cloob_cli.inference.search.nearest import nearest
 
-    if not exact and len(rows) > _MANY and top <= _MOST:
+    if not compare_all and len(rows) > _MANY and top <= _MOST:
         index = _index(embeddings, rows, model, as_it_is)
         if index:
             try:
@@ -84,7 +84,7 @@ def _index(embeddings: Path, rows: np.ndarray, model: CloobModel, as_it_is: bool
         with held_lock(f"search {path_text(folder.resolve())}", f"the index of {embeddings}"):
             index = approximate.open_fitting(folder, embeddings, rows)
             if index is None and not as_it_is:
-                console.info(f"building a search index of {len(rows):,} rows, once; --exact searches without it")
+                console.info(f"building a search index of {len(rows):,} rows, once; --compare-all searches without it")
                 started = time.monotonic()
                 index = approximate.build(folder, embeddings, rows, _sample_queries(rows, model))
                 console.info(f"built in {time.monotonic() - started:.0f} s")
@@ -109,7 +109,8 @@ def _sample_queries(rows: np.ndarray, model: CloobModel) -> np.ndarray:
 
 
 def _description(index: ApproximateIndex) -> str:
-    return f"approximate search: finds {index.recall:.1%} of the 10 nearest (of sample queries); --exact compares all"
+    share = f"{index.recall:.1%} of the 10 nearest"
+    return f"approximate search: finds {share} (of sample queries); --compare-all compares all rows"
 
 
 def _tell_failure(problem: Exception) -> None:

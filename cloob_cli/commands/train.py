@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,7 +70,8 @@ def train(
     events = train_recipe(
         loaded, folder, device=device, resume=resume, acknowledge=console.info, find_model=find_model_to_share
     )
-    finished = _show(loaded.name, events)
+    with closing(events):  # also where it is not read to its end, such as at Ctrl-C: it hears signals until then
+        finished = _show(loaded.name, events)
     if finished is None:
         return  # one of several processes: the main one tells the result
     if json_:

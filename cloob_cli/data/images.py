@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError, _imaging
 
 from cloob_cli.core.config import PreprocessConfig
 from cloob_cli.data.decoding_memory import AVIF_LEAST, MemoryBudget, OverBudgetError, check_icon, decoding_bytes
+from cloob_cli.data.scaled import JPEG_RESERVE, averaged, scaled
 from cloob_cli.data.upright import BAND_PIXELS, EXTREME_RATIO, Upright
 from cloob_cli.errors import ImageError
 
@@ -51,7 +52,7 @@ def open_image(source: Path | str | bytes, size_hint: int | None = None) -> Imag
     Raises:
         ImageError: no image, empty, truncated, unreadable or too large; the message is one line without the name.
     """
-    with _opened(source, size_hint) as (image, _):
+    with _opened(source, size_hint) as (image, _, _):
         return Upright(image).whole()
 
 
@@ -59,28 +60,33 @@ def read_crop(
     source: Path | str | bytes,
     preprocess: Preprocess,
     budget: MemoryBudget,
-    size_hint: int | None = None,
+    *,
+    exact: bool = False,
     also: Callable[[Image.Image], None] | None = None,
 ) -> np.ndarray:
-    """Read one image as `preprocess.crop` gives it, uint8 [H, W, 3], in less memory than `open_image` and `crop` take.
+    """Read one image for a model, uint8 [H, W, 3], in less memory than `open_image` and `preprocess.crop` take.
 
     Args:
         source: a file's path, or its bytes.
         budget: what decoding this and other images may take together; a large one waits for its part.
-        size_hint: as `open_image` takes it.
+        exact: give the same numbers as `preprocess.crop`. Otherwise large images are made smaller first, where that
+            keeps embeddings within a cosine of 0.999 (`cloob_cli.data.scaled`).
         also: called with the decoded image, for what else is to be made of it.
 
     Raises:
         ImageError: as `open_image`, or decoding it would take more than the whole budget.
     """
-    with _opened(source, size_hint) as (image, needed):
-        amount = needed(preprocess.image_size)
+    side = preprocess.image_size
+    with _opened(source, None if exact else JPEG_RESERVE * side) as (image, stored, needed):
+        amount = needed(side)
+        if not exact and averaged(image, side) > 1:
+            amount += 4 * (image.width // 2 + 1) * (image.height // 2 + 1)
         if image.format == "AVIF":
             amount = max(amount, min(AVIF_LEAST, budget.total))
         try:
             with budget.reserve(amount):
                 try:
-                    pixels = preprocess.crop(image)
+                    pixels = preprocess.crop(image) if exact else preprocess.scaled_crop(image, stored)
                     if also is not None:
                         also(image)
                     return pixels
@@ -93,9 +99,21 @@ def read_crop(
             ) from None
 
 
+def read_size(source: Path | str | bytes) -> tuple[int, int]:
+    """The stored width and height of an image in pixels, from its header.
+
+    Raises:
+        ImageError: as `open_image`, as far as the header shows it.
+    """
+    with _opened(source, None) as (image, _, _):
+        return image.width, image.height
+
+
 @contextmanager
-def _opened(source: Path | str | bytes, size_hint: int | None) -> Iterator[tuple[Image.Image, Callable[[int], int]]]:
-    """An image that is not decoded yet, and a function: a model's input size -> bytes that decoding may take."""
+def _opened(
+    source: Path | str | bytes, size_hint: int | None
+) -> Iterator[tuple[Image.Image, tuple[int, int], Callable[[int], int]]]:
+    """An image that is not decoded yet, its size in the file, and the bytes that decoding may take by input size."""
     _silence_libtiff()
     with warnings.catch_warnings():
         # Pillow warns of odd metadata and large images; a folder of images is not the place to repeat that.
@@ -109,7 +127,7 @@ def _opened(source: Path | str | bytes, size_hint: int | None) -> Iterator[tuple
                     raise ImageError(f"too large: {width} x {height} pixels ({limit})")
                 if size_hint is not None and image.format in {"JPEG", "MPO"}:
                     image.draft(None, (size_hint, size_hint))
-                yield image, lambda size: decoding_bytes(image, stored, stream, size)
+                yield image, stored, lambda size: decoding_bytes(image, stored, stream, size)
         except ImageError:
             raise
         except Exception as problem:  # Pillow's decoders raise nearly every class there is on hostile files
@@ -200,9 +218,15 @@ class Preprocess:
 
     def crop(self, image: Image.Image) -> np.ndarray:
         """An image as `__call__` takes it -> uint8 [image_size, image_size, 3]."""
+        return self._crop(Upright(image))
+
+    def scaled_crop(self, image: Image.Image, stored: tuple[int, int]) -> np.ndarray:
+        """The same of an image that is made smaller first, and that its decoder may have made smaller than `stored`."""
+        return self._crop(scaled(image, stored, self.image_size))
+
+    def _crop(self, upright: Upright) -> np.ndarray:
         size = self.image_size
-        upright = Upright(image)
-        width, height = upright.size
+        width, height = upright.full
         if self.config.resize == "squash":
             return np.array(self._resized(upright, (size, size)))
         short, long = min(width, height), max(width, height)
@@ -224,22 +248,26 @@ class Preprocess:
         first, end = columns or (0, size[0])
         width, height = upright.size
         if upright.is_plain or height > width or width * height <= BAND_PIXELS:
-            return upright.whole().resize(size, self._filter).crop((first, 0, end, size[1]))
+            return upright.whole().resize(size, self._filter, box=upright.covered).crop((first, 0, end, size[1]))
+        left, upper, right, lower = upright.covered
         narrow = Image.new("RGB", (end - first, height))
         for top, bottom in upright.bands():
-            band = upright.part((0, top, width, bottom)).resize((size[0], bottom - top), self._filter)
+            band = upright.part((0, top, width, bottom))
+            band = band.resize((size[0], bottom - top), self._filter, box=(left, 0, right, bottom - top))
             narrow.paste(band.crop((first, 0, end, bottom - top)), (0, top))
-        return narrow.resize((end - first, size[1]), self._filter)
+        return narrow.resize((end - first, size[1]), self._filter, box=(0, upper, end - first, lower))
 
     def _middle(self, upright: Upright, resized: tuple[int, int], corner: tuple[int, int]) -> Image.Image:
         """The crop at `corner` of the resized image, made from the part of the image that it depends on."""
         side = self.image_size
         box, region = [], []
-        for full, small, start in zip(upright.size, resized, corner, strict=True):
-            scale = full / small
+        edges = (upright.covered[:2], upright.covered[2:])
+        for full, small, start, edge, far in zip(upright.size, resized, corner, *edges, strict=True):
+            scale = (far - edge) / small
             margin = _SUPPORT * max(scale, 1.0) + 1
-            box.append((start * scale, (start + side) * scale))
-            region.append((max(0, int(start * scale - margin)), min(full, int((start + side) * scale + margin) + 1)))
+            first, last = edge + start * scale, edge + (start + side) * scale
+            box.append((first, last))
+            region.append((max(0, int(first - margin)), min(full, int(last + margin) + 1)))
         (left, right), (top, bottom) = region
         inner = [place - origin for axis, (origin, _) in zip(box, region, strict=True) for place in axis]
         part = upright.part((left, top, right, bottom))

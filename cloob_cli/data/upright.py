@@ -33,16 +33,32 @@ class Upright:
     Args:
         image: as `PIL.Image.open` gives it; it is decoded here.
         turned: the EXIF orientation; None reads the image's own.
+        stored: the size in the file, where `image` was made smaller by `factor`: its last row and column may stand
+            for fewer pixels than the others.
+
+    Attributes:
+        size: width and height.
+        full: the same in the file.
+        covered: left, top, right and bottom of what the whole image in the file covers: all, or up to a pixel less.
 
     Raises:
         Exception: whatever Pillow raises for a damaged file.
     """
 
-    def __init__(self, image: Image.Image, turned: int | None = None) -> None:
+    def __init__(
+        self, image: Image.Image, turned: int | None = None, stored: tuple[int, int] | None = None, factor: int = 1
+    ) -> None:
         image.load()
         self._image = image
         self._undo = _UNDO.get(orientation(image) if turned is None else turned)
-        self.size = image.size if self._undo in _KEEP_SIZE else image.size[::-1]
+        keeps_size = self._undo in _KEEP_SIZE
+        self.size = image.size if keeps_size else image.size[::-1]
+        stored = stored or image.size
+        self.full = stored if keeps_size else stored[::-1]
+        width, height = (side / factor for side in self.full)
+        left = self.size[0] - width if self._undo in _LAST_COLUMN_FIRST else 0.0
+        top = self.size[1] - height if self._undo in _LAST_ROW_FIRST else 0.0
+        self.covered = (left, top, left + width, top + height)
         self._white = _white(image) if image.mode.startswith("I") or image.mode == "F" else None
 
     @property
@@ -110,6 +126,19 @@ _KEEP_SIZE = {
     Image.Transpose.FLIP_LEFT_RIGHT,
     Image.Transpose.ROTATE_180,
     Image.Transpose.FLIP_TOP_BOTTOM,
+}
+# Where the upright image begins with what was last: the right or bottom edge of the stored one.
+_LAST_COLUMN_FIRST = {
+    Image.Transpose.FLIP_LEFT_RIGHT,
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+}
+_LAST_ROW_FIRST = {
+    Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.ROTATE_90,
+    Image.Transpose.TRANSVERSE,
 }
 
 

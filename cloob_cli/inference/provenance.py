@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def describe_images(
-    command: Command, model: CloobModel, name: str, weights_sha256: str, *, fast_jpeg: bool, **further: str
+    command: Command, model: CloobModel, name: str, weights_sha256: str, *, exact: bool, **further: str
 ) -> dict[str, str]:
     """Describe how rows were made of images: every option that changes numbers, so that files can be compared.
 
@@ -22,7 +22,22 @@ def describe_images(
         further: values that only this command has.
     """
     model_part = describe_model(command, model.config, name, weights_sha256) | describe_computation(model)
-    return {**model_part, "fast_jpeg": json.dumps(fast_jpeg), **further}
+    return {**model_part, "decoding": decoding(exact), **further}
+
+
+def decoding(exact: bool) -> str:
+    """The name of a way of decoding images."""
+    return "exact" if exact else "scaled"
+
+
+def with_decoding(metadata: dict[str, str]) -> dict[str, str]:
+    """Metadata of rows of images that name the decoding also where they are from before it had a name.
+
+    `--fast-jpeg` of then had another rule, and so its rows are like none of today's.
+    """
+    if "decoding" in metadata or "fast_jpeg" not in metadata:
+        return metadata
+    return {**metadata, "decoding": "exact" if metadata["fast_jpeg"] == "false" else "reduced JPEG"}
 
 
 def describe_texts(

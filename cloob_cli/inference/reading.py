@@ -61,7 +61,7 @@ def image_batches(
     *,
     batch_size: int,
     workers: int | None = None,
-    fast_jpeg: bool = False,
+    exact: bool = False,
     memory_budget: int | None = None,
     on_image: OnImage | None = None,
     with_stamps: bool = False,
@@ -74,7 +74,7 @@ def image_batches(
         workers: threads; 0 decodes in the caller's thread; None picks by the number of cores.
         memory_budget: bytes that decoding may take at a time; large images wait for their part, and those that need
             more are failures. None picks by the machine's memory.
-        fast_jpeg: decode a JPEG at 1/2, 1/4 or 1/8 of its size where both sides stay at least twice the model's.
+        exact: decode in full, as `Preprocess` does; otherwise large images are made smaller first (`read_crop`).
         with_stamps: also stamp each file.
         with_thumbnails: also make thumbnails, of the same decoded images.
 
@@ -83,13 +83,12 @@ def image_batches(
         as soon as it is known, in a batch of its own.
     """
     count = min(core_count(), _MOST_THREADS) if workers is None else workers
-    size_hint = 2 * preprocess.image_size if fast_jpeg else None
     budget = MemoryBudget(default_budget() if memory_budget is None else memory_budget)
 
     def read(path: Path | Failure) -> _Read | Failure:
         if isinstance(path, Failure):
             return path
-        return _read(path, preprocess, budget, size_hint, with_stamps, with_thumbnails)
+        return _read(path, preprocess, budget, exact, with_stamps, with_thumbnails)
 
     def batch_of(images: list[_Read]) -> ImageBatch:
         paths, crops, stamps, small = zip(*images, strict=True)
@@ -119,7 +118,7 @@ def _read(
     path: Path,
     preprocess: Preprocess,
     budget: MemoryBudget,
-    size_hint: int | None,
+    exact: bool,
     with_stamp: bool,
     with_thumbnail: bool,
 ) -> _Read | Failure:
@@ -133,7 +132,7 @@ def _read(
             pass
 
     def read() -> np.ndarray:
-        return read_crop(path, preprocess, budget, size_hint, keep_small if with_thumbnail else None)
+        return read_crop(path, preprocess, budget, exact=exact, also=keep_small if with_thumbnail else None)
 
     try:
         # Opening a pipe would wait for somebody to write into it.

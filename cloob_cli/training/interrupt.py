@@ -75,7 +75,7 @@ def stop_on_signals(acknowledge: Callable[[str], None] | None = None) -> Iterato
         for number, handler in before.items():
             signal.signal(number, handler)
         ours.close()
-        thread.join()
+        thread.join(timeout=1)  # at the interpreter's end such a thread is frozen, and would be waited for for ever
         listened.close()
 
 

@@ -3,7 +3,7 @@
 Prints for each kind of synthetic unit vectors what building the approximate index takes, then time and recall@10 a
 query, ways in turns so that a disturbance meets all of them: all rows compared by NumPy (exact), a first pass over a
 copy in int8 with the best compared exactly, and the approximate index that `cloob search` uses (needs the extra
-`search`). With `--command` at last the whole command with and without `--exact`, with a model of random weights.
+`search`). With `--command` at last the whole command with and without `--compare-all`, with a model of random weights.
 
 Of clustered vectors each is one of 2,000 centers with noise of 0.7 times its length, queries too. Uniform ones have no
 neighbors worth the name: all cosines are small, and no index is of use that looks at a part of the rows only.
@@ -105,7 +105,7 @@ def write_rows(path: Path, vectors: Vectors, count: int) -> np.ndarray:
 
 
 def whole_command(folder: Path, count: int) -> None:
-    """Time `cloob search emb.npy TEXT`, with the index there is and with --exact, in turns."""
+    """Time `cloob search emb.npy TEXT`, with the index there is and with --compare-all, in turns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from tiny_model import save_tiny_model
@@ -119,13 +119,13 @@ def whole_command(folder: Path, count: int) -> None:
     pq.write_table(pa.table([names], schema=schema), folder / "emb.parquet")
     command = [sys.executable, "-m", "cloob_cli", "search", "emb.npy", "a cat", "-m", "model"]
     for _ in range(3):
-        for options in ([], ["--exact"]):
+        for options in ([], ["--compare-all"]):
             began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
             done = subprocess.run([*command, *options], cwd=folder, capture_output=True, text=True, timeout=600)
             took, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
             assert done.returncode == 0, done.stderr
             cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            print(f"  cloob search {' '.join(options):8} {took:5.1f} s, {cpu:5.1f} s CPU")
+            print(f"  cloob search {' '.join(options):13} {took:5.1f} s, {cpu:5.1f} s CPU")
 
 
 def main() -> None:

@@ -6,13 +6,12 @@ import base64
 import io
 import json
 import os
-import re
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command_line import COMMAND, cloob_here, environment
+from gallery_rows import rows_of
 from PIL import Image
 from tiny_model import save_images, save_tiny_model
 
@@ -32,11 +31,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "images" / "broken.png").write_bytes(b"no image")
     (folder / "labels.txt").write_text("cat\ndog\n<b>sea</b>\nroof\n", encoding="utf-8")
     return folder
-
-
-def rows_of(page: Path) -> list[dict[str, Any]]:
-    [text] = re.findall(r'<script type="application/json" id="rows">(.*?)</script>', page.read_text("utf-8"), re.DOTALL)
-    return list(json.loads(text))
 
 
 def test_the_page_has_the_rows_of_the_result(place: Path, tmp_path: Path) -> None:

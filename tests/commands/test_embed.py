@@ -63,9 +63,9 @@ def test_images(place: Path) -> None:
     weights = (place / "model" / "model.safetensors").read_bytes()
     assert metadata["weights_sha256"] == hashlib.sha256(weights).hexdigest()
     assert (metadata["model"], metadata["version"]) == ("tiny", cloob_cli.__version__)
-    options = {name: metadata[name] for name in ("made_by", "precision", "device", "fast_jpeg", "dtype")}
+    options = {name: metadata[name] for name in ("made_by", "precision", "device", "decoding", "dtype")}
     assert options == {
-        "made_by": "cloob embed", "precision": "float32", "device": "cpu", "fast_jpeg": "false", "dtype": "float32",
+        "made_by": "cloob embed", "precision": "float32", "device": "cpu", "decoding": "scaled", "dtype": "float32",
     }  # fmt: skip
     preprocessing = json.loads(metadata["preprocessing"])
     assert preprocessing["image_size"] == 64
@@ -177,11 +177,11 @@ def test_wrong_input_is_one_line_and_exit_code_2(place: Path) -> None:
 
 
 def test_options_that_change_numbers_stand_in_the_metadata(place: Path) -> None:
-    options = ["--fast-jpeg", "--precision", "bf16", "--dtype", "float16", "--device", "cpu"]
+    options = ["--exact", "--precision", "bf16", "--dtype", "float16", "--device", "cpu"]
     result = cloob_here("embed", "images", "-o", "options.npy", "-m", "model", *options, cwd=place)
     assert result.returncode == 0, result.stderr
     metadata = pq.read_schema(place / "options.parquet").metadata
-    assert [metadata[name] for name in (b"precision", b"fast_jpeg", b"dtype")] == [b"bfloat16", b"true", b"float16"]
+    assert [metadata[name] for name in (b"precision", b"decoding", b"dtype")] == [b"bfloat16", b"exact", b"float16"]
 
 
 def test_texts_that_are_cut_are_counted(place: Path) -> None:

@@ -230,6 +230,7 @@ def test_what_a_run_of_another_model_left_is_of_no_use(place: Path, monkeypatch:
         path.unlink()
     interrupt_after(place, 2, monkeypatch, "-m", "other")
     interrupt_after(place, 2, monkeypatch, "--precision", "bf16")
+    interrupt_after(place, 2, monkeypatch, "--exact")
     assert embed(place) == 40
     check_like_new(place)
 
@@ -239,7 +240,7 @@ def test_what_a_run_of_another_model_left_is_of_no_use(place: Path, monkeypatch:
     [
         (["-m", "other"], "was made with the model tiny", "start anew with --rebuild"),
         (["--dtype", "float16"], "was made with dtype float32, not with dtype float16", "--dtype"),
-        (["--fast-jpeg"], "full JPEG decoding, not with reduced", "--fast-jpeg"),
+        (["--exact"], "scaled decoding, not with exact decoding", "--exact"),
         (["--precision", "bf16"], "precision float32, not with precision bfloat16", "--precision"),
         (["--batch-size", "4"], "passes of 8 images, not with passes of 4", "--batch-size"),
     ],
@@ -267,6 +268,31 @@ def test_an_index_of_another_version_is_refused(place: Path, monkeypatch: pytest
     refused = cloob_here("embed", "images", "-o", "emb.npy", "-m", "model", "--batch-size", 8, cwd=place)
     assert refused.returncode == 2
     assert "made with cloob 0.1.0, not with cloob 0.0.9" in refused.stderr
+
+
+def from_before_decoding_had_a_name(index: Path, fast_jpeg: str) -> None:
+    table = pq.read_table(index)
+    metadata = {key: value for key, value in table.schema.metadata.items() if key != b"decoding"}
+    pq.write_table(table.replace_schema_metadata({**metadata, b"fast_jpeg": fast_jpeg.encode()}), index)
+
+
+@pytest.mark.parametrize(("fast_jpeg", "decoding"), [("false", "exact"), ("true", "reduced JPEG")])
+def test_an_index_from_before_scaled_decoding_is_not_mixed_with_it(place: Path, fast_jpeg: str, decoding: str) -> None:
+    from_before_decoding_had_a_name(place / "emb.parquet", fast_jpeg)
+    paint(place / "images" / "new.ppm", 4)
+    command = ["embed", "images", "-o", "emb.npy", "-m", "model", "--batch-size", 8]
+    refused = cloob_here(*command, cwd=place)
+    assert refused.returncode == 2
+    assert f"emb.npy was made with {decoding} decoding, not with scaled decoding" in refused.stderr
+    exact = cloob_here(*command, "--exact", cwd=place)
+    assert exact.returncode == (0 if fast_jpeg == "false" else 2)
+    assert len(rows(place)[0]) == (41 if fast_jpeg == "false" else 40)
+    assert embed(place, "--rebuild") == 41
+    assert embed(place) == 0
+
+
+def test_fast_jpeg_is_accepted_and_is_the_default(place: Path) -> None:
+    assert embed(place, "--fast-jpeg") == 0
 
 
 def test_an_index_that_does_not_tell_its_files_is_made_anew(place: Path) -> None:

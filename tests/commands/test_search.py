@@ -126,6 +126,21 @@ def test_another_model_is_refused_until_the_index_is_made_anew(place: Path) -> N
     assert len(search(place, "pictures", "a cat", CLOOB_HOME=str(place / "home"))) == 6  # its model is found by name
 
 
+def test_an_index_keeps_its_way_of_decoding(place: Path) -> None:
+    def decoding() -> bytes:
+        return pq.read_schema(place / "pictures" / ".cloob" / "emb.parquet").metadata[b"decoding"]
+
+    assert decoding() == b"scaled"
+    refused = cloob_here("search", "pictures", "a cat", "--exact", cwd=place)
+    assert refused.returncode == 2
+    assert "was made with scaled decoding, not with exact decoding" in refused.stderr
+    search(place, "pictures", "a cat", "--exact", "--rebuild")
+    assert decoding() == b"exact"
+    shutil.copy(PICTURES / "butterfly.png", place / "pictures")
+    assert len(search(place, "pictures", "a cat", "--image", "pictures/key.png")) == 7
+    assert decoding() == b"exact"
+
+
 @pytest.mark.parametrize("had_index", [False, True])
 def test_a_folder_that_cannot_be_written(place: Path, monkeypatch: pytest.MonkeyPatch, had_index: bool) -> None:
     if not had_index:
@@ -198,7 +213,7 @@ def test_many_rows_are_searched_with_an_index(place: Path, monkeypatch: pytest.M
     monkeypatch.setattr(search_rows, "_MANY", 5)
     monkeypatch.setattr(search_rows, "_SAMPLES", 6)
     index = place / "pictures" / ".cloob" / ".emb.npy.cloob-search"
-    exact = cloob_here("search", "pictures", "a cat", "--exact", cwd=place)
+    exact = cloob_here("search", "pictures", "a cat", "--compare-all", cwd=place)
     as_it_is = cloob_here("search", "pictures", "a cat", "--no-update", cwd=place)
     assert not index.exists()
     first = cloob_here("search", "pictures", "a cat", cwd=place)

@@ -134,6 +134,19 @@ def test_a_second_signal_leaves_at_once():
     assert (result.returncode, result.stdout) == (130, "first\n"), result.stderr
 
 
+def test_a_run_that_is_not_read_to_its_end_does_not_hold_the_process():
+    """Python 3.13 freezes daemon threads when it ends; a generator that is freed then must not wait for one."""
+    code = (
+        "from cloob_cli.training.interrupt import stop_on_signals\n"
+        "def events():\n"
+        "    with stop_on_signals():\n"
+        "        yield\n"
+        "started = events(); next(started)\n"
+        "cycle = [started]; cycle.append(cycle)\n"  # freed by the last garbage collection
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_ctrl_c_before_the_first_step_is_answered_and_leaves_with_130(place):
     process = subprocess.Popen(

@@ -68,25 +68,26 @@ def available(name: str) -> bool:
     return all(features.check(feature) for start, feature in NEEDS.items() if name.startswith(start))
 
 
-def measured(folder: Path, names: list[str]) -> dict[str, tuple[int, int]]:
+def measured(folder: Path, names: list[str], decoding: str) -> dict[str, tuple[int, int]]:
     files = []
     for number, name in enumerate(names):
         files.append(folder / f"{number}")
         files[-1].write_bytes(KINDS[name](SIDES))
         (folder / f"small-{number}").write_bytes(KINDS[name]((64, 48)))
     script = Path(__file__).parents[1] / "helpers" / "decoding_memory.py"
-    command = [sys.executable, "-W", "ignore", str(script), *map(str, files)]
+    command = [sys.executable, "-W", "ignore", str(script), decoding, *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     lines = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
     return dict(zip(names, lines, strict=True))  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is Linux's to tell")
+@pytest.mark.parametrize("decoding", ["exact", pytest.param("scaled", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "names", [SOME, pytest.param([name for name in KINDS if name not in SOME], marks=pytest.mark.slow)]
 )
-def test_decoding_takes_no_more_than_expected(names: list[str], tmp_path: Path) -> None:
-    results = measured(tmp_path, [name for name in names if available(name)])
+def test_decoding_takes_no_more_than_expected(names: list[str], decoding: str, tmp_path: Path) -> None:
+    results = measured(tmp_path, [name for name in names if available(name)], decoding)
     for name, (used, expected) in results.items():
         print(f"{name}: {used / 1e6:.1f} MB used, {expected / 1e6:.1f} MB expected")
     for name, (used, expected) in results.items():
@@ -95,7 +96,7 @@ def test_decoding_takes_no_more_than_expected(names: list[str], tmp_path: Path) 
 
 
 def expected_bytes(data: bytes, size_hint: int | None = None) -> int:
-    with _opened(data, size_hint) as (_, needed):
+    with _opened(data, size_hint) as (_, _, needed):
         return needed(224)
 
 

@@ -71,10 +71,10 @@ def test_a_decoder_that_raises_anything_is_a_failure(tmp_path: Path, monkeypatch
     broken = paths[1]
     original = reading.read_crop
 
-    def read_crop(path: Path, *further: Any) -> np.ndarray:
+    def read_crop(path: Path, *further: Any, **options: Any) -> np.ndarray:
         if path == broken:
             raise RecursionError("too deep")
-        return original(path, *further)
+        return original(path, *further, **options)
 
     monkeypatch.setattr(reading, "read_crop", read_crop)
     failed, batch = image_batches(paths, PREPROCESS, batch_size=8, workers=2)
@@ -115,16 +115,17 @@ def test_leaving_early_stops_the_threads(tmp_path: Path) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("cloob")]
 
 
-def test_fast_jpeg_is_near_and_changes_nothing_else(tmp_path: Path) -> None:
+def test_large_images_are_made_smaller_unless_exact(tmp_path: Path) -> None:
     save_images(tmp_path, 1, size=(1600, 1200), suffix=".jpg")
     save_images(tmp_path, 2, size=(1600, 1200), suffix=".png")
+    save_images(tmp_path / "small", 1, size=(160, 120), suffix=".jpg")
     paths = collect_images([tmp_path]).items
-    [exact] = image_batches(paths, PREPROCESS, batch_size=4)
-    [fast] = image_batches(paths, PREPROCESS, batch_size=4, fast_jpeg=True)
-    difference = (exact.pixels.int() - fast.pixels.int()).abs()
-    jpeg = [path.endswith(".jpg") for path in exact.paths]
-    assert 0 < difference[jpeg].max() <= 16
-    assert difference[[not one for one in jpeg]].max() == 0
+    [exact] = image_batches(paths, PREPROCESS, batch_size=4, exact=True)
+    [scaled] = image_batches(paths, PREPROCESS, batch_size=4)
+    np.testing.assert_array_equal(exact.pixels[0], PREPROCESS.crop(Image.open(paths[0])))
+    difference = (exact.pixels.int() - scaled.pixels.int()).abs().amax((1, 2, 3))
+    assert [int(one) > 0 for one in difference] == [True, True, True, False]
+    assert difference.max() <= 16
 
 
 def test_collects_each_image_once_in_the_order_of_the_arguments(

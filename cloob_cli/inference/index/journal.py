@@ -18,6 +18,7 @@ import numpy as np
 
 from cloob_cli.inference.index.known import KnownRows
 from cloob_cli.inference.index.stamp import Stamp
+from cloob_cli.inference.provenance import with_decoding
 
 if TYPE_CHECKING:
     import pyarrow
@@ -137,7 +138,7 @@ def _made_with(path: Path) -> dict[str, str] | None:
         metadata = pa.ipc.open_stream(_mapped(path)).schema.metadata or {}
     except _DAMAGED:
         return None
-    return {key.decode(): value.decode() for key, value in metadata.items()}
+    return with_decoding({key.decode(): value.decode() for key, value in metadata.items()})
 
 
 def _mapped(path: Path) -> pyarrow.Buffer:

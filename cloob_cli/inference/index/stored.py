@@ -13,6 +13,7 @@ import numpy as np
 from cloob_cli.errors import InputError, UsageError
 from cloob_cli.inference.index.known import KnownRows
 from cloob_cli.inference.index.stamp import Stamp
+from cloob_cli.inference.provenance import with_decoding
 
 if TYPE_CHECKING:
     import pyarrow
@@ -23,7 +24,7 @@ _COMPARED = {
     "preprocessing": None,
     "version": None,
     "dtype": "--dtype",
-    "fast_jpeg": "--fast-jpeg",
+    "decoding": "decoding (--exact, or not)",
     "device": "--device",
     "precision": "--precision",
     "pass_size": "--batch-size",
@@ -130,7 +131,7 @@ def _told_as_damaged(files: IndexFiles) -> Iterator[None]:
 
 
 def _metadata(table: pyarrow.Table) -> dict[str, str]:
-    return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    return with_decoding({key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()})
 
 
 def find_index(files: IndexFiles) -> StoredIndex | None:
@@ -191,7 +192,7 @@ _SHOWN: dict[str, Callable[[Mapping[str, str]], str]] = {
     "weights_sha256": lambda one: f"the model {one.get('model', '')} (weights {one['weights_sha256'][:12]})",
     "preprocessing": lambda one: f"the preprocessing {one['preprocessing']}",
     "version": lambda one: f"cloob {one['version']}",
-    "fast_jpeg": lambda one: "reduced JPEG decoding" if one["fast_jpeg"] == "true" else "full JPEG decoding",
+    "decoding": lambda one: f"{one['decoding']} decoding",
     "pass_size": lambda one: f"passes of {one['pass_size']} images",
 }
 

@@ -44,7 +44,7 @@ _STALE = 0.1  # fraction of new rows, or of rows that are gone, from which on an
 
 
 class Effort(NamedTuple):
-    """What a search does: it looks at so many partitions, and compares so many candidates exactly."""
+    """The work of a search: so many partitions that it looks at, and candidates that it compares exactly."""
 
     partitions: int
     candidates: int

@@ -64,8 +64,11 @@ def either_part(text: str, sign: float = 1.0) -> Part:
     return text_part(text, sign)
 
 
-def encode_query(model: CloobModel, parts: Sequence[Part]) -> np.ndarray:
+def encode_query(model: CloobModel, parts: Sequence[Part], *, exact: bool = False) -> np.ndarray:
     """The weighted sum of the parts' embeddings, scaled to unit length, float32 [D].
+
+    Args:
+        exact: decode the images as those of an index with exact decoding were.
 
     Raises:
         InputError: an image cannot be read.
@@ -80,7 +83,7 @@ def encode_query(model: CloobModel, parts: Sequence[Part]) -> np.ndarray:
         assert batch.embeddings is not None
         vectors |= dict(zip(batch.names, batch.embeddings.numpy(), strict=True))
     by_name = {path_text(path): path for path in images}
-    for batch in embed_images(model, by_name.values(), batch_size=16, workers=0):
+    for batch in embed_images(model, by_name.values(), batch_size=16, workers=0, exact=exact):
         if batch.failures:
             failure = batch.failures[0]
             raise InputError(f"{failure.name}: {failure.reason}", "a query's image must be readable")
