@@ -69,12 +69,14 @@ def measure(model: CloobModel, images: list[Path]) -> Iterator[str]:
     for path in images:
         exact = crop(path, preprocess, NEVER, NEVER)
         crops = [crop(path, preprocess, *rule) for rule in RULES]
-        embeddings = encode_images(model, torch.from_numpy(np.stack([exact, *crops])))
+        different = {pixels.tobytes(): pixels for pixels in [exact, *crops]}
+        embeddings = encode_images(model, torch.from_numpy(np.stack(list(different.values()))))
+        embedding_of = dict(zip(different, embeddings, strict=True))
         rows.append(embeddings[0])
-        for rule, pixels, embedding in zip(RULES, crops, embeddings[1:], strict=True):
+        for rule, pixels in zip(RULES, crops, strict=True):
             difference = np.abs(pixels.astype(int) - exact.astype(int))
             if difference.any():
-                moved[rule].cosines.append(float(embedding @ embeddings[0]))
+                moved[rule].cosines.append(float(embedding_of[pixels.tobytes()] @ embeddings[0]))
                 moved[rule].largest = max(moved[rule].largest, int(difference.max()))
                 moved[rule].means.append(float(difference.mean()))
     for (jpeg, average), found in moved.items():

@@ -240,7 +240,7 @@ def classify(
             to_file, images, names.values(), lambda row: filed_under(row, names, unknown, multi_label), work
         ) as apply,
     ):
-        scorer, patterns = build_scorer(opened, classes, prompts, known, decoding, work)
+        scorer, patterns = build_scorer(opened, made_with[1], classes, prompts, known, decoding, work)
         patterns, first = (patterns, len(classes)) if stored is None else (stored, 0)
         usual = None
         if len(patterns) > first and unknown is not None and before is None:

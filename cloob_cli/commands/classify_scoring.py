@@ -35,13 +35,14 @@ class Decoding:
 
 def build_scorer(
     model: CloobModel,
+    weights_sha256: str,
     labels: Sequence[Label],
     templates: Sequence[str],
     examples: LabeledImages | None,
     decoding: Decoding,
     work: Work,
 ) -> tuple[AnyScorer, Tensor]:
-    """Encode the labels' texts, and the examples where there are some.
+    """Encode the labels' texts where no earlier run has, and the examples where there are some.
 
     Returns:
         The scorer, and the patterns that count as known: unit-norm [N, D].
@@ -51,11 +52,18 @@ def build_scorer(
     """
     import torch
 
-    from cloob_cli.inference.classify import encode_labels
+    from cloob_cli.inference.kept_labels import recall_labels
     from cloob_cli.inference.scoring import ExampleScorer, Scorer
+    from cloob_cli.registry import paths
 
-    texts = encode_labels(
-        model, labels, templates, decoding.batch_size, lambda done, total: work.prepared("label texts", done, total)
+    texts = recall_labels(
+        paths.label_embeddings_folder(),
+        model,
+        weights_sha256,
+        labels,
+        templates,
+        decoding.batch_size,
+        lambda done, total: work.prepared("label texts", done, total),
     )
     if examples is None:
         return Scorer(texts, model.config.inv_tau), texts

@@ -32,20 +32,26 @@ AnyBatch = TypeVar("AnyBatch", bound=Batch)
 def open_model(name: str | None, device: str | None, precision: str | None) -> tuple[CloobModel, Path]:
     """Find and open a model, and name it on stderr with its device and precision.
 
-    The bundled model, which nobody chose, is named the first time only, with its purpose.
+    The bundled model, which nobody chose, is named the first time only, with its purpose; but where nobody chose the
+    device either, a line always says which one it is and how many threads it has.
     """
     from cloob_cli import assets
     from cloob_cli.checkpoint.folder import open_model as open_folder
-    from cloob_cli.inference.encoding import prepare_for_inference
+    from cloob_cli.core.device import device_text
+    from cloob_cli.inference.encoding import device_of, prepare_for_inference
     from cloob_cli.registry.resolve import find_model
 
     folder = find_model(name)
     model = open_folder(folder, device, precision)
     is_bundled = folder == assets.bundled_folder(assets.BUNDLED_MODEL)
-    if not is_bundled or _is_new():
+    is_introduced = is_bundled and not _is_new()
+    if device in (None, "", "auto"):
+        dtype = str(model.logit_scale.dtype).removeprefix("torch.")
+        console.info(f"model {model_name(model, folder)} on {device_text(device_of(model))} in {dtype}")
+    elif not is_introduced:
         console.info(f"model {description(model, folder)}")
-        if is_bundled:
-            _introduce_bundled()
+    if is_bundled and not is_introduced:
+        _introduce_bundled()
     return prepare_for_inference(model), folder
 
 

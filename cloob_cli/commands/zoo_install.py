@@ -177,7 +177,7 @@ def remove(
 
 
 def prune(dry_run: DryRunOption = False, yes: YesOption = False) -> None:
-    """Remove unfinished downloads, quarantined files, and what interrupted installs left."""
+    """Remove unfinished downloads, quarantined files, unfinished installs, and embeddings not used for 30 days."""
     from cloob_cli.registry import remove as removal
 
     _carry_out(removal.leftovers(), dry_run, yes)

@@ -49,6 +49,14 @@ def pick_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
     return PRECISIONS[str(name)]
 
 
+def device_text(device: torch.device) -> str:
+    """A device for people: with its threads, or the name of the GPU."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    threads = torch.get_num_threads()
+    return f"{device} ({threads} thread{'s' if threads != 1 else ''})" if device.type == "cpu" else str(device)
+
+
 @cache
 def has_narrow_products(device: torch.device) -> bool:
     """Find out, by doing it once, if bfloat16 matrices can be multiplied and added to a float32 one in place.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,10 @@ class Store:
         path = self._path(key)
         if path is None or not path.is_file():
             return None
+        try:
+            os.utime(path)  # `cloob zoo prune` removes what was not used for long
+        except OSError:  # a folder that only others may write to
+            pass
         try:
             with safe_open(path, "pt") as file:
                 return Kept({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118

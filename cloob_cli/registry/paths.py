@@ -55,6 +55,11 @@ def evaluation_folder() -> Path:
     return home() / "evaluation"
 
 
+def label_embeddings_folder() -> Path:
+    """The folder of label texts' embeddings that `cloob classify` computed; it can be deleted at any time."""
+    return home() / "label-embeddings"
+
+
 def datasets_folder() -> Path:
     """The folder of data sets that were fetched for evaluation, one folder each."""
     return home() / "datasets"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from cloob_cli.errors import RegistryError, UnknownModelError
 from cloob_cli.registry import entries, inventory, paths
 from cloob_cli.registry.inventory import folder_size
 from cloob_cli.registry.locks import is_held, lock, lock_name, remove_unheld
-from cloob_cli.registry.paths import downloads_folder, quarantine_folder
+from cloob_cli.registry.paths import downloads_folder, evaluation_folder, quarantine_folder
 from cloob_cli.schema import nearest
+
+_UNUSED = 30 * 24 * 3600  # seconds since embeddings that `cloob eval` keeps were used, after which they may go
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,11 @@ def model_removal(name: str) -> Removal:
 
 
 def leftovers() -> list[Removal]:
-    """Unfinished and finished downloads, quarantined files, and temporary folders, but for those now in use."""
-    return sorted([*_downloads(), *_quarantined(), *_unfinished_installs()], key=lambda removal: str(removal.path))
+    """Unfinished and finished downloads, quarantined files, temporary folders, but for those now in use, and embeddings
+    of evaluations that were not used for 30 days.
+    """
+    found = [*_downloads(), *_quarantined(), *_unfinished_installs(), *_embeddings()]
+    return sorted(found, key=lambda removal: str(removal.path))
 
 
 def carry_out(removals: list[Removal]) -> None:
@@ -87,6 +93,12 @@ def _unfinished_installs() -> Iterator[Removal]:
             is_the_model = path.suffix == ".replaced" and not paths.installed_folder(name).exists()
             if not is_the_model and not is_held(lock_name(f"model:{name}")):
                 yield Removal(path, "unfinished install", folder_size(path))
+
+
+def _embeddings() -> Iterator[Removal]:
+    for path in _entries(evaluation_folder()):
+        if path.stat().st_mtime < time.time() - _UNUSED:
+            yield Removal(path, "embeddings, unused for 30 days", path.stat().st_size)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -270,6 +270,28 @@ def test_a_bar_on_the_terminal_takes_nothing_from_a_pipe(place: Path) -> None:
     assert len(lines) == 7
 
 
+@pytest.mark.parametrize("device", [[], ["--device", "auto"]])
+def test_a_device_that_nobody_chose_is_named_with_its_threads(
+    place: Path, device: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    result = cloob_here("classify", "images/0000.png", "-l", "labels.txt", "-m", "model", *device, cwd=place)
+    assert result.returncode == 0
+    assert result.stderr.splitlines()[0] == "model tiny on cpu (3 threads) in float32"
+
+
+def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from cloob_cli.core.device import device_text
+
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"card {device.index}")
+    assert device_text(torch.device("cuda:1")) == "cuda:1 (card 1)"
+    assert device_text(torch.device("mps")) == "mps"
+
+
 def test_the_bundled_model_says_once_what_it_is_good_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assets, "bundled_weights_folder", lambda: place / "weights")
     save_tiny_model(place / "weights" / assets.BUNDLED_MODEL, context_length=40, name=assets.BUNDLED_MODEL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -421,6 +422,28 @@ def test_prune_removes_what_interrupted_pulls_left_and_nothing_else(cloob: Cloob
     assert not any(path.exists() for path in left)
     assert cloob("zoo", "verify", "mine").returncode == 0
     assert "nothing to remove" in cloob("zoo", "prune", "-y").stderr
+
+
+def test_prune_removes_embeddings_that_were_not_used_for_long(cloob: Cloob, home: Path) -> None:
+    import torch
+
+    from cloob_cli.evaluation.store import Kept, Store
+
+    folder = home / "evaluation"
+    store = Store(folder)
+    store.write({"name": "unused"}, Kept({"x": torch.zeros(2)}, {}))
+    [unused] = folder.iterdir()
+    store.write({"name": "read again"}, Kept({"x": torch.zeros(2)}, {}))
+    [read] = set(folder.iterdir()) - {unused}
+    for path in (unused, read):
+        os.utime(path, (0, 0))
+    assert store.read({"name": "read again"})
+    dry = cloob("zoo", "prune", "--dry-run")
+    assert [line.split("\t")[:2] for line in dry.stdout.splitlines()[1:]] == [
+        [str(unused), "embeddings, unused for 30 days"]
+    ]
+    assert cloob("zoo", "prune", "-y").returncode == 0
+    assert list(folder.iterdir()) == [read]
 
 
 def test_prune_removes_locks_that_nobody_holds(cloob: Cloob, home: Path, installed: Path) -> None:
