@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -57,19 +57,23 @@ class Helpers(Protocol):
     def collect(self, part: Path | None, work: Work) -> list[Path]: ...
 
 
-@contextmanager
-def index_lock(files: IndexFiles) -> Iterator[None]:
+def index_lock(files: IndexFiles) -> AbstractContextManager[None]:
     """Hold the lock of an index, so that a second run on it waits and then finds the work done."""
     from cloob_cli.path_text import path_text
+
+    return held_lock(f"index {path_text(files.embeddings.resolve())}", str(files.embeddings))
+
+
+@contextmanager
+def held_lock(name: str, what: str) -> Iterator[None]:
+    """Hold the lock called `name`; on stderr stands where another run holds it, or `what` cannot be guarded."""
     from cloob_cli.registry.locks import lock
 
-    place = path_text(files.embeddings.resolve())
     with ExitStack() as held:
         try:
-            waiting = f"waiting for another run that writes {files.embeddings}"
-            held.enter_context(lock(f"index {place}", lambda: console.info(waiting)))
+            held.enter_context(lock(name, lambda: console.info(f"waiting for another run that writes {what}")))
         except OSError as problem:
-            console.warn(f"{files.embeddings} is not guarded against a second run: {problem.strerror or problem}")
+            console.warn(f"{what} is not guarded against a second run: {problem.strerror or problem}")
         yield
 
 

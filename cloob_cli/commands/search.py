@@ -25,6 +25,7 @@ from cloob_cli.commands.options import (
     RebuildOption,
     WorkersOption,
 )
+from cloob_cli.commands.search_rows import find_nearest
 from cloob_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ def search(
     top: Annotated[int, typer.Option(min=1, help="Number of results.")] = 10,
     min_score: Annotated[float | None, typer.Option(help="Leave out results with a smaller cosine.")] = None,
     no_update: Annotated[bool, typer.Option("--no-update", help="Take a folder's index as it is.")] = False,
+    compare_all: Annotated[
+        bool, typer.Option("--compare-all", help="Compare all rows, also of more than 200,000.")
+    ] = False,
     rebuild: RebuildOption = False,
     model: ModelOption = None,
     device: DeviceOption = None,
@@ -77,6 +81,8 @@ def search(
     SOURCE/.cloob, with relative paths, or below CLOOB_HOME where the folder cannot be written. The score is the
     cosine between an image and the weighted sum of all that is asked for. Images that cannot be read are skipped;
     the exit code is then 3.
+
+    More than 200,000 rows are searched with an approximate index (extra `search`), whose recall is printed.
     """
     console.configure(quiet=quiet)
     if as_json and print0:
@@ -108,7 +114,7 @@ def search(
         raise UsageError(f"{source} is not a folder", "--no-update and --rebuild are about the index of a folder")
     else:
         files = _embeddings_file(source)
-    hits = _find(files, parts, options, opened, top, min_score)
+    hits = _find(files, parts, options, opened, top, min_score, compare_all=compare_all, as_it_is=no_update)
     # A folder's index has paths below it, a file of `embed` those that it was called with.
     base = source if source.is_dir() else None
     found = [(_path(name, base), score) for name, score in hits]
@@ -139,18 +145,29 @@ def _find(
     opened: CloobModel | None,
     top: int,
     min_score: float | None,
+    *,
+    compare_all: bool,
+    as_it_is: bool,
 ) -> list[tuple[str, float]]:
     """The names of the nearest images with their scores."""
     with signals.leaving_at_once():
-        from cloob_cli.inference.index.stored import read_index
-        from cloob_cli.inference.search.nearest import nearest
+        from cloob_cli.inference.index.stored import open_index
         from cloob_cli.inference.search.query import encode_query
 
-    stored = read_index(files)
+    stored = open_index(files)
     opened = opened or model_of(stored.metadata, files.embeddings, options)
     query = encode_query(opened, parts, exact=stored.metadata.get("decoding") == "exact")
-    hits = nearest(stored.rows, query, min(top, len(stored.names)), min_score)
-    return [(stored.names[hit.row], hit.score) for hit in hits]
+    hits = find_nearest(
+        files.embeddings,
+        stored.rows,
+        query,
+        opened,
+        min(top, len(stored.rows)),
+        min_score,
+        compare_all=compare_all,
+        as_it_is=as_it_is,
+    )
+    return [(stored.names[hit.row].as_py(), hit.score) for hit in hits]
 
 
 def _path(name: str, base: Path | None) -> Path:

@@ -203,3 +203,47 @@ def test_wrong_input_is_one_line_and_a_hint(place: Path) -> None:
         assert message in errors[0]
     assert search(place, "damaged", "a cat", "--rebuild")[0][0] == "damaged/cat.png"
     assert search(place, "newer", "a cat", "--rebuild")[0][0] == "newer/cat.png"
+
+
+def test_many_rows_are_searched_with_an_index(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of few rows all are candidates, so that the results are those of comparing all."""
+    pytest.importorskip("lancedb")
+    from cloob_cli.commands import search_rows
+
+    monkeypatch.setattr(search_rows, "_MANY", 5)
+    monkeypatch.setattr(search_rows, "_SAMPLES", 6)
+    index = place / "pictures" / ".cloob" / ".emb.npy.cloob-search"
+    exact = cloob_here("search", "pictures", "a cat", "--compare-all", cwd=place)
+    as_it_is = cloob_here("search", "pictures", "a cat", "--no-update", cwd=place)
+    assert not index.exists()
+    first = cloob_here("search", "pictures", "a cat", cwd=place)
+    second = cloob_here("search", "pictures", "a cat", cwd=place)
+    assert "building a search index of 6 rows, once" in first.stderr
+    assert "building" not in second.stderr
+    for result in (first, second):
+        assert "finds 100.0% of the 10 nearest" in result.stderr, result.stderr
+    assert exact.stdout == as_it_is.stdout == first.stdout == second.stdout
+
+    shutil.copy(PICTURES / "butterfly.png", place / "pictures")
+    (place / "pictures" / "cat.png").unlink()
+    changed = cloob_here("search", "pictures", "a butterfly", cwd=place)
+    assert "building a search index of 6 rows, once" in changed.stderr  # a third of six rows is many
+    assert changed.stdout.splitlines()[1].split("\t")[0] == "pictures/butterfly.png"
+
+    (index / "rows.lance" / "_versions").rename(index / "gone")
+    damaged = cloob_here("search", "pictures", "a butterfly", cwd=place)
+    assert damaged.returncode == 0
+    assert "all rows are compared: the search index cannot be used" in damaged.stderr
+    assert damaged.stdout == changed.stdout
+
+
+def test_without_the_extra_one_notice_names_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cloob_cli.commands import search_rows
+
+    few = cloob_here("search", "pictures", "a cat", cwd=place)
+    assert "cloob[search]" not in few.stderr
+    monkeypatch.setattr(search_rows, "_MANY", 5)
+    monkeypatch.setattr("cloob_cli.inference.lance_tables.has_lancedb", lambda: False)
+    result = cloob_here("search", "pictures", "a cat", cwd=place)
+    assert result.stdout == few.stdout
+    assert result.stderr.count("all 6 rows are compared; pip install 'cloob[search]' makes that faster") == 1

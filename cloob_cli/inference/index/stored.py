@@ -70,20 +70,57 @@ class StoredIndex:
     metadata: dict[str, str]
 
 
+@dataclass
+class OpenIndex:
+    """An index of which no name was read yet: a column of names and rows [N, D] in one order, and the metadata."""
+
+    names: pyarrow.ChunkedArray
+    rows: np.ndarray
+    metadata: dict[str, str]
+
+
 def read_index(files: IndexFiles) -> StoredIndex:
     """Read an index; rows are mapped from the file.
 
     Raises:
         InputError: a file is missing, is damaged, or does not belong to the other.
     """
+    table, rows = _read(files, None)
+    with _told_as_damaged(files):
+        names, stamps = table.column(files.column).to_pylist(), _stamps(table)
+    return StoredIndex(names, rows, stamps, _metadata(table))
+
+
+def open_index(files: IndexFiles) -> OpenIndex:
+    """Open an index to look at some of its rows: names remain in a column, which a million of them fit in.
+
+    Raises:
+        InputError: as for `read_index`.
+    """
+    table, rows = _read(files, [files.column])
+    return OpenIndex(table.column(files.column), rows, _metadata(table))
+
+
+def _read(files: IndexFiles, columns: list[str] | None) -> tuple[pyarrow.Table, np.ndarray]:
     from pyarrow import parquet
 
-    try:
+    with _told_as_damaged(files):
         with files.index.open("rb") as stream:  # pyarrow itself opens only paths that are UTF-8
-            table = parquet.read_table(stream)
+            table = parquet.read_table(stream, columns=columns)
         rows = np.load(files.embeddings, mmap_mode="r", allow_pickle=False)
-        names = table.column(files.column).to_pylist()
-        stamps = _stamps(table)
+        table.column(files.column)
+    if rows.ndim != 2 or len(rows) != len(table):
+        raise InputError(
+            f"{files.embeddings} and {files.index.name} do not belong together: {rows.shape} and {len(table)} rows",
+            "start anew with --rebuild",
+        )
+    return table, rows
+
+
+@contextmanager
+def _told_as_damaged(files: IndexFiles) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError as problem:
         raise InputError(f"no embeddings at {problem.filename}", "`cloob embed DIR -o emb.npy` makes them") from None
     except Exception as problem:  # whatever pyarrow and NumPy say of damaged files
@@ -91,13 +128,10 @@ def read_index(files: IndexFiles) -> StoredIndex:
         raise InputError(
             f"{files.embeddings} cannot be read with its index ({reason})", "start anew with --rebuild"
         ) from None
-    if rows.ndim != 2 or len(rows) != len(names):
-        raise InputError(
-            f"{files.embeddings} and {files.index.name} do not belong together: {rows.shape} and {len(names)} rows",
-            "start anew with --rebuild",
-        )
-    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    return StoredIndex(names, rows, stamps, with_decoding(metadata))
+
+
+def _metadata(table: pyarrow.Table) -> dict[str, str]:
+    return with_decoding({key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()})
 
 
 def find_index(files: IndexFiles) -> StoredIndex | None:

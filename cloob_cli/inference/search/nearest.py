@@ -36,3 +36,23 @@ def nearest(rows: np.ndarray, query: np.ndarray, top: int, min_score: float | No
         numbers, scores = numbers[order], scores[order]
     hits = (Hit(int(number), float(score)) for number, score in zip(numbers, scores, strict=True))
     return [hit for hit in hits if min_score is None or hit.score >= min_score]
+
+
+def nearest_of_each(rows: np.ndarray, queries: np.ndarray, top: int) -> np.ndarray:
+    """The numbers, int64 [Q, top], of the rows with the largest cosines to each of some queries, in no order.
+
+    Args:
+        rows: unit-norm [N, D], N at least `top`.
+        queries: unit-norm float32 [Q, D].
+    """
+    numbers, scores = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
+    size = max(1, _BLOCK // max(rows.shape[1] * 4, 1))
+    for start in range(0, len(rows), size):
+        found = queries @ np.asarray(rows[start : start + size], np.float32).T
+        here = np.broadcast_to(np.arange(start, start + found.shape[1]), found.shape)
+        numbers, scores = np.concatenate([numbers, here], axis=1), np.concatenate([scores, found], axis=1)
+        if scores.shape[1] > top:
+            kept = np.argpartition(-scores, top - 1, axis=1)[:, :top]
+            numbers = np.take_along_axis(numbers, kept, axis=1)
+            scores = np.take_along_axis(scores, kept, axis=1)
+    return numbers
