@@ -1,4 +1,4 @@
-"""`cloob embed` in two processes of a launcher writes the files that one process writes, and loses nothing in a kill."""
+"""`cloob embed` in two processes of a launcher writes the files of one process, and a kill loses no finished batch."""
 
 from __future__ import annotations
 
