@@ -241,7 +241,7 @@ def test_two_processes_train_like_one(place):
     changes = ["--set", "train.log_every=1", "--set", "train.steps=12", "--set", "objective.mask_equal_captions=true"]
     changes += ["--set", "objective.learn_inv_tau=true", "--set", "train.micro_batch_size=3"]
     changes += ["--set", "data.validation_fraction=0.1", "--set", "validation.every=6"]
-    one = cloob("train", "short.toml", "--out", "one", *changes, cwd=place)
+    one = cloob_here("train", "short.toml", "--device", "cpu", "--out", "one", *changes, cwd=place)
     assert one.returncode == 0, one.stderr
     two = subprocess.run(
         [*TWO_PROCESSES, "train", "short.toml", "--device", "cpu", "--out", "two", *changes],
@@ -305,6 +305,7 @@ def on_two_nodes(cwd: Path, *arguments: object) -> subprocess.CompletedProcess[s
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_nodes_without_a_common_folder_resume_from_the_first_ones_checkpoint(place, tmp_path):
     """One process's checkpoint is everybody's: the run ends with the bits of one that was not stopped."""
     recipe, changes = place / "short.toml", ["--set", "train.ema=0.9", "--set", "objective.learn_inv_tau=true"]

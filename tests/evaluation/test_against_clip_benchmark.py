@@ -1,21 +1,29 @@
 """The metrics of CLIP_benchmark itself on the same model and images, where that program is installed.
 
-`pip install --no-deps clip-benchmark` is enough: the two modules need torch, tqdm and scikit-learn only.
+For its metrics `pip install --no-deps clip-benchmark` is enough: the modules need torch, tqdm and scikit-learn only.
+The whole program needs an environment of its own (scripts/compare_clip_benchmark.py), whose folder must be in PATH.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import io
+import shutil
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from command_line import environment
 from margins import close
 from pair_files import image
+from PIL import Image, ImageDraw
 from tiny_model import save_tiny_model
-from tiny_run import write_class_folders
+from tiny_run import COLORS, PLACES, write_class_folders
 
 from cloob_cli import load
 from cloob_cli.core.model import CloobModel
@@ -90,6 +98,57 @@ def test_retrieval_with_several_captions(model: CloobModel, tmp_path: Path) -> N
     assert found.metrics.keys() == expected.keys()
     for name, value in expected.items():
         close(found.metrics[name], value, POINT, atol=1e-3)
+
+
+def drawn(color: str, place: str) -> bytes:
+    image = Image.new("RGB", (16, 16), "gray")
+    ImageDraw.Draw(image).rectangle(PLACES[place], fill=color)
+    stream = io.BytesIO()
+    image.resize((64, 64), Image.Resampling.BICUBIC).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_webdataset(folder: Path, suffix: str, examples: list[tuple[bytes, str]], **files: str) -> Path:
+    """A data set in CLIP_benchmark's layout, in one archive."""
+    (folder / "test").mkdir(parents=True)
+    (folder / "test" / "nshards.txt").write_text("1")
+    for name, text in files.items():
+        (folder / f"{name}.txt").write_text(text)
+    with tarfile.open(folder / "test" / "0.tar", "w") as archive:
+        for number, (pixels, text) in enumerate(examples):
+            for ending, content in (("png", pixels), (suffix, text.encode())):
+                member = tarfile.TarInfo(f"s{number:05}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return folder
+
+
+@pytest.mark.slow
+def test_the_whole_program_on_an_exported_model(tmp_path: Path) -> None:
+    """Retrieval with one to three captions an image, and classes of different sizes."""
+    program = shutil.which("clip_benchmark")
+    if program is None:
+        pytest.skip("the program clip_benchmark is not in PATH")
+    every = [(color, place) for color in COLORS for place in PLACES]
+    # All different: ties count against the model here, there chance decides them.
+    captions = [[f"{color} {place}", f"a {color} icon, {place}", f"{place} in {color}"] for color, place in every]
+    pairs = [
+        (drawn(*one), "\n".join(texts[: 1 + n % 3])) for n, (one, texts) in enumerate(zip(every, captions, strict=True))
+    ]
+    sizes = [(color, place) for number, color in enumerate(COLORS) for place in list(PLACES)[: 1 + number]]
+    classes = [(drawn(*one), str(COLORS.index(one[0]))) for one in sizes]
+    data = [
+        write_webdataset(tmp_path / "pairs", "txt", pairs, dataset_type="retrieval"),
+        write_webdataset(
+            tmp_path / "colors", "cls", classes, classnames="\n".join(COLORS),
+            zeroshot_classification_templates="{c}\nan icon in {c}", dataset_type="classification",
+        ),
+    ]  # fmt: skip
+    script = Path(__file__).resolve().parents[2] / "scripts" / "compare_clip_benchmark.py"
+    command = [sys.executable, script, "cloob-xs-pictograms", *data, "--program", program]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == 1 + 6 + 3  # the heading, recalls both ways, and three accuracies
 
 
 def _batches(model: CloobModel, data: CaptionedSet) -> list[Any]:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from unittest import mock
 
@@ -61,10 +62,21 @@ def cloob_here(*arguments: object, cwd: Path, **env: str) -> subprocess.Complete
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
+# Waits for a command and prints its exit code and peak. It has to be a small process that starts it: what a process is
+# copied from counts for its peak, and a process that runs tests may hold gigabytes.
+_MEASURE = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(process.pid, 0)
+with open(sys.argv[1], "w") as file:
+    print(os.waitstatus_to_exitcode(status), usage.ru_maxrss, file=file)
+"""
+
+
 def peak_memory(*arguments: object, cwd: Path) -> tuple[int, int]:
     """Run cloob; its exit code and the largest resident memory it had, in bytes (POSIX only)."""
-    process = subprocess.Popen([*COMMAND, *map(str, arguments)], cwd=cwd, env=environment())
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return process.returncode, usage.ru_maxrss * unit
+    with tempfile.NamedTemporaryFile("r") as file:
+        command = [sys.executable, "-c", _MEASURE, file.name, *COMMAND, *map(str, arguments)]
+        subprocess.run(command, cwd=cwd, env=environment(), check=True)
+        code, peak = map(int, file.read().split())
+    return code, peak * (1 if sys.platform == "darwin" else 1024)

@@ -98,6 +98,7 @@ def test_a_resumed_run_with_several_captions_ends_with_the_same_bits(tmp_path: P
     assert not torch.equal(parameters_after(tmp_path / "single")["text_projection"], one["text_projection"])
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 def test_two_processes_train_like_one_with_several_captions(tmp_path: Path) -> None:
     several_captions(tmp_path / "pairs")
