@@ -8,9 +8,9 @@ at any time and goes on where it was. Three stages, each a list in claim.toml be
   claims   every loss with the setting that it kept, several seeds
   around   CLOOB with other temperatures
 
-Then every run of the last two stages is scored on the eval sets and analyzed (`cloob eval`, `cloob analyze`), and the
-tables of docs/claim.md are printed. A run is `cloob train` with a recipe of recipes/claim/ and `--set`; the recipe that
-its folder keeps repeats it to the bit on one kind of processor.
+Then every run is analyzed (`cloob analyze`), those of the last two stages are scored on the eval sets (`cloob eval`),
+and the tables of docs/claim.md are printed. A run is `cloob train` with a recipe of recipes/claim/ and `--set`; the
+recipe that its folder keeps repeats it to the bit on one kind of processor.
 """
 
 from __future__ import annotations
@@ -128,14 +128,14 @@ def train(work: Work, name: str, arm: str, settings: list[str], steps: int, seed
     return row
 
 
-def measure(work: Work, name: str) -> dict[str, Any]:
+def measure(work: Work, name: str, with_scores: bool = True) -> dict[str, Any]:
     """The scores of a finished run on the eval sets, and the analysis of its embeddings of the validation drawings."""
     run = work.folder / "runs" / name
+    commands = {"analysis.json": ["analyze", run / "model", work.validation[0], "--scale-hopfield", "14.3"]}
+    if with_scores:
+        commands["scores.json"] = ["eval", run / "model", "pictograms", "--data", work.data / "eval"]
     found = {}
-    for file, command in {
-        "scores.json": ["eval", run / "model", "pictograms", "--data", work.data / "eval"],
-        "analysis.json": ["analyze", run / "model", work.validation[0], "--scale-hopfield", "14.3"],
-    }.items():
+    for file, command in commands.items():
         path = run / file
         if not path.exists():
             path.write_text(cloob(*command, "--device", "cpu", "--json", "--quiet"), encoding="utf-8")
@@ -143,9 +143,9 @@ def measure(work: Work, name: str) -> dict[str, Any]:
     return found
 
 
-def search(work: Work, plan: Plan) -> dict[str, list[str]]:
-    """The setting of each loss: the one whose short run scores best on validation drawings."""
-    kept = {}
+def search(work: Work, plan: Plan) -> tuple[dict[str, list[str]], list[dict[str, Any]]]:
+    """The setting of each loss, whose short run scores best on validation drawings; and the rows of all short runs."""
+    kept, tried = {}, []
     for arm in arms():
         rows = {
             name: train(work, f"search-{arm}-{name}", arm, settings, plan.search_steps, seed=0)
@@ -154,12 +154,13 @@ def search(work: Work, plan: Plan) -> dict[str, list[str]]:
         best = max(rows, key=lambda name: rows[name]["validation_top1"])
         kept[arm] = plan.settings[best]
         print(f"{arm}: {best}", file=sys.stderr)
-    return kept
+        tried += [row | {"setting": name, "kept": name == best} for name, row in rows.items()]
+    return kept, tried
 
 
-def run_all(work: Work, plan: Plan) -> list[dict[str, Any]]:
-    """All stages; the rows of the runs of the last two, with their scores and analyses."""
-    kept = search(work, plan)
+def run_all(work: Work, plan: Plan) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """All stages: the rows of the search with their analyses, and those of the other runs with their scores as well."""
+    kept, tried = search(work, plan)
     rows = [
         train(work, f"{arm}-{seed}", arm, kept[arm], plan.steps, seed) | {"variant": arm}
         for seed in plan.seeds  # seeds outermost: what is there after half of the time compares all losses
@@ -170,7 +171,8 @@ def run_all(work: Work, plan: Plan) -> list[dict[str, Any]]:
         | {"variant": variant}
         for variant, changes in plan.around.items()
     ]
-    return [row | measure(work, row["name"]) for row in rows]
+    tried = [row | measure(work, row["name"], with_scores=False) for row in tried]
+    return tried, [row | measure(work, row["name"]) for row in rows]
 
 
 def interval(values: list[float]) -> str:
@@ -180,17 +182,34 @@ def interval(values: list[float]) -> str:
     return f"{fmean(values):.2f} ± {STUDENT_T[len(values) - 1] * stdev(values) / len(values) ** 0.5:.2f}"
 
 
+def search_table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The short runs: a line each, all losses with one setting side by side."""
+    yield "| setting | loss | validation | R@10 | eigenvalues for 99 % image | Ajne image | text | Ajne text |"
+    yield "|---" * 8 + "|"
+    for row in sorted(rows, key=lambda row: str(row["setting"])):
+        cells = [f"{100 * row[key]:.2f}" for key in ("validation_top1", "recall_10")]
+        for side in ("image", "text"):
+            found = row["analysis"]["embeddings"][side]
+            cells += [str(found["eigenvalues_99"]), f"{found['ajne']:.0f}"]
+        name = f"**{row['arm']}**" if row["kept"] else row["arm"]
+        yield f"| {row['setting']} | {name} | {' | '.join(cells)} |"
+
+
 def scores_table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Zero-shot top-1 in per cent: one line a variant, one column a data set."""
+    """Zero-shot top-1 in per cent, one line a variant, one column a data set; and recall@10 among held-out pairs.
+
+    The mean leaves the ten digits of mnist out: it is that of the model's card.
+    """
     datasets = [record["dataset"] for record in rows[0]["scores"]]
-    yield f"| loss | runs | validation | {' | '.join(datasets)} | mean |"
-    yield "|---" * (len(datasets) + 4) + "|"
+    yield f"| loss | runs | validation | R@10 | {' | '.join(datasets)} | mean without mnist |"
+    yield "|---" * (len(datasets) + 5) + "|"
     for variant in dict.fromkeys(row["variant"] for row in rows):
         own = [row for row in rows if row["variant"] == variant]
         tops = [[100 * record["metrics"]["acc1"] for record in row["scores"]] for row in own]
-        cells = [interval([100 * row["validation_top1"] for row in own])]
+        cells = [interval([100 * row[key] for row in own]) for key in ("validation_top1", "recall_10")]
         cells += [interval(list(column)) for column in zip(*tops, strict=True)]
-        yield f"| {variant} | {len(own)} | {' | '.join(cells)} | {interval([fmean(top) for top in tops])} |"
+        means = [fmean(value for value, name in zip(top, datasets, strict=True) if name != "mnist") for top in tops]
+        yield f"| {variant} | {len(own)} | {' | '.join(cells)} | {interval(means)} |"
 
 
 def analysis_table(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -240,8 +259,8 @@ def main() -> None:
     work = Work(arguments.data.resolve(), arguments.work.resolve())
     if not all((path / "test" / "nshards.txt").exists() for path in work.validation):
         prepare(work.data / "train", work.folder)
-    rows = run_all(work, read_plan(arguments.plan))
-    print("\n".join([*scores_table(rows), "", *analysis_table(rows)]))
+    tried, rows = run_all(work, read_plan(arguments.plan))
+    print("\n".join([*search_table(tried), "", *scores_table(rows), "", *analysis_table(rows)]))
     plot_spectra(rows, work.folder / "spectra.svg")
 
 

@@ -61,9 +61,18 @@ def test_an_interval_is_students(claim: Any) -> None:
 def test_the_table_has_a_line_for_each_loss(claim: Any) -> None:
     def row(variant: str, top: float) -> dict[str, Any]:
         scores = [{"dataset": name, "metrics": {"acc1": top}} for name in ("flags", "emoji")]
-        return {"variant": variant, "validation_top1": top, "scores": scores}
+        scores.append({"dataset": "mnist", "metrics": {"acc1": 0.9}})  # counts for no mean
+        return {"variant": variant, "validation_top1": top, "recall_10": 2 * top, "scores": scores}
 
     lines = list(claim.scores_table([row("cloob", 0.5), row("infonce", 0.25), row("cloob", 0.5)]))
-    assert lines[0] == "| loss | runs | validation | flags | emoji | mean |"
-    assert lines[2] == "| cloob | 2 | 50.00 ± 0.00 | 50.00 ± 0.00 | 50.00 ± 0.00 | 50.00 ± 0.00 |"
-    assert lines[3] == "| infonce | 1 | 25.00 | 25.00 | 25.00 | 25.00 |"
+    assert lines[0] == "| loss | runs | validation | R@10 | flags | emoji | mnist | mean without mnist |"
+    half, all_ = "50.00 ± 0.00", "100.00 ± 0.00"
+    assert lines[2] == f"| cloob | 2 | {half} | {all_} | {half} | {half} | 90.00 ± 0.00 | {half} |"
+    assert lines[3] == "| infonce | 1 | 25.00 | 50.00 | 25.00 | 25.00 | 90.00 | 25.00 |"
+
+
+def test_the_search_s_table_marks_what_was_kept(claim: Any) -> None:
+    side = {"eigenvalues_99": 20, "ajne": 99.6}
+    row = {"arm": "cloob", "setting": "plain", "kept": True, "validation_top1": 0.01, "recall_10": 0.1}
+    [_, _, line] = claim.search_table([row | {"analysis": {"embeddings": {"image": side, "text": side}}}])
+    assert line == "| plain | **cloob** | 1.00 | 10.00 | 20 | 100 | 20 | 100 |"
