@@ -1,4 +1,4 @@
-"""What bringing an output of `cloob embed` up to date costs and survives: `python tests/benchmarks/index_runs.py WORK`.
+"""Measure the cost and the safety of bringing embeddings up to date: `python tests/benchmarks/index_runs.py WORK`.
 
 Three measurements with the bundled model over images that are made here, JPEG files of 640 x 480 pixels (--size):
 
