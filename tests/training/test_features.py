@@ -14,7 +14,7 @@ import pytest
 import torch
 from command_line import environment
 from finetune import finetuning
-from margins import close
+from margins import EPS, close
 from safetensors.torch import load_file
 from tiny_model import RESNET, save_tiny_model
 from tiny_run import equal_weights, write_pairs, write_recipe
@@ -70,14 +70,16 @@ def model(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.numeric
 @pytest.mark.parametrize("changes", [*CASES[1:4], *(pytest.param(one, marks=pytest.mark.slow) for one in CASES[::4])])
 def test_the_loss_curve_is_that_of_a_run_without_them(data, init, tmp_path, changes):
-    changes = {"train__log_every": 1, "train__steps": 12, "train__batch_norm": "batch", **changes}
+    # Small steps, in proportion to the gradient: with the usual ones of Adam rounding doubles from step to step here.
+    changes = {"optimizer__learning_rate": 2e-4, "optimizer__epsilon": 1e-2, **changes}
+    changes = {"train__log_every": 1, "train__steps": 6, "train__batch_norm": "batch", **changes}
     events = {
         kept: run(tmp_path / str(kept), finetuning(data, init, train__feature_cache=kept, **changes))
         for kept in (True, False)
     }
     losses = {kept: [row["loss"] for row in read_rows(tmp_path / str(kept) / "metrics.jsonl")] for kept in events}
-    assert len(losses[True]) == 12
-    close(losses[True], losses[False], "rounding in blocks of another size, enlarged by twelve steps", atol=1e-5)
+    assert len(losses[True]) == 6
+    close(losses[True], losses[False], "float32: logits of 30, rounded some times in six steps", atol=16 * 30 * EPS)
     skipped = {kept: {e.name for e in found if isinstance(e, PairSkipped)} for kept, found in events.items()}
     assert skipped[True] == skipped[False]
     assert len(skipped[True]) == 2
