@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloob_cli import console, signals
-from cloob_cli.commands.folder_index import folder_index, update_folder_index
+from cloob_cli.commands.folder_index import current_folder_index
 from cloob_cli.commands.index_run import IndexOptions
 from cloob_cli.commands.options import (
     BatchSizeOption,
@@ -21,6 +21,7 @@ from cloob_cli.commands.options import (
     JsonOption,
     MemoryBudgetOption,
     ModelOption,
+    NoUpdateOption,
     PrecisionOption,
     QuietOption,
     RebuildOption,
@@ -48,7 +49,7 @@ def dedupe(
     max_bits: Annotated[
         int, typer.Option(min=0, max=64, help="Most bits, of 64, in which their perceptual hashes differ.")
     ] = 8,
-    no_update: Annotated[bool, typer.Option("--no-update", help="Take the folder's index as it is.")] = False,
+    no_update: NoUpdateOption = False,
     rebuild: RebuildOption = False,
     model: ModelOption = None,
     device: DeviceOption = None,
@@ -85,14 +86,9 @@ def dedupe(
     if identical:
         index, skipped = _read_files(folder)
     else:
-        files = folder_index(folder)
-        if no_update and not files.index.is_file():
-            raise InputError(f"{folder} has no index yet", "leave out --no-update")
-        if not no_update:
-            options = IndexOptions(
-                model, device, precision, "float32", batch_size, workers, exact, memory_budget, rebuild
-            )
-            skipped = len(update_folder_index(folder, files, options).failures)
+        options = IndexOptions(model, device, precision, "float32", batch_size, workers, exact, memory_budget, rebuild)
+        files, updated = current_folder_index(folder, options, no_update=no_update)
+        skipped = len(updated.failures) if updated else 0
         from cloob_cli.inference.index.stored import read_index
 
         index = read_index(files)

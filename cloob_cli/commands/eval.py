@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cloob_cli import console, signals
+from cloob_cli import console, launch, signals
 from cloob_cli.commands import completion
 from cloob_cli.commands.options import (
     BatchSizeOption,
@@ -102,12 +102,11 @@ def evaluate(
         from cloob_cli.commands.eval_page import write_page
         from cloob_cli.commands.eval_run import Evaluations
         from cloob_cli.commands.html_report import check_html
-        from cloob_cli.evaluation import processes
         from cloob_cli.evaluation.run import Asked
         from cloob_cli.inference.labels import read_labels, read_templates
         from cloob_cli.inference.output_files import check_output
 
-    console.configure(quiet=quiet or processes.rank() > 0)
+    console.configure(quiet=quiet or launch.rank() > 0)
     inputs = [path for path in (labels, templates) if path is not None]
     check_html(html, [*inputs, *(Path(name) for name in datasets)], force)
     if output is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloob_cli import console
+from cloob_cli import console, launch
 
 if TYPE_CHECKING:
     from cloob_cli.commands.eval_data import Job
@@ -27,12 +27,11 @@ def write_page(
         workers: threads that decode examples; None picks by the number of cores.
     """
     from cloob_cli.commands.eval_run import heading
-    from cloob_cli.evaluation import processes
     from cloob_cli.evaluation.results import metric_names
     from cloob_cli.parallel import core_count
     from cloob_cli.report.evaluation import Evaluation, Scores, write_evaluation
 
-    if processes.rank() > 0:
+    if launch.rank() > 0:
         return
     workers = min(8, core_count()) if workers is None else workers
     examples = [_examples(job, records[number :: len(jobs)], workers) for number, job in enumerate(jobs)]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloob_cli import console
+from cloob_cli import console, launch
 
 if TYPE_CHECKING:
     from cloob_cli.commands.eval_data import Job
@@ -81,9 +81,7 @@ class Evaluations:
 
     def show(self, as_json: bool) -> None:
         """Print the result, in the first of several processes."""
-        from cloob_cli.evaluation import processes
-
-        if processes.rank() > 0:
+        if launch.rank() > 0:
             return
         if as_json:
             console.json_document(self.records)
@@ -107,7 +105,6 @@ class Evaluations:
         return None
 
     def _measure(self, embedder: Any, model: str, identity: str, job: Job) -> dict[str, Any]:
-        from cloob_cli.evaluation import processes
         from cloob_cli.evaluation.results import Published
         from cloob_cli.evaluation.run import chosen_images, evaluate
         from cloob_cli.version import __version__
@@ -117,12 +114,12 @@ class Evaluations:
         def read(failure: Failure | None) -> None:
             nonlocal skipped
             skipped += failure is not None
-            if failure is not None and skipped <= _LISTED and processes.rank() == 0:
+            if failure is not None and skipped <= _LISTED and launch.rank() == 0:
                 console.warn(f"skipped {failure.name}: {failure.reason}")
             bar.advance()
 
         total = len(chosen_images(job.data, job.asked.limit)) + len(job.train or ())
-        with console.track(job.data.name, total // processes.count(), "images") as bar:
+        with console.track(job.data.name, total // launch.count(), "images") as bar:
             record = evaluate(embedder, model, job.data, job.asked, read, job.train)
         record.settings |= {"weights_sha256": identity, "version": __version__}
         if model in job.published:
@@ -132,9 +129,7 @@ class Evaluations:
         return record.as_dict(details=True)
 
     def _tell(self, record: Record) -> None:
-        from cloob_cli.evaluation import processes
-
-        if processes.rank() > 0:
+        if launch.rank() > 0:
             return
         if record.failures:
             console.warn(f"{record.dataset}: {len(record.failures)} image(s) skipped; the scores are those of the rest")
@@ -147,11 +142,10 @@ class Evaluations:
             console.warn(f"{record.dataset}: the logistic regression did not converge")
 
     def _write(self) -> None:
-        from cloob_cli.evaluation import processes
         from cloob_cli.evaluation.results import csv_text
         from cloob_cli.files import replacing
 
-        if self._output is None or processes.rank() > 0:
+        if self._output is None or launch.rank() > 0:
             return
         text = json.dumps(self.records, indent=2) + "\n"
         if self._output.suffix.lower() == ".csv":

@@ -41,6 +41,23 @@ def folder_index(source: Path) -> IndexFiles:
     return elsewhere
 
 
+def current_folder_index(
+    source: Path, options: IndexOptions, *, no_update: bool = False
+) -> tuple[IndexFiles, Updated | None]:
+    """The index of a folder, brought up to date or as it is, and what that made; None where it was left as it is.
+
+    Raises:
+        InputError: it is to be taken as it is, and there is none.
+        UsageError, NothingFoundError: as `update_folder_index`.
+    """
+    files = folder_index(source)
+    if not no_update:
+        return files, update_folder_index(source, files, options)
+    if not files.index.is_file():
+        raise InputError(f"{source} has no index yet", "leave out --no-update")
+    return files, None
+
+
 def update_folder_index(source: Path, files: IndexFiles, options: IndexOptions) -> Updated:
     """Bring the index of a folder up to date, with the model and the options that it was made with.
 

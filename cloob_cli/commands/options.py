@@ -72,6 +72,7 @@ HtmlOption = Annotated[
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Overwrite files that this command did not write (never its inputs).")
 ]
+NoUpdateOption = Annotated[bool, typer.Option("--no-update", help="Take the folder's index as it is.")]
 RebuildOption = Annotated[
     bool, typer.Option("--rebuild", help="Embed all images anew, also those whose embeddings are known.")
 ]

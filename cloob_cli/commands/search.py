@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloob_cli import console, signals
-from cloob_cli.commands.folder_index import folder_index, model_of, update_folder_index
+from cloob_cli.commands.folder_index import current_folder_index, model_of
 from cloob_cli.commands.index_run import IndexOptions
 from cloob_cli.commands.options import (
     BatchSizeOption,
@@ -21,6 +21,7 @@ from cloob_cli.commands.options import (
     JsonOption,
     MemoryBudgetOption,
     ModelOption,
+    NoUpdateOption,
     PrecisionOption,
     RebuildOption,
     WorkersOption,
@@ -52,7 +53,7 @@ def search(
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of results.")] = 10,
     min_score: Annotated[float | None, typer.Option(help="Leave out results with a smaller cosine.")] = None,
-    no_update: Annotated[bool, typer.Option("--no-update", help="Take a folder's index as it is.")] = False,
+    no_update: NoUpdateOption = False,
     compare_all: Annotated[
         bool, typer.Option("--compare-all", help="Compare all rows, also of more than 200,000.")
     ] = False,
@@ -104,11 +105,8 @@ def search(
     skipped = 0
     opened: CloobModel | None = None
     if source.is_dir():
-        files = folder_index(source)
-        if no_update and not files.index.is_file():
-            raise InputError(f"{source} has no index yet", "leave out --no-update")
-        if not no_update:
-            updated = update_folder_index(source, files, options)
+        files, updated = current_folder_index(source, options, no_update=no_update)
+        if updated:
             skipped, opened = len(updated.failures), updated.model
     elif no_update or rebuild:
         raise UsageError(f"{source} is not a folder", "--no-update and --rebuild are about the index of a folder")

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cloob_cli import launch
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.zero_shot import class_embeddings
@@ -103,12 +104,12 @@ class Embedder:
         if all(processes.gathered(kept is not None)) and kept is not None:
             failures = [Failure(images.image_name(index), why) for index, why in json.loads(kept.notes["failures"])]
             return Embedded(kept.tensors["embeddings"], kept.tensors["indices"].tolist(), failures)
-        own = list(chosen)[processes.rank() :: processes.count()]
+        own = list(chosen)[launch.rank() :: launch.count()]
         embeddings, indices, reasons = _together(processes.gathered(self._compute(images, own, on_image)))
         if not indices:
             raise DataError(f"not one of the {len(chosen)} images can be read", f"the first: {reasons[0][1]}")
         tensors = {"embeddings": embeddings, "indices": torch.tensor(indices)}
-        if processes.rank() == 0:
+        if launch.rank() == 0:
             self._store.write(key, Kept(tensors, {"failures": json.dumps(reasons)}))
         failures = [Failure(images.image_name(index), why) for index, why in reasons]
         return Embedded(embeddings, indices, failures)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from typing import TypeVar
 
-from cloob_cli.launch import count, rank
-
-__all__ = ["count", "gathered", "rank", "start"]
+from cloob_cli import launch
 
 Value = TypeVar("Value")
 
@@ -18,7 +16,7 @@ def start(device: str | None) -> str | None:
     Args:
         device: what was asked for; None and "auto" choose, and each process on a machine gets a GPU of its own.
     """
-    if count() == 1:
+    if launch.count() == 1:
         return device
     import torch
     from accelerate import PartialState
@@ -30,7 +28,7 @@ def start(device: str | None) -> str | None:
 
 def gathered(value: Value) -> list[Value]:
     """Each process's value, in the order of their numbers, on all of them."""
-    if count() == 1:
+    if launch.count() == 1:
         return [value]
     from accelerate.utils import gather_object
 

@@ -39,6 +39,18 @@ os.execv(sys.argv[3], sys.argv[3:])
 _PATIENCE = 60.0  # seconds until an answer, after which a test fails
 
 
+# Names of files, classes and models that would do something if a page took them for more than text.
+HOSTILE_NAMES = [
+    "<img src=x onerror=alert(1)>",
+    "</script><script>alert(2)</script>",
+    "<!--<script>",
+    "javascript:alert(3)",
+    "\u2028alert(4)//\u2029",
+    "'\"><svg onload=alert(5)>",
+    "{{ 7 * 7 }} {% raw %}",
+]
+
+
 class Browser:
     """One page in one browser.
 

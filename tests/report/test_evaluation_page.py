@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-from browser import Browser, browser, needs_browser
+from browser import HOSTILE_NAMES, Browser, needs_browser
 from PIL import Image
 
 from cloob_cli.data.thumbnails import thumbnail
@@ -15,28 +13,8 @@ from cloob_cli.report.evaluation import Evaluation, Example, Scores, write_evalu
 
 pytestmark = needs_browser
 
-HOSTILE = [
-    "<img src=x onerror=alert(1)>",
-    "</script><script>alert(2)</script>",
-    "<!--<script>",
-    "javascript:alert(3)",
-    "\u2028alert(4)//\u2029",
-    "'\"><svg onload=alert(5)>",
-    "{{ 7 * 7 }} {% raw %}",
-    "__proto__",
-]
+HOSTILE = [*HOSTILE_NAMES, "__proto__"]
 TITLES = {"acc1": "top-1", "acc5": "top-5", "text_retrieval_recall@1": "text R@1"}
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("profile")) as found:
-        yield found
-
-
-@pytest.fixture(autouse=True)
-def unseen(chromium: Browser) -> None:
-    chromium.events.clear()
 
 
 def classified(right: dict[str, float], confusions: list[tuple[str, str, int, list[str]]]) -> dict[str, Any]:

@@ -6,12 +6,11 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import Browser, browser, needs_browser
+from browser import HOSTILE_NAMES, Browser, needs_browser
 from PIL import Image
 
 from cloob_cli.data.thumbnails import thumbnail
@@ -20,27 +19,7 @@ from cloob_cli.report.gallery import Gallery, Item, open_gallery
 
 pytestmark = needs_browser
 
-HOSTILE = [
-    "<img src=x onerror=alert(1)>",
-    "</script><script>alert(2)</script>",
-    "<!--<script>",
-    "javascript:alert(3)",
-    "\u2028alert(4)//\u2029",
-    "'\"><svg onload=alert(5)>",
-    "{{ 7 * 7 }} {% raw %}",
-    "a,b\n=cmd",
-]
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("profile")) as found:
-        yield found
-
-
-@pytest.fixture(autouse=True)
-def unseen(chromium: Browser) -> None:
-    chromium.events.clear()
+HOSTILE = [*HOSTILE_NAMES, "a,b\n=cmd"]
 
 
 def picture(number: int) -> bytes:
