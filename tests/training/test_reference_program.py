@@ -20,7 +20,7 @@ from cloob_cli.data.batch import PairBatch
 from cloob_cli.data.images import normalize
 from cloob_cli.recipe import Recipe, load_recipe
 from cloob_cli.training.new_model import build_model, model_config
-from cloob_cli.training.processes import start_accelerator
+from cloob_cli.training.processes import start_accelerator, start_processes
 from cloob_cli.training.step import TrainingStep
 
 STEPS, WARMUP, TOTAL, CYCLES = 5, 2, 12, 5  # steps 2 and 4 begin a cycle, step 3 is in the middle of one
@@ -133,6 +133,7 @@ def test_five_steps_equal_the_reference_programs(tower: str, cards: int) -> None
     model = build_model(recipe, model_config(recipe, 100), device).double()
     reference = ReferenceProgram(copy.deepcopy(model), cards)
     start = copy.deepcopy(model.state_dict())
+    start_processes(device)  # whatever an earlier test has left of Accelerate's state goes
     ours = TrainingStep(
         start_accelerator(device, "fp32"), model, recipe.objective, recipe.optimizer, recipe.train,
         precision="fp32", steps=TOTAL, local_batch_size=PAIRS, seed=0,
