@@ -106,7 +106,7 @@ def _read(files: IndexFiles, columns: list[str] | None) -> tuple[pyarrow.Table, 
 
     with _told_as_damaged(files):
         with files.index.open("rb") as stream:  # pyarrow itself opens only paths that are UTF-8
-            table = parquet.read_table(stream, columns=columns)
+            table = parquet.ParquetFile(stream).read(columns)  # `read_table` imports twice as much of pyarrow
         rows = np.load(files.embeddings, mmap_mode="r", allow_pickle=False)
         table.column(files.column)
     if rows.ndim != 2 or len(rows) != len(table):
@@ -214,4 +214,4 @@ def _stamps(table: pyarrow.Table) -> list[Stamp]:
     if not {*_STAMP} <= {*table.column_names}:
         return []
     columns = (table.column(name).to_pylist() for name in _STAMP)
-    return [Stamp(*values) for values in zip(*columns, strict=True)]
+    return list(map(Stamp._make, zip(*columns, strict=True)))
