@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
 import signal
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,7 +43,7 @@ def check_ray() -> None:
 def cluster() -> Iterator[None]:
     """The cluster at RAY_ADDRESS, or one on this machine that lives as long as the body.
 
-    Where this process is connected already, it stays so.
+    Where this process is connected already, it stays so. What Ray prints, of workers that died, goes to stderr.
 
     Raises:
         CloobError: there is no cluster at that address.
@@ -49,21 +51,23 @@ def cluster() -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        yield
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
         return
     address = os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {} if address else {"include_dashboard": False}
-    with _own_signals():
+    with contextlib.redirect_stdout(sys.stderr), _own_signals():
         try:
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
         except Exception as problem:  # connection, version and timeout errors are of different classes
             raise CloobError(
                 f"no Ray cluster: {first_line(problem)}", "without RAY_ADDRESS this machine alone does the work"
             ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 @contextmanager
