@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_line import cloob_here, environment
+from hub_server import hub_serving
 from pair_files import write_tar
 from tiny_model import RESNET, save_images, save_tiny_model
 
@@ -213,4 +214,22 @@ def test_a_bucket(tmp_path: Path) -> None:
     assert (tmp_path / "killed").exists()
     names = pq.read_table(tmp_path / "two.parquet")["path"].to_pylist()
     assert names == [f"s3://bucket/images/{path.name}" for number, path in enumerate(paths) if number not in (3, 6, 10)]
+    check_rows(tmp_path, "two.parquet")
+
+
+@pytest.mark.slow
+@pytest.mark.numeric
+def test_a_data_set_on_the_hub(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    paths = make(tmp_path)
+    assert cloob_here("embed", "images", "-o", "one.npy", *WORDS, cwd=tmp_path).returncode == 3
+    with hub_serving() as hub:
+        hub.repositories["ORG/REPO"] = {f"images/{path.name}": path.read_bytes() for path in paths}
+        settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        done = on_ray(tmp_path, KILLED, "hf://datasets/ORG/REPO/images", "-o", "two.parquet", **settings)
+    assert done.returncode == 3, done.stderr
+    assert (tmp_path / "killed").exists()
+    names = pq.read_table(tmp_path / "two.parquet")["path"].to_pylist()
+    kept = [path.name for number, path in enumerate(paths) if number not in (3, 6, 10)]
+    assert names == [f"hf://datasets/ORG/REPO/images/{name}" for name in kept]
     check_rows(tmp_path, "two.parquet")
