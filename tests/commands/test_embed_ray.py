@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import tarfile
@@ -145,6 +146,26 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
     assert done.returncode == 3, done.stderr
     assert '"skipped": 2' in done.stdout
     check_rows(tmp_path, "two.parquet")
+
+
+@pytest.mark.slow
+def test_errors_of_workers_and_of_the_cluster(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    make(tmp_path)
+    done = on_ray(tmp_path, PLAIN, "images", "-o", "two.parquet", "--precision", "fp99")
+    assert done.returncode == 2
+    assert "error: unknown precision 'fp99'\nhint: use auto, fp32, fp16, bf16" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = on_ray(tmp_path, PLAIN.replace("num_cpus=2", "num_cpus=1"), "images", "-o", "two.parquet")
+    assert done.returncode == 2
+    assert "error: the Ray cluster has 1 processor cores, not 2" in done.stderr
+    with socket.socket() as taken:  # nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = on_ray(tmp_path, PLAIN, "images", "-o", "two.parquet", RAY_ADDRESS=address)
+    assert done.returncode == 1
+    assert f"error: no Ray cluster at {address}" in done.stderr
+    assert list(tmp_path.glob("*two*")) == []
 
 
 @pytest.mark.slow

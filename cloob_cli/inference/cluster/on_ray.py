@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from cloob_cli.errors import CloobError, MissingExtraError, UsageError
 from cloob_cli.inference.cluster.embedder import ImageEmbedder, Settings, read_parts
 from cloob_cli.inference.cluster.parts import Part
-from cloob_cli.text_format import first_line
+from cloob_cli.text_format import first_line, os_reason
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_ANSWER = 10.0  # seconds that a cluster has to answer
 _DEATHS = 10  # of actors one after the other while they start, before the run is given up
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -55,6 +57,8 @@ def cluster() -> Iterator[None]:
             yield
         return
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_address(address)
     local: dict[str, Any] = {} if address else {"include_dashboard": False}
     with contextlib.redirect_stdout(sys.stderr), _own_signals():
         try:
@@ -68,6 +72,17 @@ def cluster() -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address HOST:PORT where nobody answers; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER).close()
+    except OSError as problem:
+        raise CloobError(f"no Ray cluster at {address}: {os_reason(problem)}", "RAY_ADDRESS names it") from None
 
 
 @contextmanager
@@ -136,11 +151,12 @@ def embed_parts(
     Raises:
         CloobError: that of an embedder; or workers died again and again.
     """
+    from ray.data.exceptions import ExecutionTimeoutError
     from ray.exceptions import RayError
 
     try:
         yield from _dataset(parts, settings, force, embedder).iter_batches(batch_size=None, batch_format="pyarrow")
-    except RayError as problem:
+    except (RayError, ExecutionTimeoutError) as problem:
         raise _expected(problem) from None
 
 
@@ -148,11 +164,12 @@ def _dataset(parts: Sequence[Part], settings: Settings, force: Workforce, embedd
     import ray.data
 
     for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # errors are raised
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # else its class and hint are lost on the way
     context.max_consecutive_actor_init_deaths = _DEATHS
     on_each = -(-force.actors // force.machines)
     items = [{"part": part.to_json()} for part in parts]
@@ -177,10 +194,12 @@ def _read(batch: dict[str, Any]) -> Iterator[pa.Table]:
 
 def _expected(problem: BaseException) -> CloobError:
     """The error that a worker raised, out of those that Ray has put around it."""
+    from ray.exceptions import RayError
+
     inner: BaseException | None = problem
     while inner is not None:
-        if isinstance(inner, CloobError):
-            return type(inner)(inner.message, inner.hint)
+        if isinstance(inner, CloobError) and not isinstance(inner, RayError):  # Ray's own has both for its base
+            return inner
         inner = getattr(inner, "cause", None) or inner.__cause__
     return CloobError(
         f"the Ray cluster gave up: {first_line(problem)}",
