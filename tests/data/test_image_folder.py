@@ -27,7 +27,7 @@ def test_recursive_sorted_by_suffix_without_hidden(tmp_path: Path) -> None:
 
 
 def test_images_are_in_the_order_of_paths(tmp_path: Path) -> None:
-    """Which compare part by part: `a/z.png` comes before `a b.png`, although a space comes before a slash."""
+    # Paths compare part by part: `a/z.png` comes before `a b.png`, although a space comes before a slash.
     names = ["a/z.png", "a b.png", "a b/c.png", "a/b/c.png", "a-b.png", "a.png", "a!/x.png", "Z.png", "\u00e4/x.png"]
     touch(tmp_path, *names)
     found = list_images(tmp_path)
