@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cloob_cli.core.model import CloobModel
-    from cloob_cli.inference.index.stored import IndexFiles
+    from cloob_cli.inference.index.files import IndexFiles
     from cloob_cli.inference.search.query import Part
 
 
@@ -127,7 +127,7 @@ def search(
 
 
 def _embeddings_file(source: Path) -> IndexFiles:
-    from cloob_cli.inference.index.stored import IndexFiles
+    from cloob_cli.inference.index.files import IndexFiles
 
     if not source.exists():
         raise InputError(f"no folder or file at {source}")
