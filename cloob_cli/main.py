@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cloob_cli import console, signals
+from cloob_cli import console, launch, signals
 from cloob_cli.commands import analyze, classify, dedupe, doctor, embed, eval, examples, search, train, undo, zoo_list
 from cloob_cli.errors import CloobError, UsageError
 from cloob_cli.version import __version__
@@ -50,6 +50,7 @@ def run() -> NoReturn:
     """Run the command line and exit with its code."""
     console.prepare_streams()
     signals.unwind()
+    launch.end_with_launcher()
     code = _exit_code()
     try:
         console.finish_streams()

@@ -12,6 +12,7 @@ import typer
 
 from cloob_cli import console, launch, signals
 from cloob_cli.commands.embed_processes import follow, leading, own_options
+from cloob_cli.commands.embed_ray import RayOptions, embed_on_ray
 from cloob_cli.commands.index_run import IndexOptions, index_lock, update_index
 from cloob_cli.commands.options import (
     BatchSizeOption,
@@ -46,7 +47,11 @@ def embed(
     ],
     images: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="DIR", help="Folders (searched below), images, or - for paths from stdin."),
+        typer.Argument(
+            metavar="DIR",
+            help="Folders (searched below), images, or - for paths from stdin. With --engine ray also .tar and "
+            ".parquet files, s3://... and hf://...",
+        ),
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Embed the lines of this UTF-8 file instead of images.")] = None,
     format_: Annotated[
@@ -78,6 +83,24 @@ def embed(
     exclude: ExcludeOption = None,
     null: NullOption = False,
     rebuild: RebuildOption = False,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="ray: on the Ray cluster at RAY_ADDRESS, or on this machine; -o is a .parquet file then."),
+    ] = "local",
+    actors: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With --engine ray: copies of the model at work.", show_default="one a GPU, or one a machine"
+        ),
+    ] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --engine ray: the column of Parquet files that holds the images.",
+            show_default="image, or another usual name",
+        ),
+    ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -98,16 +121,29 @@ def embed(
         raise UsageError(
             "give either folders and images, or --text FILE", "cloob embed photos -o photos.npy, for example"
         )
+    dtype = dtype or ("float16" if layout == "clip-retrieval" else "float32")
+    options = IndexOptions(model, device, precision, dtype, batch_size, workers, exact, memory_budget, rebuild=rebuild)
+    if engine == "ray":
+        _check_ray_options(text, null, rebuild)
+        if format_ or layout != "plain":
+            raise UsageError("--engine ray writes a .parquet file", "leave --format and --layout out")
+        on_ray = embed_on_ray(
+            output, images or [], options, RayOptions(actors, image_column), exclude=exclude or [], force=force
+        )
+        _report(on_ray.output, on_ray.output, on_ray.listing, on_ray.rows, on_ray.skipped, as_json)
+        if on_ray.skipped:
+            raise typer.Exit(3)
+        return
+    if actors is not None or image_column is not None:
+        option = "--actors" if actors is not None else "--image-column"
+        raise UsageError(f"{option} is an option of --engine ray", "add --engine ray, or leave it out")
     with signals.leaving_at_once():
         from cloob_cli.commands.inference_run import find_images, read_sources
         from cloob_cli.files import remove_abandoned
         from cloob_cli.inference.index.files import IndexFiles
         from cloob_cli.inference.index.place import check_index_place, is_own
 
-    form = _form(output, format_, layout)
-    files = IndexFiles.of(output, form, texts=text is not None)
-    dtype = dtype or ("float16" if form == "clip-retrieval" else "float32")
-    options = IndexOptions(model, device, precision, dtype, batch_size, workers, exact, memory_budget, rebuild=rebuild)
+    files = IndexFiles.of(output, _form(output, format_, layout), texts=text is not None)
     if launch.rank() > 0:
         if text is None:
             follow(own_options(options))
@@ -132,7 +168,10 @@ def embed(
     with leading() as helpers, index_lock(files):
         paths = find_images(images, exclude or [])
         updated = update_index(files, paths, own_options(options), helpers=helpers)
-    _report(files, updated.rows, len(updated.failures), as_json)
+    failures = files.failures if updated.failures else None
+    captions = {"captions": files.beside if files.beside and files.beside.exists() else None}
+    further = captions if files.has_captions else {}
+    _report(files.embeddings, files.index, failures, updated.rows, len(updated.failures), as_json, **further)
     if updated.failures and not launch.is_launched():
         raise typer.Exit(3)
 
@@ -187,20 +226,36 @@ def _embed_texts(
         )
         with closing(work.track(batches)) as rows:
             written = inference.write_embeddings(files, rows, dtype=dtype, metadata=metadata)
-    _report(files, written.rows, 0, as_json)
+    _report(files.embeddings, files.index, None, written.rows, 0, as_json)
     if written.cut:
         context = opened.config.text.context_length
         console.warn(f"{written.cut} of {written.rows} texts are longer than the model's {context} tokens and were cut")
     work.tell_end("embedded", description(opened, folder))
 
 
-def _report(files: IndexFiles, rows: int, skipped: int, as_json: bool) -> None:
-    names = {"embeddings": files.embeddings, "index": files.index, "failures": files.failures if skipped else None}
-    if files.has_captions:
-        names["captions"] = files.beside if files.beside and files.beside.exists() else None
+def _check_ray_options(text: Path | None, null: bool, rebuild: bool) -> None:
+    """Refuse options that a run on a cluster does not have.
+
+    Raises:
+        UsageError: one is given, or a launcher started this process.
+    """
+    if text is not None:
+        raise UsageError("--engine ray embeds images, not --text", "leave --engine ray out: texts take little time")
+    if null:
+        raise UsageError("--engine ray does not read paths from standard input (--null)", "give folders or files")
+    if rebuild:
+        raise UsageError("--engine ray always embeds all images", "leave --rebuild out")
+    if launch.count() > 1:
+        raise UsageError("--engine ray starts its own processes", "run it without accelerate launch")
+
+
+def _report(
+    embeddings: Path, index: Path, failures: Path | None, rows: int, skipped: int, as_json: bool, **further: Path | None
+) -> None:
+    files = {"embeddings": embeddings, "index": index, "failures": failures, **further}
     if as_json:
-        paths = {name: path and str(path) for name, path in names.items()}
+        paths = {name: path and str(path) for name, path in files.items()}
         console.json_document({**paths, "rows": rows, "skipped": skipped})
     else:
-        for path in dict.fromkeys(filter(None, names.values())):
+        for path in dict.fromkeys(filter(None, files.values())):
             console.line(str(path))

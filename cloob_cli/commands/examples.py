@@ -23,6 +23,7 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
     "embed": (
         "cloob embed photos -o photos.npy",
         "cloob embed --text queries.txt -o queries.npy",
+        "cloob embed s3://bucket/shards -o shards.parquet --engine ray",
     ),
     "dedupe": (
         "cloob dedupe photos",

@@ -23,9 +23,10 @@ from typing import Literal
 
 from cloob_cli.errors import UsageError
 
-Command = Literal["classify", "embed", "eval", "report"]
+Command = Literal["classify", "embed", "embed --engine ray", "eval", "report"]
 
 MADE_BY = "made_by"  # the key in a Parquet file's metadata; its value is the command, "cloob embed"
+RAY: Command = "embed --engine ray"  # its .parquet file has embeddings, that of `embed` is the index of a .npy file
 _EMBED_KEYS = {b"model", b"weights_sha256", b"preprocessing", b"version"}
 _CHOICE = ["label", "probability", "cosine"]
 _SCORES = ("dataset", "model", "task")  # the first columns, or keys of each record
@@ -190,7 +191,8 @@ def _maker_of_parquet(path: Path) -> Command | None:
     with path.open("rb") as stream:  # pyarrow itself opens only paths that are UTF-8
         schema = parquet.read_schema(stream)
     metadata = schema.metadata or {}
-    for command in ("classify", "embed"):
+    commands: tuple[Command, ...] = ("classify", "embed", RAY)
+    for command in commands:
         if metadata.get(MADE_BY.encode()) == f"cloob {command}".encode():
             return command
     if metadata.keys() >= _EMBED_KEYS and len(schema.names) == 1:
