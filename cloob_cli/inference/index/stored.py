@@ -116,6 +116,9 @@ AnyRows = TypeVar("AnyRows", np.ndarray, LanceRows)
 def _checked(path: Path, index: Path, rows: AnyRows, table: pyarrow.Table) -> AnyRows:
     if len(rows) != len(table):
         raise InputError(f"{path} and {index.name} do not belong together: {rows.shape} and {len(table)} rows", _HINT)
+    told = (table.schema.metadata or {}).get(b"dtype", rows.dtype.name.encode()).decode()
+    if told != rows.dtype.name:
+        raise InputError(f"{path} and {index.name} do not belong together: {rows.dtype.name} and {told}", _HINT)
     return rows
 
 
