@@ -50,6 +50,24 @@ from cloob_cli.main import run
 run()
 """
 PLAIN = KILLED.replace("== 3", "== -1")
+# The same in a cluster of two machines (Ray's stand-ins for them) at RAY_ADDRESS, of which one is lost.
+MACHINE = (
+    KILLED.partition("import functools")[0].replace("os.kill(os.getpid(), 9)", "os.kill(os.getppid(), 9)")
+    + """
+from ray.cluster_utils import Cluster
+memory = {"object_store_memory": 100_000_000}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
+for _ in range(2):
+    cluster.add_node(num_cpus=1, **memory)
+cluster.wait_for_nodes()
+os.environ["RAY_ADDRESS"] = cluster.address
+from cloob_cli.main import run
+try:
+    run()
+finally:
+    cluster.shutdown()
+"""
+)
 WORDS = ["-m", "model", "--batch-size", "4", "--device", "cpu"]
 
 
@@ -145,6 +163,22 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
     done = on_ray(tmp_path, PLAIN, "images", "-o", "two.parquet", "--json")
     assert done.returncode == 3, done.stderr
     assert '"skipped": 2' in done.stdout
+    check_rows(tmp_path, "two.parquet")
+
+
+@pytest.mark.slow
+@pytest.mark.numeric
+def test_a_machine_that_is_lost_changes_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    make(tmp_path)
+    assert cloob_here("embed", "images", "-o", "one.npy", *WORDS, cwd=tmp_path).returncode == 3
+    done = on_ray(tmp_path, MACHINE, "images", "-o", "two.parquet")
+    assert done.returncode == 3, done.stderr
+    assert (tmp_path / "killed").exists()
+    assert "on 2 machines" in done.stderr
+    names = [pq.read_table(tmp_path / name)["path"].to_pylist() for name in ("two.parquet", "one.parquet")]
+    assert names[0] == names[1]
+    assert (tmp_path / "two.failures.jsonl").read_bytes() == (tmp_path / "one.failures.jsonl").read_bytes()
     check_rows(tmp_path, "two.parquet")
 
 
