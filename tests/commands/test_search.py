@@ -190,8 +190,8 @@ def test_wrong_input_is_one_line_and_a_hint(place: Path) -> None:
         (["text.txt", "a cat"], "neither a folder nor a .npy file"),
         (["alone.npy", "a cat"], "no embeddings at alone.parquet"),
         (["fresh", "a cat", "--no-update"], "fresh has no index yet"),
-        (["damaged", "a cat"], "damaged/.cloob/emb.npy cannot be read"),
-        (["damaged", "a cat", "--no-update"], "damaged/.cloob/emb.npy cannot be read"),
+        (["damaged", "a cat"], "damaged/.cloob/emb.npy is cut short: it has 2 of 6 rows"),
+        (["damaged", "a cat", "--no-update"], "damaged/.cloob/emb.npy is cut short: it has 2 of 6 rows"),
         (["newer", "a cat"], "made with cloob 99.0, not with cloob"),
         (["pictures", "a cat", "--json", "--print0"], "exclude each other"),
     ]
