@@ -218,7 +218,9 @@ def test_many_rows_are_searched_with_an_index(place: Path, monkeypatch: pytest.M
     assert not index.exists()
     first = cloob_here("search", "pictures", "a cat", cwd=place)
     second = cloob_here("search", "pictures", "a cat", cwd=place)
-    assert "building a search index of 6 rows, once" in first.stderr
+    assert "building a search index of 6 rows, once, in up to some 1 minute;" in first.stderr
+    steps = [line for line in first.stderr.splitlines() if line.startswith("step ")]
+    assert [line[:11] for line in steps] == ["step 1 of 3", "step 2 of 3", "step 3 of 3"]
     assert "building" not in second.stderr
     for result in (first, second):
         assert "finds 100.0% of the 10 nearest" in result.stderr, result.stderr
