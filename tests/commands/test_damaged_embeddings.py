@@ -75,5 +75,6 @@ def test_search_reference_and_embed_say_what_is_wrong(made: Path, tmp_path: Path
         assert "--rebuild" in hint or "--force" in hint
         assert "pickle" not in result.stderr
         assert (place / "emb.npy").read_bytes() == content
-    assert cloob_here(*embed, "--force", "--rebuild", cwd=place).returncode == 0
-    np.testing.assert_array_equal(np.load(place / "emb.npy"), np.load(made / "emb.npy"))
+    if case in ("cut within its rows", "another dtype", "objects"):  # which stand for the others
+        assert cloob_here(*embed, "--force", "--rebuild", cwd=place).returncode == 0
+        np.testing.assert_array_equal(np.load(place / "emb.npy"), np.load(made / "emb.npy"))
