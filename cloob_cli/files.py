@@ -54,9 +54,10 @@ def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
     """
     targets = [Path(os.path.realpath(path)) for path in paths]
     _refuse_folders(targets)
-    for folder in dict.fromkeys(target.parent for target in targets):
+    folders = list(dict.fromkeys(target.parent for target in targets))
+    for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(folder)
+    remove_abandoned(*folders)
     token = secrets.token_hex(4)
     temporaries = [_temporary(target, token) for target in targets]
     try:
@@ -159,14 +160,21 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Remove unfinished files of killed processes from `folder`, and restore those that they had moved aside.
+def remove_abandoned(*folders: Path) -> None:
+    """Remove unfinished files of killed processes from folders, and restore those that they had moved aside.
 
-    Where all of them were finished, and only some had their names yet, the others get theirs.
+    Where all of them were finished, and only some had their names yet, the others get theirs; so folders whose files
+    are replaced together are named together.
     """
+    for folder in folders:
+        _finish_exchanges(folder)
+    for folder in folders:
+        _remove_unfinished(folder)
+
+
+def _remove_unfinished(folder: Path) -> None:
     groups: dict[str, dict[Path, Path]] = {}
     try:
-        _finish_exchanges(folder)
         with os.scandir(folder) as entries:
             for entry in entries:
                 if match := _UNFINISHED.fullmatch(entry.name):
@@ -185,8 +193,11 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def _finish_exchanges(folder: Path) -> None:
-    with os.scandir(folder) as entries:
-        markers = [folder / entry.name for entry in entries if is_marker(entry.name)]
+    try:
+        with os.scandir(folder) as entries:
+            markers = [folder / entry.name for entry in entries if is_marker(entry.name)]
+    except OSError:  # may not be listed
+        return
     for marker in markers:
         with _claimed(marker) as abandoned:
             if abandoned:

@@ -18,6 +18,9 @@ def path_text(path: Path) -> str:
     """
     if os.name != "posix":
         return str(path).encode("utf-8", "backslashreplace").decode()
+    text = os.fspath(path)
+    if text.isascii() and "\\" not in text:  # most paths, by far
+        return text
     text = os.fsencode(path).decode("utf-8", "surrogateescape")
     text = _BEFORE_ESCAPE.sub(r"\1\1", text)
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

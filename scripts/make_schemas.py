@@ -62,6 +62,7 @@ class EmbedResult(Output):
     embeddings: str
     index: str
     failures: str | None
+    captions: Annotated[str | None, Field(description="With --layout clip-retrieval, of images.")] = None
     rows: Annotated[int, Field(ge=1)]
     skipped: Annotated[int, Field(ge=0)]
 

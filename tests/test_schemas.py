@@ -86,6 +86,8 @@ def test_rows_fit(place: Path, fitted: str, script: ModuleType, options: list[ob
 def test_other_documents_fit(place: Path, script: ModuleType) -> None:
     embedded = run(place, "embed", "labeled", "-m", "model", "-o", "emb.npy")
     assert script.EmbedResult.model_validate_json(embedded).skipped == 1
+    layout = run(place, "embed", "labeled", "-m", "model", "-o", "layout", "--layout", "clip-retrieval")
+    assert script.EmbedResult.model_validate_json(layout).captions is None
     for line in (place / "emb.failures.jsonl").read_text().splitlines():
         script.Failure.model_validate_json(line)
     for line in run(place, "search", "emb.npy", "a cat", "-m", "model").splitlines():

@@ -67,7 +67,7 @@ def classify(
     ] = None,
     reference: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Known is what is like these embeddings (.npy of `cloob embed`)."),
+        typer.Option(metavar="FILE", help="Known is what is like these embeddings, an output of `embed`."),
     ] = None,
     multi_label: Annotated[
         bool, typer.Option("--multi-label", help="Every label that is likely by itself, not one; adds labels.")
@@ -173,7 +173,6 @@ def classify(
             track_work,
         )
         from cloob_cli.core.zero_shot import DEFAULT_TEMPLATES
-        from cloob_cli.files import sha256_of
         from cloob_cli.inference import classify as inference
         from cloob_cli.inference.answers import Answers, further_names, stored_threshold
         from cloob_cli.inference.calibration import Setup, check, fit, read
@@ -182,7 +181,7 @@ def classify(
         from cloob_cli.inference.labels import read_labels, read_templates
         from cloob_cli.inference.output_files import check_output, check_place, failures_path, output_files
         from cloob_cli.inference.provenance import describe_images
-        from cloob_cli.inference.reference import read_reference
+        from cloob_cli.inference.reference import read_reference, reference_sha256
         from cloob_cli.inference.rows import OUTPUT_SUFFIXES
         from cloob_cli.inference.tokens import label_tokens
         from cloob_cli.version import __version__
@@ -225,7 +224,7 @@ def classify(
         labels=[list(one.names) for one in classes],
         templates=prompts,
         examples=fingerprint(known) if known else None,
-        reference=sha256_of(reference) if reference else None,
+        reference=reference_sha256(reference) if reference else None,
     )
     if calibration is not None and before is not None:
         check(calibration, before, setup)

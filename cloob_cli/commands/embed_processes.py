@@ -22,7 +22,7 @@ from cloob_cli.errors import CloobError, Failure, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from cloob_cli.commands.inference_run import Work
-    from cloob_cli.inference.index.stored import IndexFiles
+    from cloob_cli.inference.index.files import IndexFiles
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,10 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "embed": (
         "cloob embed photos -o photos.npy",
+        "cloob embed photos -o photos.lance",
+        "cloob embed photos --layout clip-retrieval -o photos-embedded",
         "cloob embed --text queries.txt -o queries.npy",
+        "cloob embed s3://bucket/shards -o shards.parquet --engine ray",
     ),
     "dedupe": (
         "cloob dedupe photos",

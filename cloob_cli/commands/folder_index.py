@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cloob_cli.core.model import CloobModel
-    from cloob_cli.inference.index.stored import IndexFiles
+    from cloob_cli.inference.index.files import IndexFiles
 
 _FOLDER = ".cloob"  # hidden, so that no search for images goes into it
 _NAME = "emb.npy"
@@ -25,7 +25,7 @@ _NAME = "emb.npy"
 
 def folder_index(source: Path) -> IndexFiles:
     """The files of the index of a folder: in `.cloob` inside it, or below CLOOB_HOME where that cannot be written."""
-    from cloob_cli.inference.index.stored import IndexFiles
+    from cloob_cli.inference.index.files import IndexFiles
     from cloob_cli.registry import paths
 
     own = source / _FOLDER

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cloob_cli import console, signals
+from cloob_cli.commands.caption_run import captions_of, embed_captions
 from cloob_cli.commands.inference_run import description, open_model, track_work
 
 if TYPE_CHECKING:
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from cloob_cli.core.model import CloobModel
     from cloob_cli.errors import Failure
     from cloob_cli.inference.embed import EmbeddedBatch
+    from cloob_cli.inference.index.captions import Captions
+    from cloob_cli.inference.index.files import IndexFiles
     from cloob_cli.inference.index.known import KnownRows
-    from cloob_cli.inference.index.stored import IndexFiles
     from cloob_cli.inference.index.update import NameOf, Plan
     from cloob_cli.inference.reading import OnImage
 
@@ -96,7 +98,7 @@ def update_index(
         UsageError: the index was made with another model, preprocessing, version or option that changes numbers.
         NothingFoundError: not one image can be read.
     """
-    from cloob_cli.inference.index.journal import read_journal, remove_journal
+    from cloob_cli.inference.index.journal import read_journal
     from cloob_cli.inference.index.stored import difference, find_index, known_rows, refuse_other
     from cloob_cli.inference.index.update import plan_update, write_index
     from cloob_cli.path_text import path_text
@@ -104,23 +106,28 @@ def update_index(
     name_of = name_of or path_text
     wanted = _describe(options)
     if options.rebuild:
-        remove_journal(files.journal)
+        _remove_journals(files)
     stored = None if options.rebuild else find_index(files)
     if stored:
         refuse_other(files.embeddings, stored.metadata, wanted)
-    with known_rows(stored) as known:
-        resumed = read_journal(files.journal, lambda made_with: difference(made_with, wanted) is None, known)
+
+    def fits(made_with: dict[str, str]) -> bool:
+        return difference(made_with, wanted) is None
+
+    with known_rows(stored) as known, captions_of(files, paths, name_of, stored, fits) as captions:
+        resumed = read_journal(files.journal, fits, known)
         plan = plan_update(paths, known, name_of)
-        if plan.is_done(stored) and not files.failures.exists():
-            remove_journal(files.journal)
+        has_same_captions = captions is None or (stored is not None and captions.are_those_of(stored))
+        if plan.is_done(stored) and has_same_captions and not files.failures.exists():
+            _remove_journals(files)
             console.info(f"{files.embeddings} is up to date: {plan.kept:,} images")
             return Updated(plan.kept, [])
         if plan.kept:
             _tell_plan(plan, plan.gone(stored, name_of))
         made_with = (stored.metadata if stored else None) or resumed
-        if made_with and not plan.new:
-            rows = write_index(files, plan, known, [], [], made_with, name_of)
-            remove_journal(files.journal)
+        if made_with and not plan.new and not (captions and captions.new):
+            rows = write_index(files, plan, known, [], [], made_with, name_of, captions)
+            _remove_journals(files)
             return Updated(rows, [])
         with signals.leaving_at_once():
             from cloob_cli.inference import embed  # noqa: F401 - torch, among others
@@ -128,17 +135,25 @@ def update_index(
         complete = wanted | _describe_opened(model, options)
         if stored:
             refuse_other(files.embeddings, stored.metadata, complete)
-        if resumed is None or not difference(resumed, complete):
-            return _embed_new(files, plan, known, model, folder, options, complete, name_of, helpers)
+        if all(not difference(rest, complete) for rest in (resumed, captions and captions.made_with) if rest):
+            return _embed_new(files, plan, known, captions, model, folder, options, complete, name_of, helpers)
     # What the killed run has done was computed on another device, say.
-    remove_journal(files.journal)
+    _remove_journals(files)
     return update_index(files, paths, options, name_of, helpers)
+
+
+def _remove_journals(files: IndexFiles) -> None:
+    from cloob_cli.inference.index.journal import remove_journal
+
+    remove_journal(files.journal)
+    remove_journal(files.caption_journal)
 
 
 def _embed_new(
     files: IndexFiles,
     plan: Plan,
     known: KnownRows,
+    captions: Captions | None,
     model: CloobModel,
     folder: Path,
     options: IndexOptions,
@@ -147,7 +162,6 @@ def _embed_new(
     helpers: Helpers | None,
 ) -> Updated:
     from cloob_cli.files import naming
-    from cloob_cli.inference.index.journal import remove_journal
     from cloob_cli.inference.index.update import write_index
 
     own = helpers.hand_out(files, plan.new, made_with, options.batch_size) if helpers else plan.new
@@ -160,8 +174,10 @@ def _embed_new(
         work.has_helpers = helpers is not None
         part = embed_part(model, own, files.journal, options, made_with, work.read, work.track, name_of)
         parts = helpers.collect(part, work) if helpers else [part] if part else []
-        count = write_index(files, plan, known, parts, work.failures, made_with, name_of)
-    remove_journal(files.journal)
+        if captions:
+            embed_captions(files, captions, model, options.batch_size, options.dtype, made_with, work)
+        count = write_index(files, plan, known, parts, work.failures, made_with, name_of, captions)
+    _remove_journals(files)
     work.tell_end("embedded", description(model, folder))
     return Updated(count, work.failures, model)
 

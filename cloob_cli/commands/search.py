@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cloob_cli.core.model import CloobModel
-    from cloob_cli.inference.index.stored import IndexFiles
+    from cloob_cli.inference.index.files import IndexFiles
     from cloob_cli.inference.search.query import Part
 
 
 def search(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder of images, or a .npy file of `embed`.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder of images, or an output of `embed`.")],
     query: Annotated[
         list[str] | None, typer.Argument(metavar="QUERY", help="Texts; TEXT:0.5 gives one a weight.")
     ] = None,
@@ -104,17 +104,21 @@ def search(
     options = IndexOptions(model, device, precision, "float32", batch_size, workers, exact, memory_budget, rebuild)
     skipped = 0
     opened: CloobModel | None = None
-    if source.is_dir():
+    embeddings = _embeddings_file(source)
+    if embeddings is None:
         files, updated = current_folder_index(source, options, no_update=no_update)
         if updated:
             skipped, opened = len(updated.failures), updated.model
     elif no_update or rebuild:
-        raise UsageError(f"{source} is not a folder", "--no-update and --rebuild are about the index of a folder")
+        raise UsageError(
+            f"{source} is not a folder of images", "--no-update and --rebuild are about the index of a folder"
+        )
     else:
-        files = _embeddings_file(source)
+        files = embeddings
+        compare_all = compare_all or files.form == "lance"  # whose rows are read into memory
     hits = _find(files, parts, options, opened, top, min_score, compare_all=compare_all, as_it_is=no_update)
     # A folder's index has paths below it, a file of `embed` those that it was called with.
-    base = source if source.is_dir() else None
+    base = source if embeddings is None else None
     found = [(_path(name, base), score) for name, score in hits]
     with console.ignore_closed_stdout() if html else nullcontext():  # the page is a result of its own
         _print(found, as_json, print0, quiet)
@@ -126,14 +130,16 @@ def search(
         raise typer.Exit(3)
 
 
-def _embeddings_file(source: Path) -> IndexFiles:
-    from cloob_cli.inference.index.stored import IndexFiles
+def _embeddings_file(source: Path) -> IndexFiles | None:
+    """The files of embeddings that a source names; None where it is a folder of images."""
+    from cloob_cli.inference.index.files import source_files
 
     if not source.exists():
         raise InputError(f"no folder or file at {source}")
-    if source.suffix.lower() not in {".npy", ".parquet"}:
+    files = source_files(source)
+    if files is None and not source.is_dir():
         raise InputError(f"{source} is neither a folder nor a .npy file of embeddings", "`cloob embed` makes one")
-    return IndexFiles.of(source.with_suffix(".npy"))
+    return files
 
 
 def _find(

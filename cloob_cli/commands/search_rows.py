@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _MANY = 200_000  # rows; so many are compared in some 0.1 s
 _MOST = 100  # results: recall is measured for the first few, and says little of more than that
+_BUILD_MINUTES = 12.7 / 512_000_000  # an element, by the clock on two cores that are busy (docs/search.md)
 _SAMPLES = 32  # sample queries of each kind, texts and rows
 _WORDS = (
     "dog cat bird horse fish flower tree forest mountain beach river snow city street house room kitchen food fruit "
@@ -84,9 +86,14 @@ def _index(embeddings: Path, rows: np.ndarray, model: CloobModel, as_it_is: bool
         with held_lock(f"search {path_text(folder.resolve())}", f"the index of {embeddings}"):
             index = approximate.open_fitting(folder, embeddings, rows)
             if index is None and not as_it_is:
-                console.info(f"building a search index of {len(rows):,} rows, once; --compare-all searches without it")
+                minutes = math.ceil(rows.size * _BUILD_MINUTES)
+                console.info(
+                    f"building a search index of {len(rows):,} rows, once, in up to some {minutes} minute"
+                    f"{'s' if minutes > 1 else ''}; --compare-all searches without it"
+                )
                 started = time.monotonic()
-                index = approximate.build(folder, embeddings, rows, _sample_queries(rows, model))
+                samples = _sample_queries(rows, model)
+                index = approximate.build(folder, embeddings, rows, samples, lambda step: console.info(f"step {step}"))
                 console.info(f"built in {time.monotonic() - started:.0f} s")
     except Exception as problem:  # a full disk, a damaged table: LanceDB has no class of errors for them
         _tell_failure(problem)

@@ -93,13 +93,34 @@ class Progress:
         return str(file_size(int(value))) if self._unit == "B" else f"{value:,.0f}"
 
 
+class _Silent(Progress):
+    """The same where nothing is shown: without Rich, whose import takes a part of a short run."""
+
+    is_drawn = False
+
+    def __init__(self) -> None:
+        pass
+
+    def advance(self, amount: float = 1) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def restart(self, done: float, total: float | None) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
 @contextmanager
 def track(description: str, total: float | None = None, unit: str = "it", delay: float = 0.0) -> Iterator[Progress]:
     """Show a bar with count, rate and time left on a terminal's stderr; elsewhere a line there every 30 seconds.
 
     The arguments are those of `Progress`.
     """
-    progress = Progress(description, total, unit, delay)
+    progress = _Silent() if is_quiet() else Progress(description, total, unit, delay)
     try:
         with drawing() if progress.is_drawn else nullcontext():
             yield progress

@@ -164,50 +164,71 @@ def is_excluded(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(path if "/" in pattern else name, pattern) for pattern in stripped)
 
 
+def path_order(path: Path) -> str:
+    """Sort key of paths that orders them as `Path` does, part by part, and much faster."""
+    return os.path.normcase(path).replace(os.sep, "\0")
+
+
 def _scan(folder: Path, watch: Watch, exclude: Sequence[str]) -> Scan:
     found = Scan()
-
-    def refuse(problem: OSError) -> None:
-        path, reason = Path(problem.filename or folder), os_reason(problem)
-        if path == folder:
-            raise InputError(f"cannot read {folder}: {reason}")
-        found.unreadable.append((path, reason))
-
-    visited: set[tuple[int, int]] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        status = os.stat(parent)
-        identity = (status.st_dev, status.st_ino)
-        if identity in visited and status.st_ino:  # a link back up, or a second link to the same folder
-            folders.clear()
+    waiting = [folder]
+    visited: set[object] = set()
+    while waiting:
+        parent = waiting.pop()
+        try:
+            with os.scandir(parent) as listing:
+                entries = list(listing)
+            status = os.stat(parent)
+        except OSError as problem:
+            if parent == folder:
+                raise InputError(f"cannot read {folder}: {os_reason(problem)}") from None
+            found.unreadable.append((parent, os_reason(problem)))
+            continue
+        # Some file systems number nothing.
+        identity = (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(parent)
+        if identity in visited:  # a link back up, or a second link to the same folder
             continue
         visited.add(identity)
         if exclude:
-            below = Path(parent).relative_to(folder)
-            folders[:] = [name for name in folders if not is_excluded((below / name).as_posix(), exclude)]
-            names = [name for name in names if not is_excluded((below / name).as_posix(), exclude)]
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for start in range(0, len(names), _WATCHED):
-            for name in names[start : start + _WATCHED]:
-                if not name.startswith("."):
-                    _sort_in(Path(parent, name), found)
-            watch(len(names[start : start + _WATCHED]))
-    found.images.sort()
+            below = parent.relative_to(folder)
+            entries = [one for one in entries if not is_excluded((below / one.name).as_posix(), exclude)]
+        folders: list[str] = []
+        for start in range(0, len(entries), _WATCHED):
+            some = entries[start : start + _WATCHED]
+            for entry in some:
+                if entry.name.startswith("."):
+                    continue
+                if _is_folder(entry):
+                    folders.append(entry.name)
+                else:
+                    _sort_in(parent, entry, found)
+            watch(len(some))
+        waiting += [parent / name for name in sorted(folders, reverse=True)]
+    found.images.sort(key=path_order)
     found.unreadable.sort()
     return found
 
 
-def _sort_in(path: Path, found: Scan) -> None:
-    suffix = path.suffix.lower()
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        regular = stat.S_ISREG(os.stat(path).st_mode)
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _sort_in(parent: Path, entry: os.DirEntry[str], found: Scan) -> None:
+    suffix = os.path.splitext(entry.name)[1].lower()
+    try:
+        # A listing says of plain files what they are; only where it does not, and of links, the system is asked again.
+        regular = entry.is_file(follow_symlinks=False) or stat.S_ISREG(os.stat(entry).st_mode)
     except OSError as problem:
-        if path.is_symlink() and problem.errno in {errno.ENOENT, errno.ELOOP}:
+        if entry.is_symlink() and problem.errno in {errno.ENOENT, errno.ELOOP}:
             found.passed_over[_DANGLING] += 1
             return
         regular = True  # a folder whose files may be listed but not opened: reading them will give the reason
-    if suffix in suffixes():
+    if suffix in _ALWAYS or suffix in suffixes():
         if regular:
-            found.images.append(path)
+            found.images.append(parent / entry.name)
         else:
             found.passed_over[_SPECIAL] += 1
     elif regular and suffix in passed_over():

@@ -27,7 +27,7 @@ class PairStream:
     """Batches read anew each time, by worker processes that live as long as the loader."""
 
     def __init__(self, reader: PairReader, workers: int) -> None:
-        self.keys: list[tuple[int, np.ndarray, int]] = []
+        self._keys = _Keys()
         options: dict[str, Any] = {}
         if workers:
             # Forking a process that has threads (tokenizers, Arrow, CUDA) can hang; a clean server forks instead.
@@ -39,7 +39,7 @@ class PairStream:
             self._loader: torch.utils.data.DataLoader[PairBatch] = torch.utils.data.DataLoader(
                 reader,  # type: ignore[arg-type]
                 batch_size=None,
-                sampler=_Keys(self),
+                sampler=self._keys,
                 collate_fn=_unchanged,
                 num_workers=workers,
                 generator=torch.Generator(),  # its seed for workers must not be drawn from the training's
@@ -48,7 +48,7 @@ class PairStream:
 
     def batches(self, epoch: int, requests: list[tuple[np.ndarray, int]]) -> Iterator[PairBatch]:
         """Yield the batch of each of (int64 [b] pairs, size of their images)."""
-        self.keys = [(epoch, part, size) for pairs, size in requests for part in _parts(pairs)]
+        self._keys.of_epoch = [(epoch, part, size) for pairs, size in requests for part in _parts(pairs)]
         with _telling_of_lost_workers(), _as_many_workers_as_asked():
             parts = iter(self._loader)  # from the second epoch on this waits for each worker
         for pairs, _ in requests:
@@ -58,16 +58,20 @@ class PairStream:
 
 
 class _Keys:
-    """A sampler whose keys are set anew for every epoch, so that workers need not be started anew."""
+    """A sampler whose keys are set anew for every epoch, so that workers need not be started anew.
 
-    def __init__(self, stream: PairStream) -> None:
-        self._stream = stream
+    It does not know its stream: the two would be a cycle, and of what garbage collection finds in a cycle the queues
+    are closed first. Workers would then never be told to end, and waited for in vain: five seconds each.
+    """
+
+    def __init__(self) -> None:
+        self.of_epoch: list[tuple[int, np.ndarray, int]] = []
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray, int]]:
-        return iter(self._stream.keys)
+        return iter(self.of_epoch)
 
     def __len__(self) -> int:
-        return len(self._stream.keys)
+        return len(self.of_epoch)
 
 
 def _parts(pairs: np.ndarray) -> list[np.ndarray]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cloob_cli.data.image_folder import Watch, is_excluded, scan
+from cloob_cli.data.image_folder import Watch, is_excluded, path_order, scan
 from cloob_cli.errors import Failure, InputError, NothingFoundError
 from cloob_cli.path_text import path_text
 
@@ -35,8 +35,8 @@ def collect_images(sources: Sequence[Path], watch: Watch | None = None, exclude:
         InputError: none of `sources` gives an image; the error is the first one's.
     """
     found = Collected()
-    seen: set[Path] = set()
-    real = functools.cache(lambda folder: Path(os.path.realpath(folder)))
+    seen: set[str] = set()
+    real = functools.cache(os.path.realpath)
     errors: list[InputError] = []
     for source in sources:
         if exclude and is_excluded(source.as_posix(), exclude) and source.is_file():
@@ -49,11 +49,13 @@ def collect_images(sources: Sequence[Path], watch: Watch | None = None, exclude:
             continue
         found.passed_over += below.passed_over
         folders = dict(below.unreadable)
-        for path in sorted([*below.images, *folders]):
-            place = real(path.parent) / path.name  # links to a file are files of their own
-            if place in seen:
-                continue
-            seen.add(place)
+        for path in sorted([*below.images, *folders], key=path_order) if folders else below.images:
+            if len(sources) > 1:  # below one of them each file is found once
+                parent, name = os.path.split(path)
+                place = os.path.join(real(parent), name)  # links to a file are files of their own
+                if place in seen:
+                    continue
+                seen.add(place)
             reason = folders.get(path)
             failure = reason and Failure(path_text(path), f"the folder cannot be read: {reason}")
             found.items.append(failure or path)

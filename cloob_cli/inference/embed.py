@@ -1,25 +1,23 @@
-"""Images or texts as embeddings in files: `emb.npy` and, in the same order, `emb.parquet`."""
+"""Images or texts as embeddings, in memory and in files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from torch import Tensor
 
 from cloob_cli.core.model import CloobModel
 from cloob_cli.data.images import Preprocess
-from cloob_cli.errors import Failure, NothingFoundError
-from cloob_cli.files import replacing_together
-from cloob_cli.inference.encoding import encode_in_passes, encode_texts, pass_size
+from cloob_cli.errors import Failure
+from cloob_cli.inference.encoding import encode_in_passes, encode_texts, encode_texts_in_passes, pass_size
+from cloob_cli.inference.index.files import IndexFiles
 from cloob_cli.inference.index.stamp import Stamp
-from cloob_cli.inference.output_files import output_files
-from cloob_cli.inference.outputs import NpyRows, parquet_rows, write_failures
+from cloob_cli.inference.index.writing import Chunk, write_chunks
 from cloob_cli.inference.reading import OnImage, image_batches
 from cloob_cli.inference.tokens import count_cut
 
@@ -78,12 +76,22 @@ def embed_images(
 
 
 def embed_texts(
-    model: CloobModel, texts: Iterable[str], *, batch_size: int = 64, on_text: Callable[[], None] | None = None
+    model: CloobModel,
+    texts: Iterable[str],
+    *,
+    batch_size: int = 64,
+    on_text: Callable[[], None] | None = None,
+    alone: bool = False,
 ) -> Generator[EmbeddedBatch]:
-    """Embed texts in their order; `on_text` is called for each."""
+    """Embed texts in their order; `on_text` is called for each.
+
+    Args:
+        alone: a text's embedding does not depend on the others, as an image's does not.
+    """
     texts = iter(texts)
+    size = pass_size(model, batch_size)
     while batch := list(islice(texts, batch_size)):
-        embeddings = encode_texts(model, batch)
+        embeddings = encode_texts_in_passes(model, batch, size) if alone else encode_texts(model, batch)
         if on_text:
             for _ in batch:
                 on_text()
@@ -102,45 +110,33 @@ class Written:
 
 
 def write_embeddings(
-    output: Path,
-    batches: Iterable[EmbeddedBatch],
-    *,
-    width: int,
-    dtype: str,
-    column: str,
-    metadata: dict[str, str],
+    files: IndexFiles, batches: Iterable[EmbeddedBatch], *, dtype: str, metadata: dict[str, str]
 ) -> Written:
-    """Stream batches to `output` (.npy), the names to the .parquet beside it and failures to .failures.jsonl.
+    """Stream batches to files of embeddings, their names to the index, and failures to their list.
 
     All files appear together at the end, or none does and earlier ones stay as they were.
 
     Args:
-        width: D, the length of an embedding.
         dtype: "float32" or "float16".
-        column: the name of the index's column, "path" or "text".
         metadata: of the index: how the embeddings were made.
 
     Raises:
         NothingFoundError: not one row.
     """
-    files = output_files(output, "embed")
-    _, index, skipped = files
     failures: list[Failure] = []
     cut = 0
-    with replacing_together(files) as [npy, parquet, listing]:
-        with npy.open("wb") as stream, parquet_rows(parquet, index_schema(column, metadata)) as names:
-            rows = NpyRows(stream, width, np.dtype(dtype))
-            for batch in batches:
-                failures += batch.failures
-                cut += batch.cut
-                if batch.embeddings is not None:
-                    rows.write(batch.embeddings.numpy())
-                    names.write({column: name} for name in batch.names)
-            rows.finish()
-        if not rows.count:
-            raise NothingFoundError("nothing to embed: not one input could be read")
-        write_failures(listing, failures)
-    return Written(output, index, skipped if failures else None, rows.count, cut)
+
+    def chunks() -> Iterator[Chunk]:
+        nonlocal cut
+        for batch in batches:
+            failures.extend(batch.failures)
+            cut += batch.cut
+            if batch.embeddings is not None:
+                rows = batch.embeddings.numpy().astype(dtype)
+                yield Chunk(rows, [{files.column: name} for name in batch.names])
+
+    count = write_chunks(files, index_schema(files.column, metadata), chunks(), failures)
+    return Written(files.embeddings, files.index, files.failures if failures else None, count, cut)
 
 
 def index_schema(column: str, metadata: dict[str, str]) -> pyarrow.Schema:

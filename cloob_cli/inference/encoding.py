@@ -85,3 +85,21 @@ def encode_texts(model: CloobModel, texts: list[str]) -> Tensor:
     with torch.inference_mode():
         tokens = cut_to_longest(model.tokenize(texts), model.config.text)
         return model.encode_text(tokens.to(device_of(model))).float().cpu()
+
+
+def encode_texts_in_passes(model: CloobModel, texts: list[str], size: int) -> Tensor:
+    """Encode texts as `encode_texts` does, so that an embedding is the same to the bit whatever texts are beside it.
+
+    Texts that are cut to the same length go through the model together, in passes of exactly `size` texts.
+    """
+    assert model.tokenize is not None
+    tokens = model.tokenize(texts)
+    lengths = torch.tensor([cut_to_longest(row[None], model.config.text).shape[-1] for row in tokens])
+    result = torch.empty(len(texts), model.config.embed_dim)
+    with torch.inference_mode():
+        for length in lengths.unique().tolist():
+            for places in (lengths == length).nonzero()[:, 0].split(size):
+                rows = tokens[places, :length]
+                filled = torch.cat([rows, rows[:1].expand(size - len(rows), -1)]).to(device_of(model))
+                result[places] = model.encode_text(filled)[: len(rows)].float().cpu()
+    return result

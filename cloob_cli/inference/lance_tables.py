@@ -1,21 +1,23 @@
-"""LanceDB, an optional package: whether it is there, and tables with a column `vector`."""
+"""LanceDB, an optional package: whether it is there, and tables with a column of vectors."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cloob_cli.errors import MissingExtraError
+from cloob_cli.errors import InputError, MissingExtraError
+from cloob_cli.text_format import first_line
 
 if TYPE_CHECKING:
     import pyarrow
 
 VECTOR = "vector"
+_TABLE = "rows"
 
 
 def has_lancedb() -> bool:
@@ -37,11 +39,11 @@ def connect(folder: Path) -> Any:
     return lancedb.connect(folder)
 
 
-def vector_field(width: int, dtype: np.dtype) -> pyarrow.Field:
-    """The field of a table whose column `vector` holds `width` numbers a row."""
+def vector_field(width: int, dtype: np.dtype, name: str = VECTOR) -> pyarrow.Field:
+    """The field of a table whose column `name` holds `width` numbers a row."""
     import pyarrow as pa
 
-    return pa.field(VECTOR, pa.list_(pa.from_numpy_dtype(dtype), width), nullable=False)
+    return pa.field(name, pa.list_(pa.from_numpy_dtype(dtype), width), nullable=False)
 
 
 def vector_column(rows: np.ndarray) -> pyarrow.Array:
@@ -57,3 +59,65 @@ def write_table(folder: Path, name: str, schema: pyarrow.Schema, batches: Iterab
 
     reader = pa.RecordBatchReader.from_batches(schema, batches)
     return connect(folder).create_table(name, reader, schema=schema)
+
+
+def fill_table(folder: Path, schema: pyarrow.Schema, batches: Iterable[pyarrow.RecordBatch]) -> None:
+    """Make the empty folder `folder` itself a table, a batch at a time."""
+    write_table(folder, _TABLE, schema, batches)
+    inner = folder / f"{_TABLE}.lance"
+    for path in inner.iterdir():  # a table has no path of its own in it
+        path.rename(folder / path.name)
+    inner.rmdir()
+
+
+def open_table(folder: Path) -> Any:
+    """Open the table that is the folder NAME.lance.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        MissingExtraError: LanceDB is not installed.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(2, os.strerror(2), str(folder))
+    return connect(folder.parent).open_table(folder.stem)
+
+
+class LanceRows:
+    """The vectors of a table [N, D], which are read when they are asked for."""
+
+    def __init__(self, folder: Path, table: Any, column: str) -> None:
+        self._folder, self._table, self._column = folder, table, column
+        kind = table.schema.field(column).type
+        self.shape = (int(table.count_rows()), int(kind.list_size))
+        self.dtype = np.dtype(kind.value_type.to_pandas_dtype())
+        self.ndim = 2
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        """Rows [n, D] of these numbers, n at least 1.
+
+        Raises:
+            InputError: the table is damaged.
+        """
+        wanted, places = np.unique(numbers, return_inverse=True)
+        return self._read(lambda: self._table.take_offsets(wanted.tolist()))[places]
+
+    def all(self) -> np.ndarray:
+        """All rows.
+
+        Raises:
+            InputError: the table is damaged.
+        """
+        return self._read(self._table.search)
+
+    def _read(self, query: Callable[[], Any]) -> np.ndarray:
+        try:
+            column = query().select([self._column]).to_arrow().column(self._column).combine_chunks()
+        except Exception as problem:  # LanceDB has no class of errors for a damaged table
+            raise InputError(
+                f"{self._folder} cannot be read ({first_line(problem)})", "start anew with --rebuild"
+            ) from None
+        rows: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.shape[1])
+        return rows

@@ -23,9 +23,10 @@ from typing import Literal
 
 from cloob_cli.errors import UsageError
 
-Command = Literal["classify", "embed", "eval", "report"]
+Command = Literal["classify", "embed", "embed --engine ray", "eval", "report"]
 
 MADE_BY = "made_by"  # the key in a Parquet file's metadata; its value is the command, "cloob embed"
+RAY: Command = "embed --engine ray"  # its .parquet file has embeddings, that of `embed` is the index of a .npy file
 _EMBED_KEYS = {b"model", b"weights_sha256", b"preprocessing", b"version"}
 _CHOICE = ["label", "probability", "cosine"]
 _SCORES = ("dataset", "model", "task")  # the first columns, or keys of each record
@@ -82,8 +83,8 @@ def check_output(
     files = output_files(output, command)
     inputs = list(inputs)
     for path in files:
-        _check_place(path, option)
-        if source := next((source for source in inputs if _same(source, path)), None):
+        check_writable(path, option)
+        if source := next((source for source in inputs if is_same_file(source, path)), None):
             raise UsageError(f"{path} would overwrite {source}, which is an input", f"choose another {option}")
     if force:
         return
@@ -102,14 +103,19 @@ def check_place(path: Path, inputs: Iterable[Path], force: bool) -> None:
     Raises:
         UsageError: that.
     """
-    _check_place(path, "--calibration")
-    if source := next((source for source in inputs if _same(source, path)), None):
+    check_writable(path, "--calibration")
+    if source := next((source for source in inputs if is_same_file(source, path)), None):
         raise UsageError(f"{path} would overwrite {source}, which is an input", "choose another --calibration")
     if not force and path.exists() and path.stat().st_size and b'"cloob_calibration"' not in path.read_bytes()[:64]:
         raise UsageError(f"{path} exists, and is no calibration", "choose another --calibration, or --force")
 
 
-def _check_place(path: Path, option: str) -> None:
+def check_writable(path: Path, option: str) -> None:
+    """Refuse a path for a file where none can be written, or where something else is.
+
+    Raises:
+        UsageError: that.
+    """
     if path.is_dir():
         raise UsageError(f"{path} is a folder, a file was expected", f"choose another {option}")
     if path.exists() and not path.is_file():
@@ -123,7 +129,8 @@ def _check_place(path: Path, option: str) -> None:
         raise UsageError(f"cannot write {path}: no permission to write in {folder}", f"choose another {option}")
 
 
-def _same(one: Path, other: Path) -> bool:
+def is_same_file(one: Path, other: Path) -> bool:
+    """True for two names of one file or folder that is there."""
     try:
         return os.path.samefile(one, other)
     except OSError:  # one of them is not there
@@ -133,7 +140,7 @@ def _same(one: Path, other: Path) -> bool:
 def _is_own(path: Path, output: Path, command: Command) -> bool:
     if path == failures_path(output):
         # The list does not say who wrote it, so its neighbors must: commands that share a stem share its name.
-        return _lists_failures(path) and _makers_beside(output) == {command}
+        return lists_failures(path) and _makers_beside(output) == {command}
     return made_by(path) == command
 
 
@@ -150,7 +157,7 @@ def made_by(path: Path) -> Command | None:
                 return _maker_of_parquet(path)
             case ".npy":
                 index = path.with_suffix(".parquet")
-                ours = _maker_of_parquet(index) == "embed" and _rows_of_npy(path) == _rows_of_parquet(index)
+                ours = _maker_of_parquet(index) == "embed" and rows_of_npy(path) == rows_of_parquet(index)
                 return "embed" if ours else None
             case ".csv":
                 header = _read_first_line(path)
@@ -184,7 +191,8 @@ def _maker_of_parquet(path: Path) -> Command | None:
     with path.open("rb") as stream:  # pyarrow itself opens only paths that are UTF-8
         schema = parquet.read_schema(stream)
     metadata = schema.metadata or {}
-    for command in ("classify", "embed"):
+    commands: tuple[Command, ...] = ("classify", "embed", RAY)
+    for command in commands:
         if metadata.get(MADE_BY.encode()) == f"cloob {command}".encode():
             return command
     if metadata.keys() >= _EMBED_KEYS and len(schema.names) == 1:
@@ -192,14 +200,16 @@ def _maker_of_parquet(path: Path) -> Command | None:
     return "classify" if schema.names == ["path", *_CHOICE, "top"] else None
 
 
-def _rows_of_parquet(path: Path) -> int:
+def rows_of_parquet(path: Path) -> int:
+    """The number of rows of a Parquet file."""
     from pyarrow import parquet
 
     with path.open("rb") as stream:
         return int(parquet.read_metadata(stream).num_rows)
 
 
-def _rows_of_npy(path: Path) -> int:
+def rows_of_npy(path: Path) -> int:
+    """The length of a .npy file's array."""
     import numpy as np
 
     return len(np.load(path, mmap_mode="r", allow_pickle=False))
@@ -210,7 +220,8 @@ def _read_first_line(path: Path) -> str:
         return stream.readline(_FIRST_LINE).decode("utf-8").rstrip("\r\n")
 
 
-def _lists_failures(path: Path) -> bool:
+def lists_failures(path: Path) -> bool:
+    """True for a list of inputs that were skipped."""
     try:
         with path.open(encoding="utf-8") as stream:
             return all(list(dict.keys(json.loads(line))) == ["path", "reason"] for line in stream)

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from cloob_cli.path_text import path_text
 from cloob_cli.text_format import os_reason
 
 __all__ = ["Collected", "ImageBatch", "OnImage", "collect_images", "image_batches"]
+
+Result = TypeVar("Result")
 
 _MOST_THREADS = 32
 
@@ -134,7 +136,7 @@ def _read(
     def read() -> np.ndarray:
         return read_crop(path, preprocess, budget, exact=exact, also=keep_small if with_thumbnail else None)
 
-    try:
+    def read_file() -> _Read:
         # Opening a pipe would wait for somebody to write into it.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ImageError("not a regular file")
@@ -142,10 +144,18 @@ def _read(
             return path_text(path), read(), None, small
         stamp, crop = stamped(path, read)
         return path_text(path), crop, stamp, small
+
+    result = result_or_reason(read_file)
+    return Failure(path_text(path), result) if isinstance(result, str) else result
+
+
+def result_or_reason(read: Callable[[], Result]) -> Result | str:
+    """The result of `read`, or in one line why there is none, whatever it raises."""
+    try:
+        return read()
     except ImageError as problem:
-        reason = problem.message
+        return problem.message
     except OSError as problem:
-        reason = f"cannot be read: {os_reason(problem)}"
+        return f"cannot be read: {os_reason(problem)}"
     except Exception as problem:  # one odd image must not end a run over a million
-        reason = one_line(problem)
-    return Failure(path_text(path), reason)
+        return one_line(problem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,11 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloob_cli.errors import DataError
+from cloob_cli.errors import DataError, InputError
+from cloob_cli.files import sha256_of
+from cloob_cli.inference.index.files import source_files
+from cloob_cli.inference.index.stored import open_index
+
+_HINT = "`cloob embed DIR -o emb.npy --force` makes them anew"
 
 
 def read_reference(path: Path, made: Mapping[str, str]) -> Tensor:
-    """The rows of a .npy file, unit-norm float32 [N, D].
+    """The rows of an output of `cloob embed`, unit-norm float32 [N, D].
 
     Args:
         made: how the embeddings that they will be compared with are made, as in an index's metadata.
@@ -21,18 +27,29 @@ def read_reference(path: Path, made: Mapping[str, str]) -> Tensor:
     Raises:
         DataError: not readable, not embeddings, or of other weights or another preprocessing than `made`.
     """
-    from pyarrow import parquet
-
+    files = source_files(path)
     try:
-        rows = np.load(path, allow_pickle=False)
-        with path.with_suffix(".parquet").open("rb") as stream:
-            metadata = parquet.read_schema(stream).metadata or {}
-    except (OSError, ValueError, EOFError) as problem:  # pyarrow's errors are ValueErrors
-        raise DataError(f"{path}: not embeddings: {problem}", "`cloob embed DIR -o emb.npy` makes them") from None
+        if files is None:
+            raise InputError("it is neither a .npy file nor another output of `cloob embed`")
+        index = open_index(files)
+    except InputError as problem:
+        raise DataError(f"{path}: not embeddings: {problem.message}", _HINT) from None
     for key in ("weights_sha256", "preprocessing"):
-        if metadata.get(key.encode()) != made[key].encode():
+        if index.metadata.get(key) != made[key]:
             what = "another model" if key == "weights_sha256" else "another preprocessing"
             raise DataError(f"{path}: its embeddings are of {what}", "embed the reference images with this model")
-    if rows.ndim != 2 or not len(rows) or rows.dtype.kind != "f" or not np.isfinite(rows).all():
-        raise DataError(f"{path}: not embeddings: {rows.dtype} {rows.shape}", "`cloob embed DIR -o emb.npy` makes them")
-    return torch.nn.functional.normalize(torch.from_numpy(rows.astype(np.float32)), dim=1)
+    if not len(index.rows) or not np.isfinite(index.rows).all():
+        raise DataError(f"{path}: not embeddings: no rows, or numbers that are not finite", _HINT)
+    return torch.nn.functional.normalize(torch.from_numpy(index.rows.astype(np.float32)), dim=1)
+
+
+def reference_sha256(path: Path) -> str:
+    """A hash of the rows that `read_reference` reads, by which the same reference is known again.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    files = source_files(path)
+    if files and files.form == "lance":
+        return hashlib.sha256(open_index(files).rows.tobytes()).hexdigest()
+    return sha256_of(files.embeddings if files else path)

@@ -224,7 +224,9 @@ def test_wrong_input_is_one_line_and_exit_code_2(place: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize(
+    "name", ["SIGINT", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGTERM", "SIGHUP"))]
+)
 def test_an_interrupted_run_leaves_nothing(place: Path, tmp_path: Path, name: str) -> None:
     [large] = save_images(tmp_path / "many", 1, size=(3000, 2000), suffix=".jpg")
     for copy in range(600):

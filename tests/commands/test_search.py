@@ -190,8 +190,8 @@ def test_wrong_input_is_one_line_and_a_hint(place: Path) -> None:
         (["text.txt", "a cat"], "neither a folder nor a .npy file"),
         (["alone.npy", "a cat"], "no embeddings at alone.parquet"),
         (["fresh", "a cat", "--no-update"], "fresh has no index yet"),
-        (["damaged", "a cat"], "damaged/.cloob/emb.npy cannot be read"),
-        (["damaged", "a cat", "--no-update"], "damaged/.cloob/emb.npy cannot be read"),
+        (["damaged", "a cat"], "damaged/.cloob/emb.npy is cut short: it has 2 of 6 rows"),
+        (["damaged", "a cat", "--no-update"], "damaged/.cloob/emb.npy is cut short: it has 2 of 6 rows"),
         (["newer", "a cat"], "made with cloob 99.0, not with cloob"),
         (["pictures", "a cat", "--json", "--print0"], "exclude each other"),
     ]
@@ -218,7 +218,9 @@ def test_many_rows_are_searched_with_an_index(place: Path, monkeypatch: pytest.M
     assert not index.exists()
     first = cloob_here("search", "pictures", "a cat", cwd=place)
     second = cloob_here("search", "pictures", "a cat", cwd=place)
-    assert "building a search index of 6 rows, once" in first.stderr
+    assert "building a search index of 6 rows, once, in up to some 1 minute;" in first.stderr
+    steps = [line for line in first.stderr.splitlines() if line.startswith("step ")]
+    assert [line[:11] for line in steps] == ["step 1 of 3", "step 2 of 3", "step 3 of 3"]
     assert "building" not in second.stderr
     for result in (first, second):
         assert "finds 100.0% of the 10 nearest" in result.stderr, result.stderr

@@ -38,7 +38,9 @@ def raw(place: Path, *arguments: object, **env: str) -> subprocess.CompletedProc
     return subprocess.run(command, cwd=place, env=environment(**env), capture_output=True, timeout=120, check=False)
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii:strict", "utf-16"])
+@pytest.mark.parametrize(
+    "encoding", ["cp1252", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ascii:strict", "utf-16"))]
+)
 def test_an_encoding_that_lacks_letters_loses_no_row(place: Path, encoding: str) -> None:
     arguments = ["classify", "images", "-l", "labels.txt", "-m", "model", "--top-k", 3]
     done = raw(place, *arguments, PYTHONIOENCODING=encoding)
@@ -76,7 +78,7 @@ def test_every_kind_of_output_takes_what_an_encoding_lacks(place: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes")
-@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
+@pytest.mark.parametrize("encoding", [pytest.param("utf-8", marks=pytest.mark.slow), "cp1252"])
 def test_a_path_that_is_no_text_is_printed_as_its_bytes(place: Path, encoding: str) -> None:
     name = b"caf\xe9.npy"
     done = raw(place, "embed", "images", "-o", os.fsdecode(name), "-m", "model", "-q", PYTHONIOENCODING=encoding)
@@ -137,7 +139,7 @@ def test_help_and_errors_of_usage() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
-@pytest.mark.parametrize("output", [None, "out.csv"])
+@pytest.mark.parametrize("output", [None, pytest.param("out.csv", marks=pytest.mark.slow)])
 def test_a_reader_that_leaves_early(place: Path, tmp_path: Path, output: str | None) -> None:
     """`| head -1`: a file is written whole all the same; a run without one ends quietly."""
     arguments = ["classify", "images", "-l", "labels.txt", "-m", "model", "--json", "--batch-size", "1"]
@@ -162,9 +164,12 @@ def test_a_reader_that_leaves_early(place: Path, tmp_path: Path, output: str | N
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
 @pytest.mark.parametrize(
     "arguments",
-    [["classify", "-l", "labels.txt", "-o", "out.csv"], ["classify", "-l", "labels.txt", "-o", "out.parquet"],
-     ["embed", "-o", "out.npy"]],
-)  # fmt: skip
+    [
+        ["classify", "-l", "labels.txt", "-o", "out.csv"],
+        pytest.param(["classify", "-l", "labels.txt", "-o", "out.parquet"], marks=pytest.mark.slow),
+        pytest.param(["embed", "-o", "out.npy"], marks=pytest.mark.slow),
+    ],
+)
 def test_an_error_of_writing_names_the_file(place: Path, arguments: list[str]) -> None:
     """A limit of a file's size fails as a full disk does."""
     import resource

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 ARGUMENTS = ["classify", "images", "-l", "labels.txt", "-m", "model", "--batch-size", "2"]
 
 
+@cache
 def expected(place: Path, *further: object) -> list[dict]:
     command = [*COMMAND, *ARGUMENTS, *map(str, further), "--json", "-q"]
     done = subprocess.run(command, cwd=place, env=environment(), capture_output=True, timeout=120, check=False)

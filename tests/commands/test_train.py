@@ -64,7 +64,7 @@ def start_and_stop(
 
 
 def test_the_default_folder_and_the_json_result(place):
-    result = cloob("train", "short.toml", "--json", "--set", "train.steps=4", "--quiet", cwd=place)
+    result = cloob_here("train", "short.toml", "--json", "--set", "train.steps=4", "--quiet", cwd=place)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     document = json.loads(result.stdout)
@@ -163,6 +163,16 @@ def test_ctrl_c_before_the_first_step_is_answered_and_leaves_with_130(place):
     assert "Traceback" not in talk
 
 
+def test_with_a_launcher_s_variables_skipped_pairs_are_no_failure(place, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs")
+    (pairs / "00.png").write_bytes(b"")
+    arguments = ["train", place / "short.toml", "--out", "run", "--set", "data.train=pairs"]
+    result = cloob_here(*arguments, cwd=tmp_path, ACCELERATE_MIXED_PRECISION="no")
+    assert result.returncode == 0, result.stderr
+    assert "1 pairs could not be read" in result.stderr
+
+
+@pytest.mark.slow
 def test_under_a_launcher_skipped_pairs_are_no_failure(place, tmp_path):
     pairs = write_pairs(tmp_path / "pairs")
     (pairs / "00.png").write_bytes(b"")
@@ -323,6 +333,7 @@ def test_nodes_without_a_common_folder_resume_from_the_first_ones_checkpoint(pla
     assert not (tmp_path / "node1" / "cut").exists()  # the first one's folder is the run's
 
 
+@pytest.mark.slow
 def test_processes_with_another_recipe_do_not_start(place, tmp_path):
     for node, rate in (("node0", "0.003"), ("node1", "0.002")):
         (tmp_path / node).mkdir()

@@ -26,7 +26,7 @@ def run(task: str, name: str, folder: Path) -> str:
 @pytest.mark.numeric
 @pytest.mark.parametrize(
     "name",
-    ["small-RN50", "small-crowsonkb", *(pytest.param(name, marks=pytest.mark.slow) for name in FULL)],
+    ["small-RN50", *(pytest.param(name, marks=pytest.mark.slow) for name in ("small-crowsonkb", *FULL))],
 )
 def test_a_released_model_s_way(name: str, tmp_path: Path) -> None:
     pytest.importorskip("resource", reason="peak memory is not measured on Windows")

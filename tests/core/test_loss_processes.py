@@ -45,18 +45,9 @@ def results(batch, tmp_path_factory) -> list[dict]:
     """The results of each of four processes, as groups of one, two, three and four of them."""
     folder = tmp_path_factory.mktemp("processes")
     torch.save(batch, folder / "batch.pt")
-    started = [
-        subprocess.Popen([sys.executable, str(WORKER), str(folder), str(rank), str(MOST)], stderr=subprocess.PIPE)
-        for rank in range(MOST)
-    ]
-    try:
-        for process in started:
-            _, talk = process.communicate(timeout=300)
-            assert process.returncode == 0, talk.decode()
-    finally:
-        for process in started:  # where one failed, the others wait for it
-            process.kill()
-            process.communicate()
+    command = [sys.executable, str(WORKER), str(folder), str(MOST)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
     return [torch.load(folder / f"result-{rank}.pt", weights_only=True) for rank in range(MOST)]
 
 

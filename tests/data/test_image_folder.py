@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cloob_cli.data import image_folder
-from cloob_cli.data.image_folder import describe_passed_over, list_images, scan, suffixes
+from cloob_cli.data.image_folder import describe_passed_over, list_images, path_order, scan, suffixes
 from cloob_cli.errors import InputError, NothingFoundError
 
 
@@ -24,6 +24,15 @@ def touch(folder: Path, *names: str) -> None:
 def test_recursive_sorted_by_suffix_without_hidden(tmp_path: Path) -> None:
     touch(tmp_path, "b.JPG", "a/z.png", "a/c.txt", ".hidden.png", ".cache/x.png", "a.webp", "notes.md")
     assert list_images(tmp_path) == [tmp_path / "a/z.png", tmp_path / "a.webp", tmp_path / "b.JPG"]
+
+
+def test_images_are_in_the_order_of_paths(tmp_path: Path) -> None:
+    # Paths compare part by part: `a/z.png` comes before `a b.png`, although a space comes before a slash.
+    names = ["a/z.png", "a b.png", "a b/c.png", "a/b/c.png", "a-b.png", "a.png", "a!/x.png", "Z.png", "\u00e4/x.png"]
+    touch(tmp_path, *names)
+    found = list_images(tmp_path)
+    assert found == sorted(tmp_path / name for name in names)
+    assert found == sorted(reversed(found), key=path_order)
 
 
 def test_a_single_file_stands_for_itself(tmp_path: Path) -> None:
@@ -42,6 +51,21 @@ def test_link_loops_end_and_each_folder_counts_once(tmp_path: Path) -> None:
     touch(tmp_path / "images", "one.png", "deep/two.png")
     (tmp_path / "images/deep/up").symlink_to(tmp_path / "images", target_is_directory=True)
     (tmp_path / "images/gone.png").symlink_to(tmp_path / "nothing.png")
+    names = [path.name for path in list_images(tmp_path / "images")]
+    assert names == ["two.png", "one.png"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_link_loops_end_where_a_file_system_numbers_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "images", "one.png", "deep/two.png")
+    (tmp_path / "images/deep/up").symlink_to(tmp_path / "images", target_is_directory=True)
+    original = os.stat
+
+    def stat(path: str | Path, **options: bool) -> os.stat_result:
+        status = original(path, **options)  # type: ignore[arg-type]
+        return os.stat_result((status[0], 0, *status[2:]))
+
+    monkeypatch.setattr(os, "stat", stat)
     names = [path.name for path in list_images(tmp_path / "images")]
     assert names == ["two.png", "one.png"]
 

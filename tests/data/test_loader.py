@@ -124,6 +124,20 @@ def test_worker_processes_change_nothing(source: PairSource, tokenizer: Tokenize
         assert_equal(one, two)
 
 
+def test_workers_end_by_themselves_with_their_loader(
+    source: PairSource, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has to wait for them in vain and then end them with a signal."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 60)  # how long torch waits for each
+    others = set(multiprocessing.active_children())
+    made = loader(source, tokenizer, in_memory=False, workers=2)
+    list(made.batches(0))
+    workers = set(multiprocessing.active_children()) - others
+    assert len(workers) == 2
+    del made
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
 @pytest.mark.parametrize("processes", [2, 3, 7])
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_processes_share_a_batch(source: PairSource, tokenizer: Tokenizer, processes: int, in_memory: bool) -> None:

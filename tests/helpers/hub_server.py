@@ -113,7 +113,7 @@ def hub_serving() -> Iterator[Hub]:
                 return
             for pattern, answer in (
                 (r"/api/(?:models|datasets)/([\w.-]+/[\w.-]+)(?:/revision/(.+))?", self._info),
-                (r"/api/models/([\w.-]+/[\w.-]+)/tree/([^/]+)", self._tree),
+                (r"/api/(?:models|datasets)/([\w.-]+/[\w.-]+)/tree/([^/]+)/?(.*)", self._tree),
                 (r"/(?:datasets/)?([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)", self._file),
                 (r"/api/repos/create", self._create),
                 (r"/api/validate-yaml", self._validate),
@@ -155,12 +155,23 @@ def hub_serving() -> Iterator[Hub]:
             )
             hub.repositories[repository] |= hub.later
 
-        def _tree(self, repository: str, revision: str) -> None:
+        def _tree(self, repository: str, revision: str, folder: str) -> None:
             if not (self._allowed(repository) and self._revision(repository, revision)):
                 return
+            start = f"{folder}/" if folder else ""
+            is_deep = "recursive=true" in urlsplit(self.path).query.lower()
+            files = {name: data for name, data in hub.repositories[repository].items() if name.startswith(start)}
+            if folder and not files:
+                self._error(404, "EntryNotFound")
+                return
             entries: list[dict[str, Any]] = []
-            for name, data in hub.repositories[repository].items():
-                entry: dict[str, Any] = {"type": "file", "path": name, "size": len(data), "oid": git_hash(data)}
+            for name, data in files.items():
+                inner, _, below = name.removeprefix(start).partition("/")
+                if below and not is_deep:
+                    entry = {"type": "directory", "path": start + inner, "oid": "0" * 40, "size": 0}
+                    entries += [entry] if entry not in entries else []
+                    continue
+                entry = {"type": "file", "path": name, "size": len(data), "oid": git_hash(data)}
                 if is_lfs(name):
                     entry["lfs"] = {"oid": sha256(data), "size": len(data), "pointerSize": 130}
                 entries.append(entry)
@@ -177,13 +188,15 @@ def hub_serving() -> Iterator[Hub]:
                 self._error(404, "EntryNotFound")
                 return
             etag = sha256(data) if is_lfs(name) else git_hash(data)
-            start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
-            self.send_response(206 if start else 200)
+            first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+            start, size = int(first), len(data)
+            data = data[: int(last) + 1] if last else data
+            self.send_response(206 if start or last else 200)
             self.send_header("X-Repo-Commit", hub.commit(repository))
             self.send_header("ETag", f'"{etag}"')
             self.send_header("Accept-Ranges", "bytes")
-            if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            if start or last:
+                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{size}")
             self.send_header("Content-Length", str(len(data) - start))
             self.end_headers()
             if self.command == "GET":

@@ -1,8 +1,8 @@
-"""One of several gloo processes: `python loss_process.py FOLDER RANK PROCESSES`.
+"""Several gloo processes: `python loss_process.py FOLDER PROCESSES`.
 
-For each number of processes from 1 to PROCESSES, each objective and each implementation, computes the loss of this
-process's part of FOLDER/batch.pt under DDP and saves loss, gradients and counted bytes as FOLDER/result-RANK.pt. Then
-the same for cached gradients.
+For each number of processes from 1 to PROCESSES, each objective and each implementation, each process computes the
+loss of its part of FOLDER/batch.pt under DDP and saves loss, gradients and counted bytes as FOLDER/result-RANK.pt.
+Then the same for cached gradients.
 """
 
 from __future__ import annotations
@@ -152,8 +152,7 @@ def run(batch: dict, rank: int, processes: int, group: distributed.ProcessGroup,
     return results
 
 
-def main() -> None:
-    folder, rank, most = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+def work(rank: int, folder: Path, most: int) -> None:
     torch.set_num_threads(1)
     # Tiles and chunks smaller than any process's part.
     TILE_SIZES["cpu"] = TileSizes(tile=(5, 7), chunk_elements=100)
@@ -169,4 +168,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Forked, and only now: importing torch and what DDP needs takes each of them seconds otherwise.
+    import torch._dynamo
+    from torch.multiprocessing import start_processes
+
+    start_processes(work, (Path(sys.argv[1]), int(sys.argv[2])), nprocs=int(sys.argv[2]), start_method="fork")

@@ -12,6 +12,7 @@ import torch
 
 from cloob_cli.errors import Failure, NothingFoundError
 from cloob_cli.inference.embed import EmbeddedBatch, write_embeddings
+from cloob_cli.inference.index.files import IndexFiles
 
 ROWS = torch.nn.functional.normalize(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), dim=1)
 BATCHES = [
@@ -22,7 +23,7 @@ BATCHES = [
 
 
 def write(output: Path, batches: object) -> object:
-    return write_embeddings(output, batches, width=3, dtype="float32", column="path", metadata={"model": "m"})  # type: ignore[arg-type]
+    return write_embeddings(IndexFiles.of(output), batches, dtype="float32", metadata={"model": "m"})  # type: ignore[arg-type]
 
 
 def test_writes_rows_names_and_failures_in_order(tmp_path: Path) -> None:

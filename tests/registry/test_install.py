@@ -482,6 +482,7 @@ def test_two_processes_at_once_make_one_download_and_two_successes(server: FileS
     load("tiny", device="cpu")
 
 
+@pytest.mark.slow
 def test_one_address_under_two_names_at_once_makes_two_models(server: FileServer) -> None:
     server.pause_seconds = 0.01
     command = [sys.executable, "-m", "cloob_cli", "zoo", "pull", f"{server.url}/tiny.tar", "--name"]

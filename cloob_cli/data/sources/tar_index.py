@@ -7,6 +7,7 @@ here it goes on behind it, and what was passed over is told.
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +17,7 @@ from cloob_cli.errors import DataError, ImageError
 _BLOCK = tarfile.BLOCKSIZE
 _END_MARK = 2 * _BLOCK  # of zeros
 _PADDING = tarfile.RECORDSIZE + _END_MARK  # zeros that may lie between two tars that were joined
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,12 @@ def index_tar(path: Path) -> TarIndex:
     """
     try:
         with path.open("rb") as stream:
-            if stream.read(6).startswith(_COMPRESSED):
+            if stream.read(6).startswith(COMPRESSED):
                 raise DataError(f"{path} is compressed, so its members cannot be read singly", "unpack it: gunzip FILE")
-            return _Scan(stream).index()
+            scan = TarScan(stream)
+            members = list(scan.members())
+            damage = scan.damage()
+            return TarIndex(members[:-1] if scan.is_cut else members, damage)
     except OSError as problem:
         raise DataError(f"{path} cannot be read: {problem.strerror or problem}") from None
 
@@ -68,27 +72,36 @@ def read_member(path: Path, offset: int, size: int) -> bytes:
     return data
 
 
-class _Scan:
+class TarScan:
+    """The members of a tar file one after the other, and then what is wrong with it.
+
+    Between two members the stream may be read at any place.
+
+    Attributes:
+        is_cut: the file ends within the last member; known once `damage` was asked for.
+    """
+
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._length = stream.seek(0, 2)
-        self._members: list[Member] = []
+        self._last: Member | None = None
         self._gaps: list[tuple[int, int]] = []  # from, to: where a header should be and none is
         self._expected = 0  # where the next header should be
+        self.is_cut = False
 
-    def index(self) -> TarIndex:
+    def members(self) -> Iterator[Member]:
+        """Yield the members in their order, found by their headers alone."""
         start = 0
         while start < self._length:
             self._stream.seek(start)
             try:
-                self._read_members()
+                yield from self._read_members()
                 break
             except (tarfile.TarError, ValueError, OverflowError):
                 # Such as a long name's header without its file's. Go on behind what was read last.
                 start = max(start + _BLOCK, -(-self._stream.tell() // _BLOCK) * _BLOCK)
-        return TarIndex(self._members, self._damage())
 
-    def _read_members(self) -> None:
+    def _read_members(self) -> Iterator[Member]:
         with tarfile.open(fileobj=self._stream, mode="r:", ignore_zeros=True) as tar:
             while (member := tar.next()) is not None:
                 if member.size < 0:
@@ -102,9 +115,11 @@ class _Scan:
                 stored = member.size if member.isreg() else 0
                 self._expected = member.offset_data + -(-stored // _BLOCK) * _BLOCK
                 if member.isreg():
-                    self._members.append(Member(member.name, member.offset_data, member.size))
+                    self._last = Member(member.name, member.offset_data, member.size)
+                    yield self._last
 
-    def _damage(self) -> str | None:
+    def damage(self) -> str | None:
+        """Describe what is wrong with the file, after its last member; None where nothing is."""
         end_mark = max(self._expected, self._length - _END_MARK)
         ends_early = self._length - end_mark < _END_MARK or not self._is_zero(end_mark, self._length)
         if self._length - self._expected >= _BLOCK:
@@ -115,13 +130,9 @@ class _Scan:
             more = f" and {len(damaged) - 1} more places" if len(damaged) > 1 else ""
             lost = sum(stop - start for start, stop in damaged)
             texts.append(f"damaged at byte {damaged[0][0]:,}{more}: {lost:,} bytes are lost")
-        if ends_early and self._members:
-            last = self._members[-1]
-            if last.offset + last.size > self._length:
-                self._members.pop()
-                texts.append(f"it ends early, within {last.name}")
-            else:
-                texts.append(f"it ends early, after {last.name}")
+        if ends_early and self._last:
+            self.is_cut = self._last.offset + self._last.size > self._length
+            texts.append(f"it ends early, {'within' if self.is_cut else 'after'} {self._last.name}")
         return "; ".join(texts) or None
 
     def _is_padding(self, start: int, stop: int) -> bool:

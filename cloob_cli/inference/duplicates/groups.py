@@ -94,7 +94,7 @@ def duplicate_groups(
     sets: list[list[int]] = []
     if limits:
         # Rows of equal contents are compared once.
-        connected = connected_rows(index.rows, np.array(firsts), limits.cosine, on_tile)
+        connected = connected_rows(np.asarray(index.rows), np.array(firsts), limits.cosine, on_tile)
         sets = [[firsts[place] for place in places] for places in connected]
     rows_of = {rows[0]: rows for rows in by_content.values()}
     looked = [

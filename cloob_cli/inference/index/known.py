@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from cloob_cli.inference.index.stamp import Stamp
+
+
+class Rows(Protocol):
+    """An array of rows [N, D], or what reads them from a table when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    def __getitem__(self, numbers: np.ndarray, /) -> np.ndarray: ...
 
 
 class Row(NamedTuple):
@@ -16,6 +26,14 @@ class Row(NamedTuple):
     stamp: Stamp
     source: int
     number: int
+
+
+class Kept(NamedTuple):
+    """An image whose row is known: its name and stamp as they are now, and the row."""
+
+    name: str
+    stamp: Stamp
+    row: Row
 
 
 class KnownRows:
@@ -28,9 +46,9 @@ class KnownRows:
         self.by_name: dict[str, Row] = {}
         self.by_content: dict[str, Row] = {}
         self.sizes: set[int] = set()
-        self._sources: list[np.ndarray] = []
+        self._sources: list[Rows] = []
 
-    def add(self, names: Sequence[str], stamps: Sequence[Stamp], rows: np.ndarray) -> None:
+    def add(self, names: Sequence[str], stamps: Sequence[Stamp], rows: Rows) -> None:
         """Add rows; a file that is added again replaces what is known of its name."""
         source = len(self._sources)
         self._sources.append(rows)

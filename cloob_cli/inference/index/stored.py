@@ -1,19 +1,24 @@
-"""An index on disk: rows in a .npy file, and the files that they were made of in the .parquet file beside it."""
+"""Read an index: its rows, and the files that they were made of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from cloob_cli.errors import InputError, UsageError
-from cloob_cli.inference.index.known import KnownRows
+from cloob_cli.errors import InputError, MissingExtraError, UsageError
+from cloob_cli.inference.index.files import IndexFiles
+from cloob_cli.inference.index.known import KnownRows, Rows
 from cloob_cli.inference.index.stamp import Stamp
+from cloob_cli.inference.index.writing import EMBEDDING
+from cloob_cli.inference.lance_tables import LanceRows, open_table
+from cloob_cli.inference.npy_file import open_rows
 from cloob_cli.inference.provenance import with_decoding
+from cloob_cli.text_format import first_line
 
 if TYPE_CHECKING:
     import pyarrow
@@ -30,31 +35,8 @@ _COMPARED = {
     "pass_size": "--batch-size",
 }
 _STAMP = ("size", "mtime_ns", "sha256")
-
-
-@dataclass(frozen=True)
-class IndexFiles:
-    """The files of an index; `column` names the images in the .parquet file."""
-
-    embeddings: Path
-    index: Path
-    failures: Path
-    column: str = "path"
-
-    @classmethod
-    def of(cls, output: Path) -> IndexFiles:
-        """The files of `cloob embed -o output`."""
-        return cls(output, output.with_suffix(".parquet"), output.with_suffix(".failures.jsonl"))
-
-    @property
-    def all(self) -> list[Path]:
-        """Every file, the embeddings first and the failures last."""
-        return [self.embeddings, self.index, self.failures]
-
-    @property
-    def journal(self) -> Path:
-        """The folder of the rows of a run that is not finished."""
-        return self.embeddings.with_name(f".{self.embeddings.name}.cloob-parts")
+CAPTION = "caption"
+_HINT = "start anew with --rebuild"
 
 
 @dataclass
@@ -62,12 +44,15 @@ class StoredIndex:
     """An index that was read: names and rows [N, D] in one order, and the metadata that say how they were made.
 
     `stamps` is empty where the files that the rows were made of are not told, as in indexes of version 0.1.0.
+    `captions` has one for each row, or none, and `caption_rows` their embeddings; both are of an index with captions.
     """
 
     names: list[str]
-    rows: np.ndarray
+    rows: Rows
     stamps: list[Stamp]
     metadata: dict[str, str]
+    captions: list[str | None] = field(default_factory=list)
+    caption_rows: np.ndarray | None = None
 
 
 @dataclass
@@ -80,7 +65,7 @@ class OpenIndex:
 
 
 def read_index(files: IndexFiles) -> StoredIndex:
-    """Read an index; rows are mapped from the file.
+    """Read an index; rows are mapped from the file, or read from a Lance table when they are asked for.
 
     Raises:
         InputError: a file is missing, is damaged, or does not belong to the other.
@@ -88,46 +73,65 @@ def read_index(files: IndexFiles) -> StoredIndex:
     table, rows = _read(files, None)
     with _told_as_damaged(files):
         names, stamps = table.column(files.column).to_pylist(), _stamps(table)
-    return StoredIndex(names, rows, stamps, _metadata(table))
+        index = StoredIndex(names, rows, stamps, _metadata(table))
+        if files.has_captions and files.beside and CAPTION in table.column_names:
+            index.captions = table.column(CAPTION).to_pylist()
+            index.caption_rows = _checked(files.beside, files.index, open_rows(files.beside, _HINT), table)
+    return index
 
 
 def open_index(files: IndexFiles) -> OpenIndex:
     """Open an index to look at some of its rows: names remain in a column, which a million of them fit in.
 
+    The rows of a Lance table are read into memory.
+
     Raises:
         InputError: as for `read_index`.
     """
     table, rows = _read(files, [files.column])
-    return OpenIndex(table.column(files.column), rows, _metadata(table))
+    whole = rows.all() if isinstance(rows, LanceRows) else rows
+    return OpenIndex(table.column(files.column), whole, _metadata(table))
 
 
-def _read(files: IndexFiles, columns: list[str] | None) -> tuple[pyarrow.Table, np.ndarray]:
+def _read(files: IndexFiles, columns: list[str] | None) -> tuple[pyarrow.Table, np.ndarray | LanceRows]:
     from pyarrow import parquet
 
     with _told_as_damaged(files):
+        if files.form == "lance":
+            opened = open_table(files.embeddings)
+            rows = LanceRows(files.embeddings, opened, EMBEDDING)
+            names = columns or [name for name in opened.schema.names if name != EMBEDDING]
+            table = opened.search().select(names).to_arrow().replace_schema_metadata(opened.schema.metadata)
+            return table, _checked(files.embeddings, files.index, rows, table)
         with files.index.open("rb") as stream:  # pyarrow itself opens only paths that are UTF-8
-            table = parquet.read_table(stream, columns=columns)
-        rows = np.load(files.embeddings, mmap_mode="r", allow_pickle=False)
+            table = parquet.ParquetFile(stream).read(columns)  # `read_table` imports twice as much of pyarrow
+        array = open_rows(files.embeddings, _HINT)
         table.column(files.column)
-    if rows.ndim != 2 or len(rows) != len(table):
-        raise InputError(
-            f"{files.embeddings} and {files.index.name} do not belong together: {rows.shape} and {len(table)} rows",
-            "start anew with --rebuild",
-        )
-    return table, rows
+    return table, _checked(files.embeddings, files.index, array, table)
+
+
+AnyRows = TypeVar("AnyRows", np.ndarray, LanceRows)
+
+
+def _checked(path: Path, index: Path, rows: AnyRows, table: pyarrow.Table) -> AnyRows:
+    if len(rows) != len(table):
+        raise InputError(f"{path} and {index.name} do not belong together: {rows.shape} and {len(table)} rows", _HINT)
+    told = (table.schema.metadata or {}).get(b"dtype", rows.dtype.name.encode()).decode()
+    if told != rows.dtype.name:
+        raise InputError(f"{path} and {index.name} do not belong together: {rows.dtype.name} and {told}", _HINT)
+    return rows
 
 
 @contextmanager
 def _told_as_damaged(files: IndexFiles) -> Iterator[None]:
     try:
         yield
+    except (InputError, MissingExtraError):
+        raise
     except FileNotFoundError as problem:
         raise InputError(f"no embeddings at {problem.filename}", "`cloob embed DIR -o emb.npy` makes them") from None
     except Exception as problem:  # whatever pyarrow and NumPy say of damaged files
-        reason = str(problem).partition("\n")[0]
-        raise InputError(
-            f"{files.embeddings} cannot be read with its index ({reason})", "start anew with --rebuild"
-        ) from None
+        raise InputError(f"{files.embeddings} cannot be read with its index ({first_line(problem)})", _HINT) from None
 
 
 def _metadata(table: pyarrow.Table) -> dict[str, str]:
@@ -140,16 +144,25 @@ def find_index(files: IndexFiles) -> StoredIndex | None:
     Raises:
         InputError: it is damaged.
     """
-    from pyarrow import parquet
-
-    if not all(path.is_file() and path.stat().st_size for path in (files.embeddings, files.index)):
+    if files.form == "lance":
+        if not files.embeddings.is_dir():
+            return None
+    elif not all(path.is_file() and path.stat().st_size for path in (files.embeddings, files.index)):
         return None
     try:
-        with files.index.open("rb") as stream:
-            columns = set(parquet.read_schema(stream).names)
+        columns = set(_schema(files).names)
     except Exception:  # `read_index` says what is wrong
         columns = {files.column, *_STAMP}
     return read_index(files) if {files.column, *_STAMP} <= columns else None
+
+
+def _schema(files: IndexFiles) -> pyarrow.Schema:
+    from pyarrow import parquet
+
+    if files.form == "lance":
+        return open_table(files.embeddings).schema
+    with files.index.open("rb") as stream:
+        return parquet.read_schema(stream)
 
 
 @contextmanager
@@ -197,12 +210,13 @@ _SHOWN: dict[str, Callable[[Mapping[str, str]], str]] = {
 }
 
 
-def image_index_schema(column: str, metadata: dict[str, str]) -> pyarrow.Schema:
-    """The schema of an index of images: their names, the stamps of their files, and `metadata`."""
+def image_index_schema(column: str, metadata: dict[str, str], *, captions: bool = False) -> pyarrow.Schema:
+    """The schema of an index of images: their names, their captions, the stamps of their files, and `metadata`."""
     import pyarrow as pa
 
     fields = [
         pa.field(column, pa.string(), nullable=False),
+        *([pa.field(CAPTION, pa.string())] if captions else []),
         pa.field("size", pa.int64(), nullable=False),
         pa.field("mtime_ns", pa.int64()),
         pa.field("sha256", pa.string(), nullable=False),
@@ -214,4 +228,4 @@ def _stamps(table: pyarrow.Table) -> list[Stamp]:
     if not {*_STAMP} <= {*table.column_names}:
         return []
     columns = (table.column(name).to_pylist() for name in _STAMP)
-    return [Stamp(*values) for values in zip(*columns, strict=True)]
+    return list(map(Stamp._make, zip(*columns, strict=True)))

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cloob_cli.errors import Failure, NothingFoundError
-from cloob_cli.files import replacing_together
+from cloob_cli.errors import Failure
+from cloob_cli.inference.index.captions import Captions
+from cloob_cli.inference.index.files import IndexFiles
 from cloob_cli.inference.index.journal import Journal, read_part
-from cloob_cli.inference.index.known import KnownRows, Row
-from cloob_cli.inference.index.stamp import Stamp, stamped
-from cloob_cli.inference.index.stored import IndexFiles, StoredIndex, image_index_schema
-from cloob_cli.inference.outputs import NpyRows, parquet_rows, write_failures
+from cloob_cli.inference.index.known import Kept, KnownRows
+from cloob_cli.inference.index.stamp import stamped
+from cloob_cli.inference.index.stored import StoredIndex, image_index_schema
+from cloob_cli.inference.index.writing import Chunk, write_chunks
 from cloob_cli.parallel import core_count, map_in_order
 from cloob_cli.path_text import path_text
 
@@ -27,14 +28,6 @@ NameOf = Callable[[Path], str]
 
 _CHUNK = 4096  # rows that are copied at a time
 _AHEAD = 64  # files whose contents are compared ahead of their turn
-
-
-class Kept(NamedTuple):
-    """An image whose row is known already: its name and stamp as they are now, and the row."""
-
-    name: str
-    stamp: Stamp
-    row: Row
 
 
 @dataclass
@@ -119,12 +112,14 @@ def write_index(
     failures: Sequence[Failure],
     metadata: dict[str, str],
     name_of: NameOf = path_text,
+    captions: Captions | None = None,
 ) -> int:
     """Write the rows of all images of a plan that can be read; returns their number.
 
     Args:
         journals: the parts that hold what was embedded for the plan.
         failures: images of the plan that could not be read.
+        captions: of the images, all of them embedded.
 
     Raises:
         NothingFoundError: there is not one row.
@@ -139,23 +134,25 @@ def write_index(
             rows.append(Kept(name_of(entry), row.stamp, row))
         elif isinstance(entry, Kept):
             rows.append(entry)
-    if not rows:
-        raise NothingFoundError("nothing to embed: not one input could be read")
-    with replacing_together(files.all) as [npy, parquet, listing]:
-        width = known.gather([rows[0].row])
-        with (
-            npy.open("wb") as stream,
-            parquet_rows(parquet, image_index_schema(files.column, metadata)) as index,
-        ):
-            array = NpyRows(stream, width.shape[1], width.dtype)
-            for start in range(0, len(rows), _CHUNK):
-                chunk = rows[start : start + _CHUNK]
-                array.write(known.gather([entry.row for entry in chunk]))
-                index.write({files.column: entry.name, **entry.stamp._asdict()} for entry in chunk)
-            array.finish()
-        write_failures(listing, failures)
-        known.close()  # Windows replaces no file that is mapped
-    return len(rows)
+    has_captions = captions is not None and any(entry.name in captions.by_name for entry in rows)
+    schema = image_index_schema(files.column, metadata, captions=has_captions)
+
+    def chunks() -> Iterator[Chunk]:
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            embeddings = known.gather([entry.row for entry in chunk])
+            described = [{files.column: entry.name, **entry.stamp._asdict()} for entry in chunk]
+            if captions and has_captions:
+                yield captions.describe(chunk, embeddings, described)
+            else:
+                yield Chunk(embeddings, described)
+
+    def when_read() -> None:  # Windows replaces no file that is mapped
+        known.close()
+        if captions:
+            captions.known.close()
+
+    return write_chunks(files, schema, chunks(), failures, when_read)
 
 
 class _Doubtful(NamedTuple):

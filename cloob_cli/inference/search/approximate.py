@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -85,15 +85,23 @@ class ApproximateIndex:
         return np.union1d(numbers[numbers >= 0], self.fresh)
 
 
-def build(folder: Path, embeddings: Path, rows: np.ndarray, samples: np.ndarray) -> ApproximateIndex:
+def build(
+    folder: Path,
+    embeddings: Path,
+    rows: np.ndarray,
+    samples: np.ndarray,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> ApproximateIndex:
     """Build an index in `folder`, which is replaced, of the rows [N, D] of the file `embeddings`.
 
     Args:
         samples: unit-norm float32 [Q, D], queries for which recall is measured.
+        on_step: called when a step begins, with its number and what is done.
     """
     from lancedb.index import IvfRq
 
     with replacing_folder(folder) as temporary:
+        on_step("1 of 3, rows are copied")
         stamp, digests = stamped(embeddings, lambda: _digests(rows))
         schema, batches = _batches(rows)
         table = write_table(temporary, _TABLE, schema, batches)
@@ -105,7 +113,9 @@ def build(folder: Path, embeddings: Path, rows: np.ndarray, samples: np.ndarray)
             max_iterations=_ROUNDS,
             num_bits=_BITS,
         )
+        on_step("2 of 3, partitions and codes are computed, which takes longest")
         table.create_index(VECTOR, config=config)
+        on_step("3 of 3, recall is measured")
         read = table.search().select(["row"]).with_row_id(True).to_arrow()
         ids, numbers = (read.column(name).to_numpy().astype(np.int64) for name in ("_rowid", "row"))
         order = np.argsort(ids)

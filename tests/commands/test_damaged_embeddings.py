@@ -1,0 +1,80 @@
+"""Embeddings that are cut short, damaged, or something else: one line and a hint, wherever they are read."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import cloob_here
+from tiny_model import save_images, save_tiny_model
+
+
+class Trap:
+    """An object whose unpickling fails the test."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return pytest.fail, ("unpickled",)
+
+
+def npy(array: object, **options: bool) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.asarray(array), **options)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+def objects(count: int) -> bytes:
+    array = np.empty(count, object)
+    array[:] = [Trap() for _ in range(count)]
+    return npy(array, allow_pickle=True)
+
+
+DAMAGED = {
+    "cut within its rows": (lambda good: good[:-10], "is cut short: it has 3 of 4 rows"),
+    "cut within its header": (lambda good: good[:50], "is damaged: its header cannot be read"),
+    "cut within its first bytes": (lambda good: good[:3], "is cut short"),
+    "another header": (lambda good: good[:10] + b"(" * 118 + good[128:], "is damaged: its header cannot be read"),
+    "whole numbers": (lambda good: npy(np.zeros((4, 16), np.int64)), "holds int64 [4, 16], no embeddings"),
+    "one dimension": (lambda good: npy(np.zeros(4, np.float32)), "holds float32 [4], no embeddings"),
+    "another dtype": (lambda good: npy(np.zeros((4, 16))), "do not belong together: float64 and float32"),
+    "another length": (lambda good: npy(np.zeros((5, 16), np.float32)), "do not belong together: (5, 16) and 4 rows"),
+    "objects": (lambda good: objects(4), "holds Python objects, no embeddings"),
+    "a pickle": (lambda good: pickle.dumps([Trap()]), "is not a .npy file"),
+    "text": (lambda good: b"path,label\n", "is not a .npy file"),
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("damaged")
+    save_tiny_model(place / "model")
+    save_images(place / "images", 4)
+    assert cloob_here("embed", "images", "-o", "emb.npy", "-m", "model", cwd=place).returncode == 0
+    return place
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_search_reference_and_embed_say_what_is_wrong(made: Path, tmp_path: Path, case: str) -> None:
+    place = Path(shutil.copytree(made, tmp_path / "place"))
+    damage, message = DAMAGED[case]
+    content = damage((made / "emb.npy").read_bytes())
+    (place / "emb.npy").write_bytes(content)
+    classify = ["classify", "images", "--label", "cat", "-m", "model", "--unknown", "x"]
+    embed = ["embed", "images", "-o", "emb.npy", "-m", "model"]
+    for command in (["search", "emb.npy", "a cat", "-m", "model"], [*classify, "--reference", "emb.npy"], embed):
+        result = cloob_here(*command, cwd=place)
+        assert (result.returncode, result.stdout) == (2, ""), (command, result.stderr)
+        error, hint = result.stderr.splitlines()[-2:]
+        assert error.startswith("error: emb.npy"), error
+        # What `embed` cannot read it does not know to be its own, and replaces by force only.
+        assert message in error or (command == embed and "exists, and `cloob embed` did not write it" in error), error
+        assert "--rebuild" in hint or "--force" in hint
+        assert "pickle" not in result.stderr
+        assert (place / "emb.npy").read_bytes() == content
+    if case in ("cut within its rows", "another dtype", "objects"):  # which stand for the others
+        assert cloob_here(*embed, "--force", "--rebuild", cwd=place).returncode == 0
+        np.testing.assert_array_equal(np.load(place / "emb.npy"), np.load(made / "emb.npy"))

@@ -1,0 +1,334 @@
+"""`cloob embed` into clip-retrieval's layout and into Lance tables: the rows are those of a .npy file."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from command_line import cloob_here, environment
+from margins import close
+from tiny_model import save_images, save_tiny_model
+
+import cloob_cli
+from cloob_cli.inference.index import journal
+
+CAPTIONS = {"0000": "a red bicycle", "0003": "two cats on a roof", "0004": "a red bicycle", "0007": "the sea at night"}
+FORMS = ["layout", "emb.lance"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten images, four of them with captions; their embeddings as .npy, in the layout, and as a Lance table."""
+    place = tmp_path_factory.mktemp("forms")
+    save_tiny_model(place / "model")
+    for path in save_images(place / "images", 10, suffix=".ppm"):
+        os.utime(path, (1e9, 1e9))
+    for name, text in CAPTIONS.items():
+        (place / "images" / f"{name}.txt").write_text(f"{text}\n")
+    for output in ("emb.npy", *FORMS):
+        if output != "emb.lance" or has_lancedb():
+            embed(place, output)
+    return place
+
+
+@pytest.fixture
+def place(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "place"))
+
+
+def has_lancedb() -> bool:
+    from cloob_cli.inference.lance_tables import has_lancedb
+
+    return has_lancedb()
+
+
+def arguments(output: str, *options: object) -> list[object]:
+    layout = ["--layout", "clip-retrieval", "--dtype", "float32"] if "layout" in output else []
+    return ["embed", "images", "-o", output, "-m", "model", "--batch-size", 4, *layout, *options]
+
+
+def embed(place: Path, output: str, *options: object) -> int:
+    """Embed images/ and return the number of images that went through the model."""
+    result = cloob_here(*arguments(output, *options), cwd=place)
+    assert result.returncode == 0, result.stderr
+    found = re.search(r"^embedded (\d+) images", result.stderr, re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def rows(place: Path, output: str) -> tuple[list[str], np.ndarray, list[tuple[object, ...]]]:
+    """Names, embeddings, and the stamps of the files."""
+    if output.endswith(".lance"):
+        lancedb = pytest.importorskip("lancedb")
+        table = lancedb.connect(place).open_table(Path(output).stem).to_arrow()
+        array = np.array(table.column("embedding").to_pylist(), np.float32)
+    elif "layout" in output:
+        table = pq.read_table(place / output / "metadata" / "metadata_0.parquet")
+        array = np.load(place / output / "img_emb" / "img_emb_0.npy")
+    else:
+        table, array = pq.read_table((place / output).with_suffix(".parquet")), np.load(place / output)
+    stamps = [table.column(name).to_pylist() for name in ("size", "mtime_ns", "sha256")]
+    return (
+        table.column("image_path" if "layout" in output else "path").to_pylist(),
+        array,
+        list(zip(*stamps, strict=True)),
+    )
+
+
+def check_like_new(place: Path, output: str) -> None:
+    """Compare with what a run from nothing writes as .npy file, and with one in the same form; nothing hidden stays."""
+    embed(place, "fresh.npy")
+    (names, found, stamps), (expected_names, expected, expected_stamps) = rows(place, output), rows(place, "fresh.npy")
+    assert (names, stamps) == (expected_names, expected_stamps)
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+    if output == "layout":
+        embed(place, "fresh layout")
+        files = ["img_emb/img_emb_0.npy", "text_emb/text_emb_0.npy"]
+        assert [(place / output / name).read_bytes() for name in files] == [
+            (place / "fresh layout" / name).read_bytes() for name in files
+        ]
+        ours, theirs = (
+            pq.read_table(place / name / "metadata" / "metadata_0.parquet") for name in (output, "fresh layout")
+        )
+        assert ours.equals(theirs, check_metadata=True)
+    assert [path for path in place.rglob(".*") if path.name != ".cloob"] == []
+
+
+@pytest.mark.numeric
+def test_the_layout_has_what_clip_retrieval_reads(made: Path) -> None:
+    names, images, _ = rows(made, "layout")
+    assert names == [f"images/{number:04}.ppm" for number in range(10)]
+    np.testing.assert_array_equal(images, np.load(made / "emb.npy"))
+    assert sorted(path.name for path in (made / "layout").rglob("*")) == [
+        "img_emb", "img_emb_0.npy", "metadata", "metadata_0.parquet", "text_emb", "text_emb_0.npy",
+    ]  # fmt: skip
+    table = pq.read_table(made / "layout" / "metadata" / "metadata_0.parquet")
+    captions = table.column("caption").to_pylist()
+    assert captions == [CAPTIONS.get(f"{number:04}") for number in range(10)]
+    texts = np.load(made / "layout" / "text_emb" / "text_emb_0.npy")
+    m = cloob_cli.load(made / "model", device="cpu")
+    for caption, row in zip(captions, texts, strict=True):
+        if caption is None:
+            assert not row.any()
+        else:
+            expected = m.encode_text(m.tokenize([caption]))[0]
+            close(row, expected, "sums of some ten products in float32, of other shapes: 16 EPS", atol=2e-6)
+
+
+def test_the_layout_is_float16_where_nobody_chose(place: Path) -> None:
+    (place / "images" / "0000.txt").write_text("\n")
+    for name in list(CAPTIONS)[1:]:
+        (place / "images" / f"{name}.txt").unlink()
+    result = cloob_here(
+        "embed", "images", "-o", "new", "-m", "model", "--layout", "clip-retrieval", "--json", "-q", cwd=place
+    )
+    images = np.load(place / "new" / "img_emb" / "img_emb_0.npy")
+    np.testing.assert_array_equal(images, np.load(place / "emb.npy").astype(np.float16))
+    assert json.loads(result.stdout)["captions"] is None
+    assert sorted(path.name for path in (place / "new").iterdir()) == ["img_emb", "metadata"]
+    assert "caption" not in pq.read_schema(place / "new" / "metadata" / "metadata_0.parquet").names
+
+
+@pytest.mark.parametrize("output", FORMS)
+def test_only_what_changed_is_embedded(place: Path, output: str) -> None:
+    if output == "emb.lance":
+        pytest.importorskip("lancedb")
+    before = {path: path.stat().st_mtime_ns for path in (place / output).rglob("*")}
+    assert embed(place, output) == 0
+    assert {path: path.stat().st_mtime_ns for path in (place / output).rglob("*")} == before
+    images = place / "images"
+    (images / "0001.ppm").rename(images / "z.ppm")
+    (images / "0002.ppm").unlink()
+    for path in save_images(images / "new", 13, suffix=".ppm")[:10]:
+        path.unlink()
+    (images / "new" / "0010.txt").write_text("a cat")
+    (images / "0003.txt").write_text("the night")
+    (images / "0007.txt").unlink()
+    assert embed(place, output) == 3
+    check_like_new(place, output)
+    assert embed(place, output) == 0
+
+
+def test_captions_alone_may_change(place: Path) -> None:
+    (place / "images" / "0003.txt").write_text("the roof")
+    assert embed(place, "layout") == 0
+    check_like_new(place, "layout")
+    for path in (place / "images").glob("*.txt"):
+        path.unlink()
+    assert embed(place, "layout") == 0
+    assert not (place / "layout" / "text_emb").exists()
+
+
+KILLED = """
+import os, sys
+from cloob_cli.inference.index import journal
+left = int(sys.argv.pop(1))
+append = journal.Journal.append
+def counted(self, *arguments):
+    global left
+    append(self, *arguments)
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), 9)
+journal.Journal.append = counted
+from cloob_cli.main import run
+run()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+@pytest.mark.slow
+@pytest.mark.parametrize("output", FORMS)
+def test_after_a_kill_the_same_command_goes_on(place: Path, output: str) -> None:
+    if output == "emb.lance":
+        pytest.importorskip("lancedb")
+    shutil.rmtree(place / output)
+    for batches in (1, 1):
+        command = [sys.executable, "-c", KILLED, str(batches), *map(str, arguments(output))]
+        done = subprocess.run(command, cwd=place, env=environment(), capture_output=True, text=True, timeout=120)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    assert embed(place, output) == 2
+    check_like_new(place, output)
+
+
+@pytest.mark.parametrize(("output", "batches", "left"), [("layout", 2, 2), ("layout", 4, 0), ("emb.lance", 2, 2)])
+def test_after_ctrl_c_the_same_command_goes_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch, output: str, batches: int, left: int
+) -> None:
+    """Of four batches the last is the captions'."""
+    if output == "emb.lance":
+        pytest.importorskip("lancedb")
+    shutil.rmtree(place / output)
+    append, count = journal.Journal.append, batches
+
+    def counted(*arguments: object) -> None:
+        nonlocal count
+        append(*arguments)  # type: ignore[arg-type]
+        count -= 1
+        if count == 0:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(journal.Journal, "append", counted)
+        assert cloob_here(*arguments(output), cwd=place).returncode == 130
+    assert embed(place, output) == left
+    check_like_new(place, output)
+
+
+def test_a_lance_table_is_read_by_lancedb(made: Path) -> None:
+    lancedb = pytest.importorskip("lancedb")
+    table = lancedb.connect(made).open_table("emb")
+    assert table.schema.names == ["path", "embedding", "size", "mtime_ns", "sha256"]
+    assert table.schema.metadata[b"made_by"] == b"cloob embed"
+    names, found, _ = rows(made, "emb.lance")
+    np.testing.assert_array_equal(found, np.load(made / "emb.npy"))
+    for name, row in zip(names, found, strict=True):
+        assert table.search(row).limit(1).to_list()[0]["path"] == name
+
+
+def test_texts_in_both_forms(place: Path) -> None:
+    lancedb = pytest.importorskip("lancedb")
+    (place / "texts.txt").write_text("a cat\nthe sea\n")
+    command = ["embed", "--text", "texts.txt", "-m", "model"]
+    for output, options in (
+        ("t.npy", []),
+        ("t", ["--layout", "clip-retrieval", "--dtype", "float32"]),
+        ("t.lance", []),
+    ):
+        assert cloob_here(*command, "-o", output, *options, cwd=place).returncode == 0
+    expected = np.load(place / "t.npy")
+    np.testing.assert_array_equal(np.load(place / "t" / "text_emb" / "text_emb_0.npy"), expected)
+    assert pq.read_table(place / "t" / "metadata" / "metadata_0.parquet").to_pydict() == {
+        "caption": ["a cat", "the sea"]
+    }
+    table = lancedb.connect(place).open_table("t").to_arrow()
+    assert table.column("text").to_pylist() == ["a cat", "the sea"]
+    np.testing.assert_array_equal(np.array(table.column("embedding").to_pylist(), np.float32), expected)
+
+
+def test_search_and_reference_read_every_form(place: Path) -> None:
+    if not has_lancedb():
+        pytest.skip("no LanceDB")
+    reference = [
+        "classify",
+        "images",
+        "--label",
+        "cat",
+        "-m",
+        "model",
+        "--unknown",
+        "x",
+        "--threshold",
+        1,
+        "--json",
+        "-q",
+    ]
+    said = []
+    for source in ("emb.npy", "layout", "layout/img_emb/img_emb_0.npy", "emb.lance"):
+        found = cloob_here("search", source, "a cat", "-m", "model", "--json", cwd=place)
+        classified = cloob_here(*reference, "--reference", source, cwd=place)
+        assert (found.returncode, classified.returncode) == (0, 0), (source, found.stderr, classified.stderr)
+        said.append((found.stdout, classified.stdout))
+    assert said == [said[0]] * 4
+    assert len(said[0][0].splitlines()) == 10
+
+
+def test_wrong_usage_is_one_line_and_a_hint(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_lancedb():
+        pytest.skip("no LanceDB")
+    (place / "photos.lance").mkdir()
+    shutil.copy(place / "images" / "0000.ppm", place / "photos.lance")
+    (place / "foreign" / "img_emb").mkdir(parents=True)
+    np.save(place / "foreign" / "img_emb" / "img_emb_0.npy", np.zeros((2, 3), np.float32))
+    (place / "parts" / "img_emb").mkdir(parents=True)
+    np.save(place / "parts" / "img_emb" / "img_emb_1.npy", np.zeros((2, 3), np.float32))
+    layout = ["--layout", "clip-retrieval"]
+    cases: list[tuple[list[str], str]] = [
+        (["-o", "x.npy", "--format", "lance"], "a Lance table is a folder NAME.lance"),
+        (["-o", "x.lance", "--format", "npy"], "not --format npy"),
+        (["-o", "x.lance", *layout, "--format", "lance"], "not --format lance"),
+        (["-o", "a b.lance"], "no name of a Lance table"),
+        (["-o", "photos.lance", "--force"], "is a folder, and no Lance table"),
+        (["-o", "foreign", *layout], "and `cloob embed` did not write it"),
+        (["-o", "parts", *layout, "--force"], "holds embeddings of another program: img_emb_1.npy"),
+        (["-o", "x.npy", *layout], "no name of a folder"),
+        (["-o", "layout", *layout], "made with dtype float32, not with dtype float16"),
+        (["-o", "x.parquet", "--engine", "ray", *layout], "leave --format and --layout out"),
+    ]
+    for options, message in cases:
+        before = sorted(place.rglob("*"))
+        result = cloob_here("embed", "images", "-m", "model", *options, cwd=place)
+        assert (result.returncode, result.stdout) == (2, ""), (options, result.stderr)
+        errors = [line for line in result.stderr.splitlines() if line.startswith(("error: ", "hint: "))]
+        assert len(errors) == 2, result.stderr
+        assert message in " ".join(errors)
+        assert sorted(place.rglob("*")) == before
+    assert embed(place, "foreign layout") == 10
+    monkeypatch.setitem(sys.modules, "lancedb", None)
+    monkeypatch.setattr("cloob_cli.inference.index.place.has_lancedb", lambda: False)
+    missing = cloob_here("embed", "images", "-m", "model", "-o", "emb.lance", cwd=place)
+    assert missing.returncode == 1
+    assert missing.stderr.splitlines()[-1] == "hint: pip install 'cloob[search]'"
+
+
+def test_a_damaged_table_or_layout_is_refused_until_it_is_made_anew(place: Path) -> None:
+    pytest.importorskip("lancedb")
+    [data] = (place / "emb.lance" / "data").iterdir()
+    data.write_bytes(data.read_bytes()[:500])
+    images = place / "layout" / "img_emb" / "img_emb_0.npy"
+    images.write_bytes(images.read_bytes()[:200])
+    for output, hint in (("emb.lance", "--rebuild"), ("layout", "--force")):
+        refused = cloob_here(*arguments(output), cwd=place)
+        assert refused.returncode == 2, refused.stderr
+        assert hint in refused.stderr.splitlines()[-1]
+        assert embed(place, output, hint) == 10
+        check_like_new(place, output)
