@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from cloob_cli.errors import CloobError
 from cloob_cli.text_format import printable
@@ -42,12 +43,46 @@ def parse(model: type[StrictModelType], data: Any, where: str, error: type[Cloob
     try:
         return model.model_validate(data)
     except ValidationError as problem:
-        message, hint = _explain(model, problem)
-        raise error(f"{where}: {printable(message)}", hint and printable(hint)) from None
+        raise _error(model, problem.errors(include_url=False), where, error) from None
 
 
-def _explain(model: type[StrictModel], problem: ValidationError) -> tuple[str, str | None]:
-    errors = problem.errors(include_url=False)
+def incomplete(
+    model: type[StrictModel],
+    data: Any,
+    sections: Iterable[tuple[str, ...]],
+    where: str,
+    error: type[CloobError],
+) -> list[tuple[str, ...]]:
+    """Validate `data` as `model`, except for what is still to come into `sections`; the arguments are those of `parse`.
+
+    Returns:
+        The sections that lack keys, or whose keys do not go together as they stand.
+    """
+    try:
+        model.model_validate(data)
+    except ValidationError as problem:
+        found = {
+            section: [e for e in problem.errors(include_url=False) if _may_come(e, section)] for section in sections
+        }
+        excused = [e for errors in found.values() for e in errors]
+        if rest := [e for e in problem.errors(include_url=False) if e not in excused]:
+            raise _error(model, rest, where, error) from None
+        return [section for section, errors in found.items() if errors]
+    return []
+
+
+def _may_come(problem: ErrorDetails, section: tuple[str, ...]) -> bool:
+    if problem["type"] == "missing":
+        return problem["loc"][:-1] == section
+    return problem["type"] == "value_error" and problem["loc"] == section
+
+
+def _error(model: type[StrictModel], errors: list[ErrorDetails], where: str, error: type[CloobError]) -> CloobError:
+    message, hint = _explain(model, errors)
+    return error(f"{where}: {printable(message)}", hint and printable(hint))
+
+
+def _explain(model: type[StrictModel], errors: list[ErrorDetails]) -> tuple[str, str | None]:
     # An unknown key first: a misspelt key often causes a second complaint (the right one is missing).
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     location = _location(model, first["loc"])

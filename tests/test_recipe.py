@@ -13,6 +13,7 @@ from command_line import cloob_here
 from tiny_run import settings, write_recipe
 
 from cloob_cli import assets
+from cloob_cli.core.config import ModelConfig
 from cloob_cli.errors import RecipeError
 from cloob_cli.recipe import Recipe, load_recipe
 
@@ -189,3 +190,68 @@ def test_a_recipe_that_there_is_not_names_those_that_there_are(tmp_path: Path) -
     with pytest.raises(RecipeError) as raised:
         load_recipe(tmp_path / "cc3m-rn5")
     assert raised.value.hint == "did you mean 'cc3m-rn50'?"
+
+
+INIT = 'name = "x"\n[model]\ninit = "some-model"\n[data]\ntrain = "pairs"\n[train]\nsteps = 1\n'
+
+
+def never(recipe: Recipe) -> ModelConfig:
+    raise AssertionError("the model was looked for")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["train.stepz=3"], "did you mean 'train.steps'?"),
+        (["train.steps=none"], "'train.steps'"),
+        (["model.vision.widht=3"], "did you mean 'model.vision.width'?"),
+        (["model.vision.image_size=-1"], "'model.vision.image_size'"),
+        (["model.text.context_length=one"], "'model.text.context_length'"),
+        (["model.vision=big"], "'model.vision'"),
+        (["model.vision.image_size=64", "optimizer.layer_decay=1.5"], "'optimizer.layer_decay'"),
+        (["model.vision.image_size=64", "data.train="], "'data.train' is missing"),
+        (["train.micro_batch_size=9", "train.batch_size=8"], "micro_batch_size 9 is above batch_size 8"),
+        (["tokenizer.kind=bpe"], "vocab_size goes with kind = 'bpe'"),
+        (["tokenizer.kind=clip", "model.text.vocab_size=8192"], "is 8192, the tokenizer has 49408 entries"),
+        (["model.embed_dim=0"], "'model.embed_dim'"),
+    ],
+)
+def test_a_recipe_is_checked_before_its_model_is_looked_for(tmp_path, overrides, said):
+    path = tmp_path / "r.toml"
+    path.write_text(INIT)
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path, overrides, never)
+    assert said in f"{error.value.message} {error.value.hint}"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["model.vision.image_size=96"],
+        # Complete by what the schema asks for, but a vit has a patch_size, which comes from the model.
+        ["model.vision.kind=vit", "model.vision.image_size=16", "model.vision.width=64", "model.vision.layers=2"],
+        ["model.text.vocab_size=600"],  # the model's own size, it may be
+        ["model.text.vocab_size=600", "tokenizer.kind=bpe", "tokenizer.vocab_size=600"],
+        ["train.image_sizes=[[0, 32], [0.5, 64]]"],
+    ],
+)
+def test_what_the_model_is_to_say_is_left_open_until_then(tmp_path, overrides):
+    path = tmp_path / "r.toml"
+    path.write_text(INIT)
+    asked = []
+
+    def init(recipe: Recipe) -> ModelConfig:
+        asked.append((recipe.name, recipe.model.init, recipe.train.steps))
+        raise RecipeError("as far as that")
+
+    with pytest.raises(RecipeError, match="as far as that"):
+        load_recipe(path, overrides, init)
+    assert asked == [("x", "some-model", 1)]
+
+
+def test_missing_data_are_told_before_the_model_is_looked_for(tmp_path):
+    (tmp_path / "r.toml").write_text(INIT)
+    done = cloob_here("train", "r.toml", "--set", "model.init=hf://no/such", cwd=tmp_path, HF_HUB_OFFLINE="1")
+    assert done.returncode == 2
+    assert f"error: no data at {tmp_path / 'pairs'}" in done.stderr.replace("\n", " ")

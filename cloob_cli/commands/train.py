@@ -51,8 +51,8 @@ def train(
 
     inits: list[ModelConfig] = []
 
-    def read_init(model: str, name: str) -> ModelConfig:
-        inits.append(_config_of(model, (out or Path("runs") / name) / "start" if resume else None))
+    def read_init(recipe: Recipe) -> ModelConfig:
+        inits.append(_config_of_init(recipe, (out or Path("runs") / recipe.name) / "start" if resume else None))
         return inits[-1]
 
     loaded = load_recipe(assets.find_recipe(recipe), set_, read_init)
@@ -80,14 +80,17 @@ def train(
         raise typer.Exit(_SKIPPED)
 
 
-def _config_of(model: str, kept: Path | None) -> ModelConfig:
+def _config_of_init(recipe: Recipe, kept: Path | None) -> ModelConfig:
     """The configuration of a `model.init`; where it is gone, of what a run that is to go on has kept of it."""
     from cloob_cli.checkpoint.folder import is_model_folder, open_model, read_config
     from cloob_cli.convert.folder_forms import foreign_form
+    from cloob_cli.data.pairs import find_pairs
     from cloob_cli.registry.resolve import find_model_to_share
 
+    if kept is None:  # what is missing is told before the model is fetched; a finished run needs no data
+        find_pairs(recipe.data)
     try:
-        folder = find_model_to_share(model)
+        folder = find_model_to_share(recipe.model.init or "")
         return open_model(folder, "cpu").config if foreign_form(folder) else read_config(folder)
     except CloobError:
         if kept is None or not is_model_folder(kept):

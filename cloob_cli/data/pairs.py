@@ -59,6 +59,16 @@ class PairSource(Protocol):
         ...
 
 
+def find_pairs(section: DataSection) -> None:
+    """Look for the sources that a data section names, without opening them.
+
+    Raises:
+        DataError: one of them is not there.
+    """
+    for named in (section.train, section.validation):
+        _paths([] if named is None else named)
+
+
 def open_pairs(section: DataSection, where: str | list[str] | None = None) -> PairSource:
     """Open the pairs of a data section.
 
@@ -69,8 +79,7 @@ def open_pairs(section: DataSection, where: str | list[str] | None = None) -> Pa
         DataError: nothing there, an unknown format, other columns than named, or not one readable pair among the first
             few that are tried; the message says what was found.
     """
-    named = section.train if where is None else where
-    paths = [path for pattern in ([named] if isinstance(named, str) else named) for path in _expand(pattern)]
+    paths = _paths(section.train if where is None else where)
     if not paths:
         raise DataError("no data source is named", "set data.train to a folder, a file or a pattern")
     kinds = {path: section.format if section.format != "auto" else _format_of(path) for path in paths}
@@ -98,6 +107,10 @@ def _open(kind: str, paths: list[Path], section: DataSection) -> PairSource:
         return FileSource(row for path in paths for row in folder_rows(path, image_key, caption_key))
     tables = _files(paths, ".csv", ".tsv", ".jsonl", ".ndjson")
     return FileSource(row for path in tables for row in table_rows(path, image_key, caption_key, section.separator))
+
+
+def _paths(named: str | list[str]) -> list[Path]:
+    return [path for pattern in ([named] if isinstance(named, str) else named) for path in _expand(pattern)]
 
 
 def _expand(pattern: str) -> list[Path]:

@@ -18,17 +18,18 @@ from cloob_cli.core.config import ModelConfig
 from cloob_cli.errors import RecipeError
 from cloob_cli.recipe.data import ADDRESS
 from cloob_cli.recipe.whole import Recipe
-from cloob_cli.schema import nearest, parse
+from cloob_cli.schema import incomplete, nearest, parse
 
 
 def load_recipe(
-    path: Path, overrides: list[str] | None = None, init: Callable[[str, str], ModelConfig] | None = None
+    path: Path, overrides: list[str] | None = None, init: Callable[[Recipe], ModelConfig] | None = None
 ) -> Recipe:
     """Read a recipe and apply overrides like `train.steps=200`.
 
     Args:
-        init: gives the configuration of a `model.init`, with which the recipe is filled in, from the model's name and
-            the recipe's. Without it a recipe that has one is checked and stays incomplete: it cannot be trained.
+        init: gives the configuration of a `model.init`, with which the recipe is filled in. It may have to fetch the
+            model, so it is called last, with a recipe that is checked but for the towers. Without it a recipe that has
+            a `model.init` stays like that: it cannot be trained.
 
     Raises:
         RecipeError: no such file, not TOML, an unknown key (the nearest is named), a wrong type or value.
@@ -50,8 +51,22 @@ def load_recipe(
     model = data.get("model")
     name = model.get("init") if isinstance(model, dict) else None
     if init is not None and isinstance(name, str) and name and "architecture" not in data["model"]:
-        data = filled_in(data, init(name, str(data.get("name"))))
+        data = filled_in(data, init(_without_towers(data, str(path))))
     return parse(Recipe, data, str(path), RecipeError)
+
+
+def _without_towers(data: dict[str, Any], where: str) -> Recipe:
+    """The recipe as far as it can be checked before the configuration of its `model.init` is known.
+
+    Raises:
+        RecipeError: whatever that model is, it is wrong.
+    """
+    data = {"tokenizer": {"kind": "init"}} | data | {"model": dict(data["model"])}
+    for section, tower in incomplete(Recipe, data, [("model", "vision"), ("model", "text")], where, RecipeError):
+        given = data[section].pop(tower)
+        if "vocab_size" in given:  # the tokenizer has to agree with it
+            data[section][tower] = {"width": 1, "layers": 1, "heads": 1, "vocab_size": given["vocab_size"]}
+    return parse(Recipe, data, where, RecipeError)
 
 
 def filled_in(data: dict[str, Any], init: ModelConfig) -> dict[str, Any]:
@@ -65,7 +80,8 @@ def filled_in(data: dict[str, Any], init: ModelConfig) -> dict[str, Any]:
         model[key] = over(base[key], model.get(key))
     tokenizer = data.get("tokenizer", {"kind": "init"})
     if isinstance(tokenizer, dict) and tokenizer.get("kind") != "init" and isinstance(model["text"], dict):
-        model["text"].pop("vocab_size", None)  # a new vocabulary has its own size
+        # A new vocabulary has its own size, not that of the model; one that the recipe names has to be equal.
+        model["text"]["vocab_size"] = (data["model"].get("text") or {}).get("vocab_size")
     model = {"embed_dim": base["embed_dim"], "templates": base["templates"]} | model
     own = {key: value for key, value in base.items() if key in {"inv_tau", "scale_hopfield"}}
     objective = over(own, data.get("objective"))

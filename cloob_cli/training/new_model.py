@@ -61,8 +61,9 @@ def model_config(recipe: Recipe, vocab_size: int, init: ModelConfig | None = Non
     if init and tokenizer:
         vocab_size = init.text.vocab_size  # a text tower may have more or fewer entries than its tokenizer
     if section.text.vocab_size not in {None, vocab_size}:
+        other = "the model to start from" if tokenizer else "the tokenizer"
         raise RecipeError(
-            f"model.text.vocab_size is {section.text.vocab_size}, the tokenizer has {vocab_size} entries",
+            f"model.text.vocab_size is {section.text.vocab_size}, {other} has {vocab_size} entries",
             "leave the key out",
         )
     return ModelConfig(

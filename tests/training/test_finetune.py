@@ -24,7 +24,7 @@ from torch import Tensor
 
 import cloob_cli
 from cloob_cli.checkpoint.folder import open_model, read_config, save_model
-from cloob_cli.core.config import TokenizerConfig
+from cloob_cli.core.config import CLIP_VOCAB_SIZE, TokenizerConfig
 from cloob_cli.core.positions import fitted_positions
 from cloob_cli.data.text import Tokenizer
 from cloob_cli.errors import DataError, RecipeError, UsageError
@@ -325,6 +325,28 @@ def test_a_folder_of_another_program_is_a_start_too(data, tmp_path):
     made, opened = open_model(tmp_path / "runs" / "x" / "model", "cpu"), open_model(other, "cpu")
     assert equal_weights(made.state_dict(), opened.state_dict())
     assert made.config.preprocess == opened.config.preprocess
+
+
+@pytest.mark.parametrize("kind", ["bpe", "clip", "init"])
+def test_a_size_of_the_vocabulary_that_contradicts_is_an_error(data, tmp_path, kind):
+    """Beside a new tokenizer, and beside that of the model to start from."""
+    init = save_tiny_model(tmp_path / "init")
+    right = {"bpe": 530, "clip": CLIP_VOCAB_SIZE, "init": read_config(init).text.vocab_size}[kind]
+    text = f'name = "x"\n[model]\ninit = "{init}"\n[data]\ntrain = "{data}"\n[train]\nsteps = 1\nbatch_size = 4\n'
+    (tmp_path / "x.toml").write_text(f'{text}[tokenizer]\nkind = "{kind}"\n' + "vocab_size = 530\n" * (kind == "bpe"))
+
+    def tried(size: int) -> subprocess.CompletedProcess[str]:
+        return cloob_here("train", "x.toml", "--dry-run", "--set", f"model.text.vocab_size={size}", cwd=tmp_path)
+
+    wrong = tried(right + 1)
+    assert wrong.returncode == 2
+    assert (
+        f"is {right + 1}, the {'model to start from' if kind == 'init' else 'tokenizer'} has {right} entries"
+        in " ".join(wrong.stderr.split())
+    )
+    assert "leave the key out" in wrong.stderr
+    equal = tried(right)
+    assert equal.returncode == 0, equal.stderr
 
 
 @pytest.mark.parametrize(
