@@ -289,7 +289,7 @@ def classify(
                 write(output, batches_done, top_k, work, as_json, metadata, further)
     if output is not None:
         console.info(f"wrote {output}")
-    work.tell_end("classified", description(opened, folder))
+    work.tell_end("classified")
     if work.failures:
         raise typer.Exit(3)
 

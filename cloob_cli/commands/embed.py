@@ -211,7 +211,7 @@ def _embed_texts(
 ) -> None:
     with signals.leaving_at_once():
         from cloob_cli.checkpoint.folder import weights_sha256
-        from cloob_cli.commands.inference_run import description, model_name, open_model, track_work
+        from cloob_cli.commands.inference_run import model_name, open_model, track_work
         from cloob_cli.inference import embed as inference
         from cloob_cli.inference.labels import read_texts
         from cloob_cli.inference.provenance import describe_texts
@@ -232,7 +232,7 @@ def _embed_texts(
     if written.cut:
         context = opened.config.text.context_length
         console.warn(f"{written.cut} of {written.rows} texts are longer than the model's {context} tokens and were cut")
-    work.tell_end("embedded", description(opened, folder))
+    work.tell_end("embedded")
 
 
 def _check_ray_options(text: Path | None, null: bool, rebuild: bool) -> None:

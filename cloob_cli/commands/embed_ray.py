@@ -81,7 +81,7 @@ def embed_on_ray(
         console.info(f"model {metadata['model']} on Ray: {workers}")
         with closing(on_ray.embed_parts(found.parts, settings, workers)) as tables:
             rows = write_table(output, listing, _counted(tables, work), metadata, options.dtype)
-    work.tell_end("embedded", f"{metadata['model']} on Ray")
+    work.tell_end("embedded")
     return Result(output, listing if work.failures else None, rows, len(work.failures))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cloob_cli import console, signals
 from cloob_cli.commands.caption_run import captions_of, embed_captions
-from cloob_cli.commands.inference_run import description, open_model, track_work
+from cloob_cli.commands.inference_run import open_model, track_work
 
 if TYPE_CHECKING:
     from cloob_cli.commands.inference_run import Work
@@ -131,12 +131,12 @@ def update_index(
             return Updated(rows, [])
         with signals.leaving_at_once():
             from cloob_cli.inference import embed  # noqa: F401 - torch, among others
-        model, folder = open_model(options.model, options.device, options.precision)
+        model, _ = open_model(options.model, options.device, options.precision)
         complete = wanted | _describe_opened(model, options)
         if stored:
             refuse_other(files.embeddings, stored.metadata, complete)
         if all(not difference(rest, complete) for rest in (resumed, captions and captions.made_with) if rest):
-            return _embed_new(files, plan, known, captions, model, folder, options, complete, name_of, helpers)
+            return _embed_new(files, plan, known, captions, model, options, complete, name_of, helpers)
     # What the killed run has done was computed on another device, say.
     _remove_journals(files)
     return update_index(files, paths, options, name_of, helpers)
@@ -155,7 +155,6 @@ def _embed_new(
     known: KnownRows,
     captions: Captions | None,
     model: CloobModel,
-    folder: Path,
     options: IndexOptions,
     made_with: dict[str, str],
     name_of: NameOf,
@@ -178,7 +177,7 @@ def _embed_new(
             embed_captions(files, captions, model, options.batch_size, options.dtype, made_with, work)
         count = write_index(files, plan, known, parts, work.failures, made_with, name_of, captions)
     _remove_journals(files)
-    work.tell_end("embedded", description(model, folder))
+    work.tell_end("embedded")
     return Updated(count, work.failures, model)
 
 

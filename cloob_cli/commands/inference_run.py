@@ -30,27 +30,19 @@ AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 
 def open_model(name: str | None, device: str | None, precision: str | None) -> tuple[CloobModel, Path]:
-    """Find and open a model, and name it on stderr with its device and precision.
+    """Find and open a model, and name it on stderr with its device and precision, before the work.
 
-    The bundled model, which nobody chose, is named the first time only, with its purpose; but where nobody chose the
-    device either, a line always says which one it is and how many threads it has.
+    The bundled model, which nobody chose, is introduced the first time, with its purpose.
     """
     from cloob_cli import assets
     from cloob_cli.checkpoint.folder import open_model as open_folder
-    from cloob_cli.core.device import device_text
-    from cloob_cli.inference.encoding import device_of, prepare_for_inference
+    from cloob_cli.inference.encoding import prepare_for_inference
     from cloob_cli.registry.resolve import find_model
 
     folder = find_model(name)
     model = open_folder(folder, device, precision)
-    is_bundled = folder == assets.bundled_folder(assets.BUNDLED_MODEL)
-    is_introduced = is_bundled and not _is_new()
-    if device in (None, "", "auto"):
-        dtype = str(model.logit_scale.dtype).removeprefix("torch.")
-        console.info(f"model {model_name(model, folder)} on {device_text(device_of(model))} in {dtype}")
-    elif not is_introduced:
-        console.info(f"model {description(model, folder)}")
-    if is_bundled and not is_introduced:
+    console.info(f"model {description(model, folder)}")
+    if folder == assets.bundled_folder(assets.BUNDLED_MODEL) and _is_new():
         _introduce_bundled()
     return prepare_for_inference(model), folder
 
@@ -61,11 +53,12 @@ def model_name(model: CloobModel, folder: Path) -> str:
 
 
 def description(model: CloobModel, folder: Path) -> str:
-    """A model with its device and dtype: "cloob-rn50 on cuda:0 in float16"."""
+    """A model with its device and dtype: "cloob-rn50 on cpu (2 threads) in float32"."""
+    from cloob_cli.core.device import device_text
     from cloob_cli.inference.encoding import device_of
 
     dtype = str(model.logit_scale.dtype).removeprefix("torch.")
-    return f"{model_name(model, folder)} on {device_of(model)} in {dtype}"
+    return f"{model_name(model, folder)} on {device_text(device_of(model))} in {dtype}"
 
 
 def _is_new() -> bool:
@@ -193,12 +186,12 @@ class Work:
         if not self.rows and not self.kept:
             raise NothingFoundError(f"not one of the {len(self.failures)} {self._unit} can be read")
 
-    def tell_end(self, verb: str, model: str) -> None:
-        """Print the closing lines: the number of inputs, the time, the model, and how many were skipped."""
+    def tell_end(self, verb: str) -> None:
+        """Print the closing lines: the number of inputs, the time, and how many were skipped."""
         seconds = time.monotonic() - self._started
         took = f"{seconds:.1f} s" if seconds < 100 else duration(seconds)
         rate = self.rows / max(seconds, 1e-9)
-        console.info(f"{verb} {self.rows:,} {self._unit} in {took} ({rate:,.3g} a second) with {model}")
+        console.info(f"{verb} {self.rows:,} {self._unit} in {took} ({rate:,.3g} a second)")
         if self.failures:
             where = f", listed in {self._listing}" if self._listing else ""
             console.warn(f"{len(self.failures)} image(s) skipped{where}")

@@ -84,8 +84,8 @@ def test_json_lines_equal_a_plain_loop(place: Path) -> None:
     assert [one["path"] for one in objects] == wanted + [f"images/deeper/000{i}.jpg" for i in range(4)]
     check_objects(objects, place, "model", DEFAULT_TEMPLATES, 3)
     opening, closing = result.stderr.splitlines()
-    assert opening == "model tiny on cpu in float32"
-    assert re.fullmatch(r"classified 7 images in \d+\.\d s \([\d.,]+ a second\) with tiny on cpu in float32", closing)
+    assert opening == "model tiny on cpu (1 thread) in float32"
+    assert re.fullmatch(r"classified 7 images in \d+\.\d s \([\d.,]+ a second\)", closing)
 
 
 @pytest.mark.numeric
@@ -272,8 +272,8 @@ def test_a_bar_on_the_terminal_takes_nothing_from_a_pipe(place: Path) -> None:
     assert len(lines) == 7
 
 
-@pytest.mark.parametrize("device", [[], ["--device", "auto"]])
-def test_a_device_that_nobody_chose_is_named_with_its_threads(
+@pytest.mark.parametrize("device", [[], ["--device", "auto"], ["--device", "cpu"]])
+def test_model_and_device_are_named_once_at_the_start(
     place: Path, device: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -281,7 +281,10 @@ def test_a_device_that_nobody_chose_is_named_with_its_threads(
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
     result = cloob_here("classify", "images/0000.png", "-l", "labels.txt", "-m", "model", *device, cwd=place)
     assert result.returncode == 0
-    assert result.stderr.splitlines()[0] == "model tiny on cpu (3 threads) in float32"
+    opening, closing = result.stderr.splitlines()
+    assert opening == "model tiny on cpu (3 threads) in float32"
+    assert "tiny" not in closing
+    assert "cpu" not in closing
 
 
 def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,6 +298,7 @@ def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_bundled_model_says_once_what_it_is_good_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
     monkeypatch.setattr(assets, "bundled_weights_folder", lambda: place / "weights")
     save_tiny_model(place / "weights" / assets.BUNDLED_MODEL, context_length=40, name=assets.BUNDLED_MODEL)
     arguments = ["classify", "images", "-l", "labels.txt", "--device", "cpu"]
@@ -305,12 +309,12 @@ def test_the_bundled_model_says_once_what_it_is_good_for(place: Path, monkeypatc
         return result.stderr.splitlines()
 
     assert said("--quiet") == []  # which introduces nothing
-    notice, purpose, hint, first = said()
-    assert notice == f"model {assets.BUNDLED_MODEL} on cpu in float32"
+    notice, purpose, hint, _ = said()
+    assert notice == f"model {assets.BUNDLED_MODEL} on cpu (3 threads) in float32"
     assert entries.find_entry(assets.BUNDLED_MODEL).summary in purpose
     assert hint.startswith("hint: for photographs")
-    [closing] = said()
-    for line in (first, closing):
-        assert line.endswith(f"with {assets.BUNDLED_MODEL} on cpu in float32")
+    again, closing = said()
+    assert again == notice
+    assert closing.startswith("classified 7 images in ")
     (place / "occupied").write_text("a home that cannot be written")
     assert [len(said(home="occupied")) for _ in range(2)] == [4, 4]

@@ -44,8 +44,8 @@ def test_images(place: Path) -> None:
     assert result.stdout.split() == [os.path.join("out", "emb.npy"), os.path.join("out", "emb.parquet")]
     assert sorted(entry.name for entry in (place / "out").iterdir()) == ["emb.npy", "emb.parquet"]
     opening, closing = result.stderr.splitlines()
-    assert opening == "model tiny on cpu in float32"
-    assert re.fullmatch(r"embedded 7 images in \d+\.\d s \([\d.,]+ a second\) with tiny on cpu in float32", closing)
+    assert opening == "model tiny on cpu (1 thread) in float32"
+    assert re.fullmatch(r"embedded 7 images in \d+\.\d s \([\d.,]+ a second\)", closing)
 
     table = pq.read_table(place / "out" / "emb.parquet")
     paths = table.column(0).to_pylist()
