@@ -16,6 +16,7 @@ from cloob_cli.errors import Failure
 from cloob_cli.inference.answers import Answers
 from cloob_cli.inference.encoding import device_of, encode_images
 from cloob_cli.inference.labels import Label
+from cloob_cli.inference.prefetch import prefetched
 from cloob_cli.inference.reading import OnImage, image_batches
 from cloob_cli.inference.rows import Classified
 from cloob_cli.inference.scoring import AnyScorer
@@ -70,7 +71,7 @@ def classify(
         with_thumbnails=with_thumbnails,
     )
     with closing(batches):
-        for batch in batches:
+        for batch in prefetched(batches, device_of(model)):
             rows = []
             if batch.paths:
                 embeddings = encode_images(model, batch.pixels)

@@ -14,10 +14,11 @@ from torch import Tensor
 from cloob_cli.core.model import CloobModel
 from cloob_cli.data.images import Preprocess
 from cloob_cli.errors import Failure
-from cloob_cli.inference.encoding import encode_in_passes, encode_texts, encode_texts_in_passes, pass_size
+from cloob_cli.inference.encoding import device_of, encode_in_passes, encode_texts, encode_texts_in_passes, pass_size
 from cloob_cli.inference.index.files import IndexFiles
 from cloob_cli.inference.index.stamp import Stamp
 from cloob_cli.inference.index.writing import Chunk, write_chunks
+from cloob_cli.inference.prefetch import prefetched
 from cloob_cli.inference.reading import OnImage, image_batches
 from cloob_cli.inference.tokens import count_cut
 
@@ -70,7 +71,7 @@ def embed_images(
     )
     size = pass_size(model, batch_size)
     with closing(batches):
-        for batch in batches:
+        for batch in prefetched(batches, device_of(model)):
             embeddings = encode_in_passes(model, batch.pixels, size) if batch.paths else None
             yield EmbeddedBatch(batch.paths, embeddings, batch.failures, stamps=batch.stamps)
 
