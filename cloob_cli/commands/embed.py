@@ -85,7 +85,9 @@ def embed(
     rebuild: RebuildOption = False,
     engine: Annotated[
         Literal["local", "ray"],
-        typer.Option(help="ray: on the Ray cluster at RAY_ADDRESS, or on this machine; -o is a .parquet file then."),
+        typer.Option(
+            help="ray: on the Ray cluster at RAY_ADDRESS, or on this machine; -o is a .parquet or .lance then."
+        ),
     ] = "local",
     actors: Annotated[
         int | None,
@@ -126,7 +128,7 @@ def embed(
     if engine == "ray":
         _check_ray_options(text, null, rebuild)
         if format_ or layout != "plain":
-            raise UsageError("--engine ray writes a .parquet file", "leave --format and --layout out")
+            raise UsageError("--engine ray writes NAME.parquet or NAME.lance", "leave --format and --layout out")
         on_ray = embed_on_ray(
             output, images or [], options, RayOptions(actors, image_column), exclude=exclude or [], force=force
         )

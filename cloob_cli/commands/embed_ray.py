@@ -47,7 +47,7 @@ def embed_on_ray(
     exclude: Sequence[str] = (),
     force: bool = False,
 ) -> Result:
-    """Embed images on the cluster at RAY_ADDRESS, or on this machine's cores, into a Parquet file.
+    """Embed images on the cluster at RAY_ADDRESS, or on this machine's cores, into a Parquet file or a Lance table.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -60,10 +60,16 @@ def embed_on_ray(
         from cloob_cli.commands.inference_run import track_work
         from cloob_cli.inference.cluster import on_ray
         from cloob_cli.inference.cluster.table import write_table
+        from cloob_cli.inference.index.files import LANCE
+        from cloob_cli.inference.index.place import check_lance_place
         from cloob_cli.inference.output_files import RAY, check_output, failures_path, output_files
 
         on_ray.check_ray()
-    check_output(output, RAY, [".parquet"], inputs=[source for source in sources if source.exists()], force=force)
+    inputs = [source for source in sources if source.exists()]
+    if output.suffix.lower() == LANCE:
+        check_lance_place(output, failures_path(output), inputs, RAY, force=force)
+    else:
+        check_output(output, RAY, [".parquet", LANCE], inputs=inputs, force=force)
     found = _find(sources, exclude, options, own)
     settings, metadata = _settings(options)
     listing = failures_path(output)

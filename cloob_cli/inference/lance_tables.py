@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +62,25 @@ def write_table(folder: Path, name: str, schema: pyarrow.Schema, batches: Iterab
 
 
 def fill_table(folder: Path, schema: pyarrow.Schema, batches: Iterable[pyarrow.RecordBatch]) -> None:
-    """Make the empty folder `folder` itself a table, a batch at a time."""
-    write_table(folder, _TABLE, schema, batches)
+    """Make the empty folder `folder` itself a table, a batch at a time.
+
+    What `batches` raises is raised as it is.
+    """
+    problem: BaseException | None = None
+
+    def watched() -> Iterator[pyarrow.RecordBatch]:
+        nonlocal problem
+        try:
+            yield from batches
+        except BaseException as raised:  # Arrow and Lance make another error of it, also of Ctrl-C
+            problem = raised
+            raise
+
+    try:
+        write_table(folder, _TABLE, schema, watched())
+    finally:
+        if problem is not None:
+            raise problem
     inner = folder / f"{_TABLE}.lance"
     for path in inner.iterdir():  # a table has no path of its own in it
         path.rename(folder / path.name)

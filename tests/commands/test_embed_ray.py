@@ -168,6 +168,26 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.numeric
+def test_a_lance_table(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    lancedb = pytest.importorskip("lancedb")
+    make(tmp_path)
+    assert cloob_here("embed", "images", "-o", "one.npy", *WORDS, cwd=tmp_path).returncode == 3
+    for _ in range(2):  # the second run replaces the result of the first one
+        done = on_ray(tmp_path, PLAIN, "images", "-o", "two.lance")
+        assert done.returncode == 3, done.stderr
+        assert done.stdout.splitlines() == ["two.lance", "two.failures.jsonl"]
+    table = lancedb.connect(tmp_path).open_table("two").to_arrow()
+    assert table["path"].to_pylist() == pq.read_table(tmp_path / "one.parquet")["path"].to_pylist()
+    pq.write_table(table, tmp_path / "two.parquet")
+    check_rows(tmp_path, "two.parquet")
+    other = cloob_here("embed", "images", "-o", "two.lance", *WORDS, cwd=tmp_path)
+    assert other.returncode == 2
+    assert "two.lance exists, and `cloob embed` did not write it" in other.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.numeric
 def test_a_machine_that_is_lost_changes_nothing(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     make(tmp_path)

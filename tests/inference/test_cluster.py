@@ -6,6 +6,7 @@ import io
 import os
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,28 @@ def test_folders_tars_and_parquet_files_have_the_rows_of_the_plain_run(
             written.schema.metadata
         )
         assert (tmp_path / "out.failures.jsonl").read_text().count("\n") == 1
+
+
+def test_a_lance_table_holds_what_the_parquet_file_does(settings: Settings, images: list[Path], tmp_path: Path) -> None:
+    lancedb = pytest.importorskip("lancedb")
+    tables = run([images[0].parent], settings)
+    for name in ("out.parquet", "out.lance"):
+        assert write_table(tmp_path / name, tmp_path / f"{name}.jsonl", tables, {"model": "tiny"}, "float16") == 10
+    expected, opened = pq.read_table(tmp_path / "out.parquet"), lancedb.connect(tmp_path).open_table("out")
+    assert opened.to_arrow().equals(expected)
+    assert opened.schema.metadata == expected.schema.metadata
+    assert (tmp_path / "out.lance.jsonl").read_bytes() == (tmp_path / "out.parquet.jsonl").read_bytes()
+
+    def interrupted() -> Iterator[pa.Table]:
+        yield from tables
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_table(tmp_path / "out.lance", tmp_path / "out.lance.jsonl", interrupted(), {}, "float32")
+    assert lancedb.connect(tmp_path).open_table("out").to_arrow().equals(expected)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        name + end for name in ("out.parquet", "out.lance") for end in ("", ".jsonl")
+    }
 
 
 def test_a_folder_stands_for_its_images_or_its_tars_or_its_parquet_files(tmp_path: Path) -> None:

@@ -1,16 +1,20 @@
-"""The result of a run on a cluster: one Parquet file with names and embeddings, and the list of failures."""
+"""The result of a run on a cluster: a Parquet file or a Lance table with names and embeddings, and the failures."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cloob_cli.errors import CloobError, Failure, NothingFoundError
-from cloob_cli.files import replacing_together
+from cloob_cli.files import replacing, replacing_folder, replacing_together
+from cloob_cli.inference.index.files import LANCE
+from cloob_cli.inference.lance_tables import fill_table
 from cloob_cli.inference.outputs import write_failures
 
 if TYPE_CHECKING:
@@ -22,10 +26,12 @@ _GROUP_BYTES = 64 << 20  # of embeddings in a row group: what a reader holds of 
 def write_table(output: Path, listing: Path, tables: Iterable[pa.Table], metadata: dict[str, str], dtype: str) -> int:
     """Write the rows of an `ImageEmbedder` to `output`, and to `listing` those that have no embedding.
 
-    Both files appear together at the end, or none does and earlier ones stay as they were.
+    Both appear together at the end (of a Lance table the list comes a moment later), or none does and earlier ones
+    stay as they were.
 
     Args:
-        metadata: of the file: how the embeddings were made, as far as that is known beforehand.
+        output: a file NAME.parquet, or a Lance table NAME.lance.
+        metadata: of the schema: how the embeddings were made, as far as that is known beforehand.
         dtype: "float32" or "float16".
 
     Returns:
@@ -35,26 +41,47 @@ def write_table(output: Path, listing: Path, tables: Iterable[pa.Table], metadat
         NothingFoundError: there is not one.
         CloobError: workers computed in different ways.
     """
+    failures: list[Failure] = []
+    groups = _groups(tables, failures, metadata, dtype)
+    first = next(groups, None)
+    if first is None:
+        raise NothingFoundError("nothing to embed: not one input could be read")
+    write = _write_lance if output.suffix.lower() == LANCE else _write_parquet
+    return write(output, listing, first.schema, chain([first], groups), failures)
+
+
+def _write_parquet(
+    output: Path, listing: Path, schema: pa.Schema, groups: Iterable[pa.Table], failures: list[Failure]
+) -> int:
     from pyarrow import parquet
 
-    failures: list[Failure] = []
-    writer: parquet.ParquetWriter | None = None
+    # Embeddings do not become smaller, whatever is tried.
+    options = {"compression": {"path": "zstd", "embedding.list.element": "none"}, "use_dictionary": False}
     rows = 0
-    with replacing_together([output, listing]) as [temporary, failed], temporary.open("wb") as stream:
-        try:
-            for table in _groups(tables, failures, metadata, dtype):
-                if writer is None:
-                    # Embeddings do not become smaller, whatever is tried.
-                    options = {"compression": {"path": "zstd", "embedding.list.element": "none"}}
-                    writer = parquet.ParquetWriter(stream, table.schema, use_dictionary=False, **options)
+    with replacing_together([output, listing]) as [temporary, failed]:
+        with temporary.open("wb") as stream, parquet.ParquetWriter(stream, schema, **options) as writer:
+            for table in groups:
                 writer.write_table(table, row_group_size=len(table))
                 rows += len(table)
-        finally:
-            if writer is not None:
-                writer.close()
-        if not rows:
-            raise NothingFoundError("nothing to embed: not one input could be read")
         write_failures(failed, failures)
+    return rows
+
+
+def _write_lance(
+    output: Path, listing: Path, schema: pa.Schema, groups: Iterable[pa.Table], failures: list[Failure]
+) -> int:
+    rows = 0
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        nonlocal rows
+        for table in groups:
+            rows += len(table)
+            yield from table.to_batches()
+
+    with replacing_folder(Path(os.path.realpath(output))) as folder:
+        fill_table(folder, schema, batches())
+    with replacing(listing) as temporary:
+        write_failures(temporary, failures)
     return rows
 
 

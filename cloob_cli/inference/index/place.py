@@ -15,6 +15,7 @@ from cloob_cli.inference.index.files import LANCE, IndexFiles
 from cloob_cli.inference.lance_tables import has_lancedb, open_table
 from cloob_cli.inference.output_files import (
     MADE_BY,
+    Command,
     check_output,
     check_writable,
     is_same_file,
@@ -44,7 +45,7 @@ def check_index_place(output: Path, files: IndexFiles, inputs: Sequence[Path], *
     if files.form == "npy":
         check_output(output, "embed", [".npy"], inputs=inputs, force=force)
     elif files.form == "lance":
-        _check_lance(output, files, inputs, force)
+        check_lance_place(output, files.failures, inputs, "embed", force=force)
     else:
         _check_layout(output, files, inputs, force)
 
@@ -54,11 +55,7 @@ def is_own(output: Path, files: IndexFiles) -> bool:
     if files.form == "npy":
         return made_by(output) == "embed"
     if files.form == "lance":
-        try:
-            metadata = open_table(output).schema.metadata or {}
-        except Exception:  # whatever LanceDB says of what is no table
-            return False
-        return bool(metadata.get(MADE_BY.encode()) == b"cloob embed")
+        return _made_table(output, "embed")
     if made_by(files.index) != "embed":
         return False
     try:
@@ -69,13 +66,21 @@ def is_own(output: Path, files: IndexFiles) -> bool:
         return False
 
 
-def _check_lance(output: Path, files: IndexFiles, inputs: Sequence[Path], force: bool) -> None:
+def check_lance_place(
+    output: Path, failures: Path, inputs: Sequence[Path], command: Command, *, force: bool = False
+) -> None:
+    """Refuse the path of a Lance table that `command` is to write; the arguments are those of `check_index_place`.
+
+    Raises:
+        UsageError: nothing can be written there; it is an input; it exists and `command` did not write it.
+        MissingExtraError: LanceDB is not installed.
+    """
     if not _NAME.fullmatch(output.stem):
         raise UsageError(f"'{output.name}' is no name of a Lance table", "letters, digits, '_', '-' and '.'")
     if not has_lancedb():
         raise MissingExtraError.of("search", "lancedb")
-    _check_inputs(output, [*files.all], inputs)
-    check_writable(files.failures, "--output")
+    _check_inputs(output, [output, failures], inputs)
+    check_writable(failures, "--output")
     if not output.exists():
         check_writable(output, "--output")
         return
@@ -85,8 +90,16 @@ def _check_lance(output: Path, files: IndexFiles, inputs: Sequence[Path], force:
     is_table = (output / "_versions").is_dir()
     if not is_table and any(output.iterdir()):
         raise UsageError(f"{output} is a folder, and no Lance table", _CHOOSE)
-    if is_table and not force and not is_own(output, files):
-        raise UsageError(f"{output} exists, and `cloob embed` did not write it", _FORCE)
+    if is_table and not force and not _made_table(output, command):
+        raise UsageError(f"{output} exists, and `cloob {command}` did not write it", _FORCE)
+
+
+def _made_table(output: Path, command: Command) -> bool:
+    try:
+        metadata = open_table(output).schema.metadata or {}
+    except Exception:  # whatever LanceDB says of what is no table
+        return False
+    return bool(metadata.get(MADE_BY.encode()) == f"cloob {command}".encode())
 
 
 def _check_layout(output: Path, files: IndexFiles, inputs: Sequence[Path], force: bool) -> None:

@@ -102,20 +102,11 @@ def _write_lance(
     from cloob_cli.inference.lance_tables import fill_table, vector_column, vector_field
 
     count = 0
-    problem: BaseException | None = None
     schema = schema.insert(1, vector_field(first.embeddings.shape[1], first.embeddings.dtype, EMBEDDING))
-
-    def watched() -> Iterator[Chunk]:
-        nonlocal problem
-        try:
-            yield from chunks
-        except BaseException as raised:  # Arrow and Lance make another error of it, also of Ctrl-C
-            problem = raised
-            raise
 
     def batches() -> Iterator[pyarrow.RecordBatch]:
         nonlocal count
-        for chunk in watched():
+        for chunk in chunks:
             count += len(chunk.embeddings)
             described = {name: [row.get(name) for row in chunk.described] for name in schema.names}
             columns = [
@@ -127,11 +118,7 @@ def _write_lance(
             yield pa.record_batch(columns, schema=schema)
 
     with replacing_folder(Path(os.path.realpath(files.embeddings))) as folder:
-        try:
-            fill_table(folder, schema, batches())
-        finally:
-            if problem is not None:
-                raise problem
+        fill_table(folder, schema, batches())
         when_read()
     return count
 
