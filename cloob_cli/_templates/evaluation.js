@@ -80,7 +80,7 @@
       countColumn("images", (row) => row.images),
       { title: "examples", value: (row) => row.shown.map((number) => examples[number].name).join(" "), draw: thumbnails },
     ];
-    const table = new Table("Wrong answers, the most frequent of each model and data set", columns, rows, count, (row) => show(row));
+    const table = new Table("Wrong answers, the most frequent of each model and data set, then the most confident: those farthest ahead of the right class", columns, rows, count, (row) => show(row));
     table.body.addEventListener("click", (event) => {
       const number = event.target.dataset.example;
       const place = number === undefined ? -1 : album.findIndex(([row, example]) => example === Number(number) && row === table.order[event.target.closest("tr").sectionRowIndex]);

@@ -20,22 +20,39 @@ class Predictions:
             comes first, as argmax has it.
         predicted: int64 [N].
         labels: int64 [N].
+        margins: float64 [N], the predicted class's score minus the right one's: 0 where the answer is right.
     """
 
     places: Tensor
     predicted: Tensor
     labels: Tensor
+    margins: Tensor
 
     def top(self, k: int) -> Tensor:
         """bool [N]: the examples whose class is among the k highest."""
         return self.places < k
 
     def confusions(self, most: int = 20) -> list[tuple[int, int, int]]:
-        """(right class, predicted class, how often) of the wrong answers, the most frequent first."""
+        """(right class, predicted class, how often) of the wrong answers, the most frequent first.
+
+        Of equally frequent ones the one with the widest margin comes first: where each occurs once, the order of the
+        classes says nothing.
+        """
+        counts: Counter[tuple[int, int]] = Counter()
+        widest: dict[tuple[int, int], float] = {}
         wrong = self.predicted != self.labels
-        pairs = Counter(zip(self.labels[wrong].tolist(), self.predicted[wrong].tolist(), strict=True))
-        ordered = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
-        return [(*pair, count) for pair, count in ordered[:most]]
+        columns = (column[wrong].tolist() for column in (self.labels, self.predicted, self.margins))
+        for label, predicted, margin in zip(*columns, strict=True):
+            pair = label, predicted
+            counts[pair] += 1
+            widest[pair] = max(margin, widest.get(pair, margin))
+        ordered = sorted(counts, key=lambda pair: (-counts[pair], -widest[pair], pair))
+        return [(*pair, counts[pair]) for pair in ordered[:most]]
+
+    def confused(self, label: int, predicted: int) -> list[int]:
+        """The examples of one confusion, the one with the widest margin first."""
+        rows = ((self.labels == label) & (self.predicted == predicted)).nonzero()[:, 0]
+        return list(rows[self.margins[rows].argsort(descending=True, stable=True)].tolist())
 
 
 def predictions(scores: Tensor, labels: Tensor) -> Predictions:
@@ -52,9 +69,12 @@ def predictions(scores: Tensor, labels: Tensor) -> Predictions:
     own = scores.gather(1, labels[:, None])
     earlier = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
     places = ((scores > own) | ((scores == own) & earlier)).sum(dim=1)
-    highest = scores == scores.amax(dim=1, keepdim=True)
-    predicted = torch.where(highest, torch.arange(scores.shape[1], device=scores.device), scores.shape[1]).amin(dim=1)
-    return Predictions(places.cpu(), predicted.cpu(), labels.cpu())
+    highest = scores.amax(dim=1, keepdim=True)
+    predicted = torch.where(
+        scores == highest, torch.arange(scores.shape[1], device=scores.device), scores.shape[1]
+    ).amin(dim=1)
+    margins = (highest.cpu().double() - own.cpu().double())[:, 0]
+    return Predictions(places.cpu(), predicted.cpu(), labels.cpu(), margins)
 
 
 def recall_by_class(right: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Confusion:
-    """`count` images of class `label` were taken for `predicted`; `examples` are names of some of them."""
+    """`count` images of class `label` were taken for `predicted`; `examples` names some, the most confident first."""
 
     label: str
     predicted: str

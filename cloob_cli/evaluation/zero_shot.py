@@ -54,6 +54,7 @@ def classify(embeddings: Tensor, classes: Tensor, labels: Tensor) -> Predictions
         torch.cat([part.places for part in parts]),
         torch.cat([part.predicted for part in parts]),
         torch.cat([part.labels for part in parts]),
+        torch.cat([part.margins for part in parts]),
     )
 
 
@@ -110,7 +111,6 @@ def _class_scores(found: Predictions, classes: Sequence[str]) -> list[ClassScore
 def _confusions(found: Predictions, data: ClassificationSet, indices: Sequence[int]) -> list[Confusion]:
     confusions = []
     for label, predicted, count in found.confusions():
-        rows = ((found.labels == label) & (found.predicted == predicted)).nonzero()[:_EXAMPLES, 0].tolist()
-        names = [data.image_name(indices[row]) for row in rows]
+        names = [data.image_name(indices[row]) for row in found.confused(label, predicted)[:_EXAMPLES]]
         confusions.append(Confusion(data.classes[label], data.classes[predicted], count, names))
     return confusions

@@ -60,6 +60,29 @@ def test_of_equal_scores_the_class_that_stands_first_wins() -> None:
     assert found.places.tolist() == [1, 0]
 
 
+def test_confusions_come_by_count_then_the_most_confident_mistake_first() -> None:
+    labels = torch.tensor([0, 1, 2, 3, 3, 2])
+    scores = torch.tensor(
+        [
+            [0.5, 0.6, 0.0, 0.0],  # 0 for 1, by 0.1
+            [0.9, 0.2, 0.0, 0.0],  # 1 for 0, by 0.7, the widest
+            [0.0, 0.0, 0.5, 0.8],  # 2 for 3, by 0.3
+            [0.1, 0.0, 0.0, 0.0],  # 3 for 0, by 0.1, twice and so first
+            [0.3, 0.0, 0.0, 0.1],  # 3 for 0, by 0.2
+            [0.0, 0.0, 0.9, 0.8],  # right
+        ]
+    )
+    found = predictions(scores, labels)
+    assert found.confusions() == [(3, 0, 2), (1, 0, 1), (2, 3, 1), (0, 1, 1)]
+    assert found.confusions(2) == [(3, 0, 2), (1, 0, 1)]
+    assert found.confused(3, 0) == [4, 3]
+    expected = scores.double().amax(dim=1) - scores.double()[torch.arange(6), labels]
+    assert torch.equal(found.margins, expected)
+    # Where nothing but the order of the classes is left, that counts.
+    tied = predictions(torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]), torch.tensor([2, 1, 0]))
+    assert tied.confusions() == [(1, 0, 1), (2, 1, 1)]
+
+
 def test_what_has_no_score_is_refused() -> None:
     with pytest.raises(ValueError, match="each row has one label"):
         predictions(torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64))
