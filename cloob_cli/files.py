@@ -12,21 +12,17 @@ import os
 import re
 import secrets
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from cloob_cli.file_exchange import ASIDE, exchange, finish, is_marker, marker_of
-
-if os.name == "posix":
-    import fcntl
+from cloob_cli.file_locks import claimed, locked_file, locked_folder
 
 _PARTIAL = ".partial"
 _UNFINISHED = re.compile(r"\.(?P<name>.+)\.cloob-(?P<token>[0-9a-f]{8})\.(partial|replaced)", re.DOTALL)
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EROFS, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else [])}
 _SHORT = 40  # bytes of a file's name that stand in the name of a temporary file that may be anything
-_ABANDONED_AFTER = 24 * 3600.0  # seconds without a change, where a file system knows no locks
 
 
 @contextmanager
@@ -63,7 +59,7 @@ def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
     try:
         with naming(paths, temporaries), ExitStack() as locks:
             for temporary in temporaries:
-                locks.enter_context(_locked_file(temporary))
+                locks.enter_context(locked_file(temporary))
             yield list(temporaries)
             for temporary in filter(Path.exists, temporaries):
                 _sync(temporary)
@@ -72,7 +68,7 @@ def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
                 locks.close()  # Windows renames no open file
             _refuse_folders(targets)
             marker = marker_of(temporaries[0]) if len(targets) > 1 else None
-            with _locked_file(marker) if marker else nullcontext():
+            with locked_file(marker) if marker else nullcontext():
                 exchange(temporaries, targets, marker)
     finally:
         for temporary in temporaries:
@@ -92,7 +88,7 @@ def creating(path: Path, overwrite: bool = False) -> Iterator[Path]:
     temporary = _temporary(path.with_name(short), secrets.token_hex(4))
     try:
         with ExitStack() as locks:
-            locks.enter_context(_locked_file(temporary))
+            locks.enter_context(locked_file(temporary))
             yield temporary
             if os.name != "posix":
                 locks.close()  # Windows renames no open file
@@ -141,7 +137,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     temporary = _temporary(path, secrets.token_hex(4))
     aside = temporary.with_suffix(ASIDE)
     try:
-        with _locked_folder(temporary):
+        with locked_folder(temporary):
             yield temporary
             temporary.chmod(0o777 & ~_umask())
             for file in temporary.rglob("*"):
@@ -184,7 +180,7 @@ def _remove_unfinished(folder: Path) -> None:
     for originals in groups.values():
         partials = [path for path in originals if path.suffix == _PARTIAL]
         with ExitStack() as locks:
-            if all(locks.enter_context(_claimed(path)) for path in partials):
+            if all(locks.enter_context(claimed(path)) for path in partials):
                 for path, original in originals.items():
                     if path.suffix == ASIDE and not os.path.lexists(original):
                         _restore(path, original)  # killed between two renames
@@ -199,7 +195,7 @@ def _finish_exchanges(folder: Path) -> None:
     except OSError:  # may not be listed
         return
     for marker in markers:
-        with _claimed(marker) as abandoned:
+        with claimed(marker) as abandoned:
             if abandoned:
                 finish(marker)
 
@@ -237,71 +233,6 @@ def naming(paths: Sequence[Path], temporaries: Sequence[Path] = ()) -> Iterator[
             path = known.get(str(problem.filename), paths[0])
             raise OSError(problem.errno, os.strerror(problem.errno), str(path)) from problem
         raise
-
-
-@contextmanager
-def _locked_file(path: Path) -> Iterator[None]:
-    """Create the file `path`, which must not exist, and hold its lock."""
-    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-    try:
-        _lock(handle, wait=True)
-        if not path.exists():  # another process came before the lock and took the file for abandoned
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        yield
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _locked_folder(path: Path) -> Iterator[None]:
-    """Create the folder `path` and hold its lock, where folders can be locked."""
-    path.mkdir(mode=0o700)
-    if os.name != "posix":
-        yield
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        _lock(handle)
-        yield
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _claimed(path: Path) -> Iterator[bool]:
-    """Yield True where no living process works on this unfinished file or folder; in the body none can begin to."""
-    if os.name != "posix":
-        # Windows itself refuses to delete a file that a process holds open.
-        yield path.is_file() or _is_old(path)
-        return
-    try:
-        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    except OSError:  # gone, or somebody else's
-        yield False
-        return
-    try:
-        free = _lock(handle)
-        yield _is_old(path) if free is None else free
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int, wait: bool = False) -> bool | None:
-    """Lock an open file until it is closed; False where another process holds it, None where locks are unknown."""
-    if os.name != "posix":
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError as problem:
-        return False if problem.errno in {errno.EWOULDBLOCK, errno.EACCES} else None
-    return True
-
-
-def _is_old(path: Path) -> bool:
-    try:
-        return time.time() - path.stat().st_mtime > _ABANDONED_AFTER
-    except OSError:
-        return False
 
 
 def _discard(path: Path) -> None:
