@@ -42,7 +42,7 @@ def convert(
 ) -> None:
     """Convert another program's checkpoint to a model folder, without running any of it."""
     from cloob_cli.registry import hub
-    from cloob_cli.registry.install import convert_to_folder
+    from cloob_cli.registry.fill_folder import convert_to_folder
 
     console.configure(quiet=quiet)
     must_be_new(output)

@@ -41,8 +41,8 @@ from cloob_cli.errors import (
 from cloob_cli.registry import install, inventory, paths
 from cloob_cli.registry.bundle import MANIFEST
 from cloob_cli.registry.events import Event, Notice
+from cloob_cli.registry.fill_folder import convert_to_folder
 from cloob_cli.registry.http import RetryPolicy
-from cloob_cli.registry.install import convert_to_folder
 from cloob_cli.registry.inventory import INSTALL_RECORD, install_record
 from cloob_cli.registry.locks import is_held, lock_name
 from cloob_cli.registry.paths import downloads_folder, pinned_hashes_file, quarantine_folder
@@ -341,7 +341,7 @@ def test_a_missing_extra_does_not_cost_the_download(server: FileServer, monkeypa
 
     origin = resolve(f"{server.url}/tiny.tar")
     with monkeypatch.context() as patched:
-        patched.setattr(install, "_fill", missing)
+        patched.setattr(install, "fill", missing)
         with pytest.raises(MissingExtraError):
             install.pull(origin, OPTIONS)
     install.pull(origin, OPTIONS)
