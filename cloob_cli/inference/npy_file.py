@@ -43,6 +43,28 @@ def open_rows(path: Path, hint: str) -> np.ndarray:
     return mapped
 
 
+def told_shape(path: Path) -> tuple[int, ...] | None:
+    """The shape in the header of a .npy file, whose data may be cut short; None where the header is damaged.
+
+    Raises:
+        OSError: the file cannot be read.
+        InputError: it is no .npy file, or holds Python objects.
+    """
+    with path.open("rb") as stream:
+        try:
+            shape, dtype = _header(path, stream, "")
+        except InputError:
+            stream.seek(0)
+            begin = stream.read(len(_MAGIC))
+            # Zeros are what some file systems leave of a file after a loss of power.
+            if _MAGIC.startswith(begin) or not any(begin):
+                return None
+            raise
+    if dtype.hasobject:
+        raise InputError(f"{path} holds Python objects, no embeddings")
+    return shape
+
+
 def _header(path: Path, stream: BinaryIO, hint: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and dtype of an array, in front of whose data the stream then is."""
     begin = stream.read(len(_MAGIC))

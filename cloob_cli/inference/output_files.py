@@ -3,7 +3,8 @@
 That it wrote a file is known
 
 * of a .parquet file by its metadata (`made_by`; of files of version 0.1.0 by the other metadata, or their columns);
-* of a .npy file by the .parquet file beside it, which has as many rows;
+* of a .npy file by the .parquet file beside it, which has as many rows; one that is damaged so that its rows cannot be
+  told belongs to that .parquet file too, and reading it says what is wrong;
 * of a .csv or .jsonl file of labels by its first line: the columns, or the keys, that `classify` writes;
 * of a report, .html, by the name of the generator in its head, whichever command asked for it;
 * of a .json or .csv file of scores by its keys, or its first line;
@@ -157,8 +158,9 @@ def made_by(path: Path) -> Command | None:
                 return _maker_of_parquet(path)
             case ".npy":
                 index = path.with_suffix(".parquet")
-                ours = _maker_of_parquet(index) == "embed" and rows_of_npy(path) == rows_of_parquet(index)
-                return "embed" if ours else None
+                if _maker_of_parquet(index) != "embed":
+                    return None
+                return "embed" if may_have_rows(path, rows_of_parquet(index)) else None
             case ".csv":
                 header = _read_first_line(path)
                 if header.startswith(",".join(_SCORES) + ","):
@@ -208,11 +210,12 @@ def rows_of_parquet(path: Path) -> int:
         return int(parquet.read_metadata(stream).num_rows)
 
 
-def rows_of_npy(path: Path) -> int:
-    """The length of a .npy file's array."""
-    import numpy as np
+def may_have_rows(path: Path, rows: int) -> bool:
+    """True for a .npy file of `rows` numbers or lists of them, by its header, and for one whose header is damaged."""
+    from cloob_cli.inference.npy_file import told_shape
 
-    return len(np.load(path, mmap_mode="r", allow_pickle=False))
+    shape = told_shape(path)
+    return shape is None or shape[:1] == (rows,)
 
 
 def _read_first_line(path: Path) -> str:

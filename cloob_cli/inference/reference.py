@@ -15,7 +15,7 @@ from cloob_cli.files import sha256_of
 from cloob_cli.inference.index.files import source_files
 from cloob_cli.inference.index.stored import open_index
 
-_HINT = "`cloob embed DIR -o emb.npy --force` makes them anew"
+_HINT = "`cloob embed DIR -o emb.npy --rebuild` makes them anew"
 
 
 def read_reference(path: Path, made: Mapping[str, str]) -> Tensor:

@@ -33,11 +33,13 @@ def objects(count: int) -> bytes:
     return npy(array, allow_pickle=True)
 
 
+FOREIGN = {"another length", "objects", "a pickle", "text"}  # which somebody else may have put there
 DAMAGED = {
     "cut within its rows": (lambda good: good[:-10], "is cut short: it has 3 of 4 rows"),
     "cut within its header": (lambda good: good[:50], "is damaged: its header cannot be read"),
     "cut within its first bytes": (lambda good: good[:3], "is cut short"),
     "another header": (lambda good: good[:10] + b"(" * 118 + good[128:], "is damaged: its header cannot be read"),
+    "zeros": (lambda good: bytes(len(good)), "is not a .npy file"),
     "whole numbers": (lambda good: npy(np.zeros((4, 16), np.int64)), "holds int64 [4, 16], no embeddings"),
     "one dimension": (lambda good: npy(np.zeros(4, np.float32)), "holds float32 [4], no embeddings"),
     "another dtype": (lambda good: npy(np.zeros((4, 16))), "do not belong together: float64 and float32"),
@@ -70,11 +72,13 @@ def test_search_reference_and_embed_say_what_is_wrong(made: Path, tmp_path: Path
         assert (result.returncode, result.stdout) == (2, ""), (command, result.stderr)
         error, hint = result.stderr.splitlines()[-2:]
         assert error.startswith("error: emb.npy"), error
-        # What `embed` cannot read it does not know to be its own, and replaces by force only.
-        assert message in error or (command == embed and "exists, and `cloob embed` did not write it" in error), error
-        assert "--rebuild" in hint or "--force" in hint
+        # `embed` replaces its own damaged file when asked to start anew, and somebody else's by force only.
+        by_force = command == embed and case in FOREIGN
+        assert ("exists, and `cloob embed` did not write it" if by_force else message) in error, error
+        assert ("overwrite it with --force" if by_force else "--rebuild") in hint
         assert "pickle" not in result.stderr
         assert (place / "emb.npy").read_bytes() == content
-    if case in ("cut within its rows", "another dtype", "objects"):  # which stand for the others
-        assert cloob_here(*embed, "--force", "--rebuild", cwd=place).returncode == 0
+    if case in ("cut within its rows", "cut within its header", "objects"):  # which stand for the others
+        force = ["--force"] if case in FOREIGN else []
+        assert cloob_here(*embed, *force, "--rebuild", cwd=place).returncode == 0
         np.testing.assert_array_equal(np.load(place / "emb.npy"), np.load(made / "emb.npy"))

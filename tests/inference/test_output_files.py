@@ -154,11 +154,24 @@ def test_an_array_without_its_index_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"no array", b"\x93NUMPY\x01\x00"])
 def test_what_is_damaged_is_nobody_s(tmp_path: Path, content: bytes) -> None:
     embedded(tmp_path / "e.npy")
-    (tmp_path / "e.npy").write_bytes(content)
-    refused(tmp_path / "e.npy", "embed", tmp_path / "e.npy")
     (tmp_path / "e.npy").unlink()
     (tmp_path / "e.parquet").write_bytes(content)
     refused(tmp_path / "e.npy", "embed", tmp_path / "e.parquet")
+
+
+def test_what_is_no_array_is_refused_beside_an_index(tmp_path: Path) -> None:
+    embedded(tmp_path / "e.npy")
+    (tmp_path / "e.npy").write_bytes(b"no array")
+    refused(tmp_path / "e.npy", "embed", tmp_path / "e.npy")
+
+
+@pytest.mark.parametrize("content", [b"\x93NUMPY\x01\x00", b"\x93NU", bytes(200)])
+def test_a_damaged_array_belongs_to_the_index_beside_it(tmp_path: Path, content: bytes) -> None:
+    embedded(tmp_path / "e.npy")
+    (tmp_path / "e.npy").write_bytes(content)
+    check(tmp_path / "e.npy")
+    (tmp_path / "e.parquet").unlink()
+    refused(tmp_path / "e.npy", "embed", tmp_path / "e.npy")
 
 
 def test_an_array_of_another_length_is_refused(tmp_path: Path) -> None:

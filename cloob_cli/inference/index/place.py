@@ -21,7 +21,7 @@ from cloob_cli.inference.output_files import (
     is_same_file,
     lists_failures,
     made_by,
-    rows_of_npy,
+    may_have_rows,
     rows_of_parquet,
 )
 
@@ -61,7 +61,7 @@ def is_own(output: Path, files: IndexFiles) -> bool:
     try:
         wanted = rows_of_parquet(files.index)
         arrays = [path for path in (files.embeddings, files.beside) if path and path.exists()]
-        return all(rows_of_npy(path) == wanted for path in arrays)
+        return all(may_have_rows(path, wanted) for path in arrays)
     except Exception:  # whatever NumPy says of a damaged file
         return False
 
@@ -105,6 +105,8 @@ def _made_table(output: Path, command: Command) -> bool:
 def _check_layout(output: Path, files: IndexFiles, inputs: Sequence[Path], force: bool) -> None:
     if output.suffix.lower() in {".npy", ".parquet", LANCE} and not output.is_dir():
         raise UsageError(f"'{output}' is no name of a folder", "with --layout clip-retrieval --output is a folder")
+    if (output / "_versions").is_dir():  # which is replaced as a whole when it is updated
+        raise UsageError(f"{output} is a Lance table", _CHOOSE)
     _check_inputs(output, files.all, inputs)
     for path in files.all:
         check_writable(path, "--output")
