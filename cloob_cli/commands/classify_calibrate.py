@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 def report(calibration: Calibration, path: Path, as_json: bool) -> None:
     """Show what was fitted and how well it does."""
+    if calibration.temperature == 1:
+        console.warn(
+            "no temperature fits these images, as all are right or most are wrong: probabilities stay as they are"
+        )
     if as_json:
         console.json_document(calibration.model_dump())
         return

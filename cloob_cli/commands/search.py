@@ -116,7 +116,17 @@ def search(
     else:
         files = embeddings
         compare_all = compare_all or files.form == "lance"  # whose rows are read into memory
-    hits = _find(files, parts, options, opened, top, min_score, compare_all=compare_all, as_it_is=no_update)
+    hits = _find(
+        files,
+        parts,
+        options,
+        opened,
+        top,
+        min_score,
+        is_folder=embeddings is None,
+        compare_all=compare_all,
+        as_it_is=no_update,
+    )
     # A folder's index has paths below it, a file of `embed` those that it was called with.
     base = source if embeddings is None else None
     found = [(_path(name, base), score) for name, score in hits]
@@ -150,15 +160,16 @@ def _find(
     top: int,
     min_score: float | None,
     *,
+    is_folder: bool,
     compare_all: bool,
     as_it_is: bool,
 ) -> list[tuple[str, float]]:
-    """The names of the nearest images with their scores."""
+    """The names of the nearest images with their scores; the index is that of a folder, or an output of `embed`."""
     with signals.leaving_at_once():
-        from cloob_cli.inference.index.stored import open_index
+        from cloob_cli.inference.index.stored import open_embeddings, open_index
         from cloob_cli.inference.search.query import encode_query
 
-    stored = open_index(files)
+    stored = open_index(files) if is_folder else open_embeddings(files)
     opened = opened or model_of(stored.metadata, files.embeddings, options)
     query = encode_query(opened, parts, exact=stored.metadata.get("decoding") == "exact")
     hits = find_nearest(

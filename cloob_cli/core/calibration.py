@@ -39,6 +39,14 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return math.exp(-(low + high) / 2)
 
 
+def temperature_or_one(logits: Tensor, labels: Tensor) -> float:
+    """The temperature of `fit_temperature`, or 1 where it went to an end: where all labels are right, nothing is fitted
+    by making every answer look certain.
+    """
+    temperature = fit_temperature(logits, labels)
+    return temperature if _LEAST * 1.01 < temperature < _LARGEST / 1.01 else 1.0
+
+
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
     """The mean distance between confidence and accuracy, over bins of equal width of the largest probability.
 

@@ -15,10 +15,10 @@ from cloob_cli.core.calibration import (
     auroc,
     conformal_level,
     expected_calibration_error,
-    fit_temperature,
     keeping_threshold,
     label_level,
     separating_threshold,
+    temperature_or_one,
 )
 from cloob_cli.errors import DataError, UsageError
 from cloob_cli.files import replacing
@@ -91,7 +91,7 @@ def fit(
     scores = scorer(embeddings)
     known = labels >= 0
     logits, right = scores.logits[known], labels[known]
-    temperature = fit_temperature(logits, right)
+    temperature = temperature_or_one(logits, right)
     probabilities = torch.softmax(logits / temperature, dim=1)
     # The score may be the softmax's own, which the temperature changes.
     rejections = answers.with_temperature(temperature).rejection(embeddings, scores)
@@ -131,7 +131,7 @@ def crossed_error(logits: Tensor, labels: Tensor) -> float:
         return expected_calibration_error(torch.softmax(logits, dim=1), labels)
     probabilities = torch.empty_like(logits)
     for half in (0, 1):
-        temperature = fit_temperature(logits[1 - half :: 2], labels[1 - half :: 2])
+        temperature = temperature_or_one(logits[1 - half :: 2], labels[1 - half :: 2])
         probabilities[half::2] = torch.softmax(logits[half::2] / temperature, dim=1)
     return expected_calibration_error(probabilities, labels)
 

@@ -75,7 +75,8 @@ def test_search_reference_and_embed_say_what_is_wrong(made: Path, tmp_path: Path
         # `embed` replaces its own damaged file when asked to start anew, and somebody else's by force only.
         by_force = command == embed and case in FOREIGN
         assert ("exists, and `cloob embed` did not write it" if by_force else message) in error, error
-        assert ("overwrite it with --force" if by_force else "--rebuild") in hint
+        anew = "start anew with --rebuild" if command == embed else "`cloob embed DIR -o FILE --rebuild`"
+        assert ("overwrite it with --force" if by_force else anew) in hint
         assert "pickle" not in result.stderr
         assert (place / "emb.npy").read_bytes() == content
     if case in ("cut within its rows", "cut within its header", "objects"):  # which stand for the others

@@ -19,6 +19,7 @@ from cloob_cli.core.calibration import (
     keeping_threshold,
     label_level,
     separating_threshold,
+    temperature_or_one,
 )
 
 
@@ -35,6 +36,7 @@ def drawn(count: int, classes: int, sharpness: float, seed: int = 0) -> tuple[to
 def test_the_temperature_is_that_of_a_search(sharpness: float) -> None:
     logits, labels = drawn(2000, 5, sharpness)
     found = fit_temperature(logits, labels)
+    assert temperature_or_one(logits, labels) == found
     within(abs(found / sharpness - 1), 0.12, "2,000 labels tell the sharpness to 4 % (one standard deviation)")
     losses = {
         step: torch.nn.functional.cross_entropy(logits.double() / (found * (1 + step / 1000)), labels).item()
@@ -47,6 +49,7 @@ def test_temperatures_at_the_ends() -> None:
     always_right = torch.eye(3)
     assert fit_temperature(always_right, torch.arange(3)) < 0.01
     assert fit_temperature(-always_right, torch.arange(3)) > 100
+    assert temperature_or_one(always_right, torch.arange(3)) == temperature_or_one(-always_right, torch.arange(3)) == 1
 
 
 @pytest.mark.numeric

@@ -43,7 +43,7 @@ def check_index_place(output: Path, files: IndexFiles, inputs: Sequence[Path], *
         MissingExtraError: a Lance table without LanceDB.
     """
     if files.form == "npy":
-        check_output(output, "embed", [".npy"], inputs=inputs, force=force)
+        check_output(output, "embed", [".npy", LANCE], inputs=inputs, force=force)
     elif files.form == "lance":
         check_lance_place(output, files.failures, inputs, "embed", force=force)
     else:

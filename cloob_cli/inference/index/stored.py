@@ -37,6 +37,7 @@ _COMPARED = {
 _STAMP = ("size", "mtime_ns", "sha256")
 CAPTION = "caption"
 _HINT = "start anew with --rebuild"
+EMBED_ANEW = "`cloob embed DIR -o FILE --rebuild` makes them anew"
 
 
 @dataclass
@@ -91,6 +92,14 @@ def open_index(files: IndexFiles) -> OpenIndex:
     table, rows = _read(files, [files.column])
     whole = rows.all() if isinstance(rows, LanceRows) else rows
     return OpenIndex(table.column(files.column), whole, _metadata(table))
+
+
+def open_embeddings(files: IndexFiles) -> OpenIndex:
+    """Open an output of `cloob embed` that another command was given to read, as `open_index` does."""
+    try:
+        return open_index(files)
+    except InputError as problem:
+        raise InputError(problem.message, EMBED_ANEW) from None
 
 
 def _read(files: IndexFiles, columns: list[str] | None) -> tuple[pyarrow.Table, np.ndarray | LanceRows]:
