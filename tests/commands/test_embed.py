@@ -141,6 +141,7 @@ def test_texts_from_a_pipe(place: Path) -> None:
     assert pq.read_table(place / "piped.parquet").to_pydict() == {"text": ["sea", "roof"]}
 
 
+@pytest.mark.slow
 def test_zero_images_as_a_process(place: Path) -> None:
     (place / "none").mkdir()
     (place / "none" / "a.png").touch()

@@ -56,6 +56,7 @@ def shown(text: str, codec: str) -> str:
     return text.encode(codec, "backslashreplace").decode(codec)
 
 
+@pytest.mark.slow
 def test_json_stays_json_in_such_an_encoding(place: Path) -> None:
     done = raw(place, "classify", "images", "-l", "labels.txt", "-m", "model", "--json", PYTHONIOENCODING="cp1252")
     objects = [json.loads(line) for line in done.stdout.decode("cp1252").splitlines()]
@@ -63,6 +64,7 @@ def test_json_stays_json_in_such_an_encoding(place: Path) -> None:
     assert {one["label"] for one in objects} <= set(LABELS)
 
 
+@pytest.mark.slow
 def test_every_kind_of_output_takes_what_an_encoding_lacks(place: Path) -> None:
     """Help, errors, warnings and the paths of results, not rows only."""
     env = {"PYTHONIOENCODING": "ascii"}

@@ -79,7 +79,8 @@ def test_the_default_folder_and_the_json_result(place):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_leaves_with_130_and_resume_ends_alike(place, number):
     out = f"stopped-{number.name}"
     code, talk = start_and_stop(place, out, number)

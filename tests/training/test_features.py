@@ -161,6 +161,7 @@ run()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_a_run_killed_while_features_are_written_ends_with_the_same_bits(data, init, tmp_path, monkeypatch):
     changes = {"train__freeze": ["image", "text.trunk"], "train__steps": 3}
