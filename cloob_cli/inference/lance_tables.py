@@ -25,6 +25,11 @@ def has_lancedb() -> bool:
     return importlib.util.find_spec("lancedb") is not None
 
 
+def is_table(folder: Path) -> bool:
+    """True where a folder is a Lance table, by what it holds; LanceDB need not be installed."""
+    return (folder / "_versions").is_dir()
+
+
 def connect(folder: Path) -> Any:
     """Open the folder that holds tables, `NAME.lance` each.
 

@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from command_line import cloob_here, environment
+from interrupted import ctrl_c_after
 from margins import close
 from tiny_model import save_images, save_tiny_model
 
 import cloob_cli
-from cloob_cli.inference.index import journal
 
 CAPTIONS = {"0000": "a red bicycle", "0003": "two cats on a roof", "0004": "a red bicycle", "0007": "the sea at night"}
 FORMS = ["layout", "emb.lance"]
@@ -208,17 +208,7 @@ def test_after_ctrl_c_the_same_command_goes_on(
     if output == "emb.lance":
         pytest.importorskip("lancedb")
     shutil.rmtree(place / output)
-    append, count = journal.Journal.append, batches
-
-    def counted(*arguments: object) -> None:
-        nonlocal count
-        append(*arguments)  # type: ignore[arg-type]
-        count -= 1
-        if count == 0:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(journal.Journal, "append", counted)
+    with ctrl_c_after(batches, monkeypatch):
         assert cloob_here(*arguments(output), cwd=place).returncode == 130
     assert embed(place, output) == left
     check_like_new(place, output)

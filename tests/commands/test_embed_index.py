@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from command_line import COMMAND, cloob_here, environment
+from interrupted import ctrl_c_after
 from PIL import Image
 from tiny_model import RESNET, save_images, save_tiny_model
 
-from cloob_cli.inference.index import journal
 from cloob_cli.registry.locks import lock
 
 SUFFIX = ".ppm"  # not compressed: all images of one size are files of one size
@@ -183,17 +183,7 @@ def test_after_a_kill_finished_batches_are_not_done_again(place: Path) -> None:
 
 def interrupt_after(place: Path, batches: int, monkeypatch: pytest.MonkeyPatch, *options: object) -> str:
     """Embed images/ until Ctrl-C comes behind so many batches; returns stderr."""
-    append, left = journal.Journal.append, batches
-
-    def counted(*arguments: object) -> None:
-        nonlocal left
-        append(*arguments)  # type: ignore[arg-type]
-        left -= 1
-        if left == 0:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(journal.Journal, "append", counted)
+    with ctrl_c_after(batches, monkeypatch):
         command = ["embed", "images", "-o", "emb.npy", "-m", "model", "--batch-size", 8]
         result = cloob_here(*command, *options, cwd=place)
     assert result.returncode == 130

@@ -79,6 +79,13 @@ def make(place: Path) -> list[Path]:
     return paths
 
 
+def make_with_plain_run(place: Path) -> list[Path]:
+    """The same images, and in `one.npy` and the files beside it what a plain run makes of them."""
+    paths = make(place)
+    assert cloob_here("embed", "images", "-o", "one.npy", *WORDS, cwd=place).returncode == 3
+    return paths
+
+
 def on_ray(place: Path, program: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     (place / "program.py").write_text(program)
     command = [sys.executable, "program.py", "embed", *words, *WORDS, "--engine", "ray", "--actors", "2"]
@@ -147,8 +154,7 @@ def test_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.numeric
 def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    paths = make(tmp_path)
-    assert cloob_here("embed", "images", "-o", "one.npy", *WORDS, cwd=tmp_path).returncode == 3
+    paths = make_with_plain_run(tmp_path)
     done = on_ray(tmp_path, KILLED, "images", "-o", "two.parquet")
     assert done.returncode == 3, done.stderr
     assert (tmp_path / "killed").exists()
@@ -171,8 +177,7 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
 def test_a_lance_table(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     lancedb = pytest.importorskip("lancedb")
-    make(tmp_path)
-    assert cloob_here("embed", "images", "-o", "one.npy", *WORDS, cwd=tmp_path).returncode == 3
+    make_with_plain_run(tmp_path)
     for _ in range(2):  # the second run replaces the result of the first one
         done = on_ray(tmp_path, PLAIN, "images", "-o", "two.lance")
         assert done.returncode == 3, done.stderr
@@ -190,8 +195,7 @@ def test_a_lance_table(tmp_path: Path) -> None:
 @pytest.mark.numeric
 def test_a_machine_that_is_lost_changes_nothing(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    make(tmp_path)
-    assert cloob_here("embed", "images", "-o", "one.npy", *WORDS, cwd=tmp_path).returncode == 3
+    make_with_plain_run(tmp_path)
     done = on_ray(tmp_path, MACHINE, "images", "-o", "two.parquet")
     assert done.returncode == 3, done.stderr
     assert (tmp_path / "killed").exists()
@@ -270,8 +274,7 @@ def s3_serving() -> Iterator[int]:
 @pytest.mark.filterwarnings("default")  # of the server's packages
 def test_a_bucket(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    paths = make(tmp_path)
-    assert cloob_here("embed", "images", "-o", "one.npy", *WORDS, cwd=tmp_path).returncode == 3
+    paths = make_with_plain_run(tmp_path)
     from pyarrow import fs
 
     keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
@@ -296,8 +299,7 @@ def test_a_bucket(tmp_path: Path) -> None:
 @pytest.mark.numeric
 def test_a_data_set_on_the_hub(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    paths = make(tmp_path)
-    assert cloob_here("embed", "images", "-o", "one.npy", *WORDS, cwd=tmp_path).returncode == 3
+    paths = make_with_plain_run(tmp_path)
     with hub_serving() as hub:
         hub.repositories["ORG/REPO"] = {f"images/{path.name}": path.read_bytes() for path in paths}
         settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}

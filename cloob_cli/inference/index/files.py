@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cloob_cli.inference.lance_tables import is_table
+
 Form = Literal["npy", "clip-retrieval", "lance"]
 
 LANCE = ".lance"
@@ -82,7 +84,7 @@ def source_files(source: Path) -> IndexFiles | None:
     """The files of an index of images that `source` names: a file or a folder of any form; None where it names none."""
     if source.is_dir():
         layout = IndexFiles.of(source, "clip-retrieval")
-        if source.suffix.lower() == LANCE and (source / "_versions").is_dir():
+        if source.suffix.lower() == LANCE and is_table(source):
             return IndexFiles.of(source, "lance")
         return layout if layout.embeddings.is_file() and layout.index.is_file() else None
     layout = IndexFiles.of(source.parent.parent, "clip-retrieval")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cloob_cli.errors import MissingExtraError, UsageError
 from cloob_cli.inference.index.files import LANCE, IndexFiles
-from cloob_cli.inference.lance_tables import has_lancedb, open_table
+from cloob_cli.inference.lance_tables import has_lancedb, is_table, open_table
 from cloob_cli.inference.output_files import (
     MADE_BY,
     Command,
@@ -87,10 +87,9 @@ def check_lance_place(
     if not output.is_dir():
         raise UsageError(f"{output} is a file, and a Lance table is a folder", _CHOOSE)
     # With --force too: the whole folder is replaced.
-    is_table = (output / "_versions").is_dir()
-    if not is_table and any(output.iterdir()):
+    if not is_table(output) and any(output.iterdir()):
         raise UsageError(f"{output} is a folder, and no Lance table", _CHOOSE)
-    if is_table and not force and not _made_table(output, command):
+    if is_table(output) and not force and not _made_table(output, command):
         raise UsageError(f"{output} exists, and `cloob {command}` did not write it", _FORCE)
 
 
@@ -105,7 +104,7 @@ def _made_table(output: Path, command: Command) -> bool:
 def _check_layout(output: Path, files: IndexFiles, inputs: Sequence[Path], force: bool) -> None:
     if output.suffix.lower() in {".npy", ".parquet", LANCE} and not output.is_dir():
         raise UsageError(f"'{output}' is no name of a folder", "with --layout clip-retrieval --output is a folder")
-    if (output / "_versions").is_dir():  # which is replaced as a whole when it is updated
+    if is_table(output):  # which is replaced as a whole when it is updated
         raise UsageError(f"{output} is a Lance table", _CHOOSE)
     _check_inputs(output, files.all, inputs)
     for path in files.all:

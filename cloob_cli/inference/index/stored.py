@@ -195,9 +195,7 @@ def difference(stored: Mapping[str, str], wanted: Mapping[str, str]) -> str | No
     return None
 
 
-def refuse_other(
-    what: Path, stored: Mapping[str, str], wanted: Mapping[str, str], remedy: str = "start anew with --rebuild"
-) -> None:
+def refuse_other(what: Path, stored: Mapping[str, str], wanted: Mapping[str, str], remedy: str = _HINT) -> None:
     """Refuse to mix rows that were made in different ways, or to compare them.
 
     Raises:
