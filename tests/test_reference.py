@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from command_line import environment
+from script_module import script_module
 
 from cloob_cli.main import app
 
@@ -74,11 +75,7 @@ def test_the_readme_shows_the_classification_of_the_example_images() -> None:
 
 
 def test_a_row_of_benchmarks_fits_the_table() -> None:
-    spec = importlib.util.spec_from_file_location("record_benchmark", ROOT / "scripts" / "record_benchmark.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script_module("record_benchmark")
     page = module.PAGE.read_text(encoding="utf-8")
     table = [line for line in page.splitlines() if line.startswith("|")]
     row = {name.strip(): str(index) for index, name in enumerate(table[0].strip("|").split("|"))}
