@@ -161,6 +161,7 @@ def classify(
             build_scorer,
             embed_labeled,
             fingerprint,
+            known_patterns,
             read_examples,
         )
         from cloob_cli.commands.html_report import CHOICES, check_html, classify_page
@@ -181,7 +182,7 @@ def classify(
         from cloob_cli.inference.labels import read_labels, read_templates
         from cloob_cli.inference.output_files import check_output, check_place, failures_path, output_files
         from cloob_cli.inference.provenance import describe_images
-        from cloob_cli.inference.reference import read_reference, reference_sha256
+        from cloob_cli.inference.reference import reference_sha256
         from cloob_cli.inference.rows import OUTPUT_SUFFIXES
         from cloob_cli.inference.tokens import label_tokens
         from cloob_cli.version import __version__
@@ -218,7 +219,7 @@ def classify(
     prompts = prompts or opened.config.templates or list(DEFAULT_TEMPLATES)
     report_tokens(label_tokens(opened, classes, prompts), opened.config.text.context_length)
     metadata = describe_images("classify", opened, *made_with, exact=exact, templates=json.dumps(prompts))
-    stored = read_reference(reference, metadata) if reference else None
+    stored = known_patterns(reference, metadata, opened) if reference else None
     setup = Setup(
         weights_sha256=made_with[1],
         labels=[list(one.names) for one in classes],

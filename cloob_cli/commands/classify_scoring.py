@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,3 +134,21 @@ def read_examples(source: Path, labels: Sequence[Label], option: str) -> Labeled
         use = "count as unknown" if option == "--calibrate" else "are left out"
         console.info(f"{option}: {count} images of {shown}{more}, which are no labels, {use}")
     return found
+
+
+def known_patterns(reference: Path, made: Mapping[str, str], model: CloobModel) -> Tensor:
+    """Read the embeddings of `--reference`; a notice where they do not say which model made them.
+
+    Args:
+        made: how this command's embeddings are made, as in the metadata of results.
+
+    Raises:
+        DataError: they cannot be read, or not be compared with those.
+    """
+    from cloob_cli.commands.folder_index import tell_unknown_model
+    from cloob_cli.inference.reference import read_reference
+
+    patterns, is_told = read_reference(reference, made, model.config.embed_dim)
+    if not is_told:
+        tell_unknown_model(reference, made["model"])
+    return patterns

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from cloob_cli.core.model import CloobModel
+    from cloob_cli.inference.index.row_parts import RowParts
     from cloob_cli.inference.search.approximate import ApproximateIndex
     from cloob_cli.inference.search.nearest import Hit
 
@@ -32,7 +33,7 @@ _WORDS = (
 
 def find_nearest(
     embeddings: Path,
-    rows: np.ndarray,
+    rows: np.ndarray | RowParts,
     query: np.ndarray,
     model: CloobModel,
     top: int,
@@ -44,12 +45,15 @@ def find_nearest(
     """The rows [N, D] of the file `embeddings` that are nearest to a query [D], best first.
 
     Args:
+        rows: of several files all are compared.
         compare_all: compare all rows, however many they are.
         as_it_is: use an approximate index that is there, and build none.
     """
+    import numpy as np
+
     from cloob_cli.inference.search.nearest import nearest
 
-    if not compare_all and len(rows) > _MANY and top <= _MOST:
+    if not compare_all and isinstance(rows, np.ndarray) and len(rows) > _MANY and top <= _MOST:
         index = _index(embeddings, rows, model, as_it_is)
         if index:
             try:

@@ -13,6 +13,7 @@ import numpy as np
 from cloob_cli.errors import InputError, MissingExtraError, UsageError
 from cloob_cli.inference.index.files import IndexFiles
 from cloob_cli.inference.index.known import KnownRows, Rows
+from cloob_cli.inference.index.row_parts import RowParts
 from cloob_cli.inference.index.stamp import Stamp
 from cloob_cli.inference.index.writing import EMBEDDING
 from cloob_cli.inference.lance_tables import LanceRows, open_table
@@ -61,7 +62,7 @@ class OpenIndex:
     """An index of which no name was read yet: a column of names and rows [N, D] in one order, and the metadata."""
 
     names: pyarrow.ChunkedArray
-    rows: np.ndarray
+    rows: np.ndarray | RowParts
     metadata: dict[str, str]
 
 
@@ -92,14 +93,6 @@ def open_index(files: IndexFiles) -> OpenIndex:
     table, rows = _read(files, [files.column])
     whole = rows.all() if isinstance(rows, LanceRows) else rows
     return OpenIndex(table.column(files.column), whole, _metadata(table))
-
-
-def open_embeddings(files: IndexFiles) -> OpenIndex:
-    """Open an output of `cloob embed` that another command was given to read, as `open_index` does."""
-    try:
-        return open_index(files)
-    except InputError as problem:
-        raise InputError(problem.message, EMBED_ANEW) from None
 
 
 def _read(files: IndexFiles, columns: list[str] | None) -> tuple[pyarrow.Table, np.ndarray | LanceRows]:
@@ -140,7 +133,10 @@ def _told_as_damaged(files: IndexFiles) -> Iterator[None]:
     except FileNotFoundError as problem:
         raise InputError(f"no embeddings at {problem.filename}", "`cloob embed DIR -o emb.npy` makes them") from None
     except Exception as problem:  # whatever pyarrow and NumPy say of damaged files
-        raise InputError(f"{files.embeddings} cannot be read with its index ({first_line(problem)})", _HINT) from None
+        index = "" if files.form == "lance" else f" {files.index.name}"
+        raise InputError(
+            f"{files.embeddings} cannot be read with its index{index} ({first_line(problem)})", _HINT
+        ) from None
 
 
 def _metadata(table: pyarrow.Table) -> dict[str, str]:
