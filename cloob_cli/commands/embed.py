@@ -145,7 +145,7 @@ def embed(
         from cloob_cli.inference.index.files import IndexFiles
         from cloob_cli.inference.index.place import check_index_place, is_own
 
-    files = IndexFiles.of(output, _form(output, format_, layout), texts=text is not None)
+    files = IndexFiles.of(output, _form(output, format_, layout, is_text=text is not None), texts=text is not None)
     if launch.rank() > 0:
         if text is None:
             follow(own_options(options))
@@ -178,8 +178,11 @@ def embed(
         raise typer.Exit(3)
 
 
-def _form(output: Path, chosen: str | None, layout: str) -> Form:
+def _form(output: Path, chosen: str | None, layout: str, *, is_text: bool) -> Form:
     """The form of the output, as the options say or its suffix.
+
+    Args:
+        is_text: texts are embedded, which a cluster does not do.
 
     Raises:
         UsageError: these do not fit together.
@@ -195,6 +198,11 @@ def _form(output: Path, chosen: str | None, layout: str) -> Form:
         raise UsageError(f"a Lance table is a folder NAME.lance, not '{output.name}'", f"-o {output.stem}.lance")
     if chosen == "npy" and suffix == LANCE:
         raise UsageError(f"'{output.name}' is a Lance table, not --format npy", "leave out --format")
+    if suffix == ".parquet" and not is_text:
+        raise UsageError(
+            f"cannot write '{output.name}': one .parquet file for all is an output of --engine ray",
+            f"use one of: .npy {LANCE}; or add --engine ray",
+        )
     return "lance" if suffix == LANCE else "npy"
 
 

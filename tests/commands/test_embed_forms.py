@@ -273,6 +273,8 @@ def test_wrong_usage_is_one_line_and_a_hint(place: Path, monkeypatch: pytest.Mon
         (["-o", "emb.lance", *layout, "--force"], "emb.lance is a Lance table"),
         (["-o", "layout", *layout], "made with dtype float32, not with dtype float16"),
         (["-o", "x.parquet", "--engine", "ray", *layout], "leave --format and --layout out"),
+        (["-o", "x.parquet"], "use one of: .npy .lance; or add --engine ray"),
+        (["-o", "x.PARQUET", "--format", "npy"], "use one of: .npy .lance; or add --engine ray"),
     ]
     for options, message in cases:
         before = sorted(place.rglob("*"))
@@ -282,6 +284,9 @@ def test_wrong_usage_is_one_line_and_a_hint(place: Path, monkeypatch: pytest.Mon
         assert len(errors) == 2, result.stderr
         assert message in " ".join(errors)
         assert sorted(place.rglob("*")) == before
+    (place / "texts.txt").write_text("a cat\n")  # which --engine ray does not embed
+    texts = cloob_here("embed", "--text", "texts.txt", "-o", "x.parquet", "-m", "model", cwd=place)
+    assert (texts.returncode, texts.stderr.splitlines()[-1]) == (2, "hint: use one of: .npy .lance")
     assert embed(place, "foreign layout") == 10
     monkeypatch.setitem(sys.modules, "lancedb", None)
     monkeypatch.setattr("cloob_cli.inference.index.place.has_lancedb", lambda: False)
