@@ -31,7 +31,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         if "memory_bytes" in device:
             details += [str(console.file_size(device["memory_bytes"])), f"compute capability {device['capability']}"]
         if "threads" in device:
-            details.append(f"{device['threads']} threads")
+            details.append(f"{device['threads']} thread{'' if device['threads'] == 1 else 's'}")
         rows.append((device["device"], ", ".join(details)))
     used = found["used"]
     rows.append(("used", f"{used['device']} ({used['why']}), {used['inference_dtype']} for inference"))
@@ -39,6 +39,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("default model", f"{model['name']} (chosen by {model['chosen_by']})"))
     for what, folder in found["folders"].items():
         state = "" if folder["exists"] else ", not made yet"
+        state += "" if folder["writable"] else ", read-only"
         rows.append((what, f"{folder['path']} ({console.file_size(folder['free_bytes'])} free{state})"))
     missing = {"heif": "no (pip install 'cloob[heif]')"}
     rows += [(name, "yes" if there else missing.get(name, "no")) for name, there in found["decoders"].items()]
