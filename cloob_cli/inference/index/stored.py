@@ -198,10 +198,20 @@ def refuse_other(what: Path, stored: Mapping[str, str], wanted: Mapping[str, str
         UsageError: model, preprocessing, version or an option that changes numbers is another one.
     """
     if key := difference(stored, wanted):
-        show = _SHOWN.get(key) or (lambda one: f"{key} {one[key]}")
         option = _COMPARED[key]
         hint = f"choose {option} as before, or {remedy}" if option else remedy
-        raise UsageError(f"{what} was made with {show(stored)}, not with {show(wanted)}", hint)
+        raise UsageError(f"{what} was made with {_contrast(key, stored, wanted)}", hint)
+
+
+def told_difference(stored: Mapping[str, str], wanted: Mapping[str, str]) -> str | None:
+    """The first such difference in words: "device mps, not with device cpu"; None where rows may be mixed."""
+    key = difference(stored, wanted)
+    return _contrast(key, stored, wanted) if key else None
+
+
+def _contrast(key: str, stored: Mapping[str, str], wanted: Mapping[str, str]) -> str:
+    show = _SHOWN.get(key) or (lambda one: f"{key} {one[key]}")
+    return f"{show(stored)}, not with {show(wanted)}"
 
 
 _SHOWN: dict[str, Callable[[Mapping[str, str]], str]] = {
