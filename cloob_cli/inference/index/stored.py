@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from cloob_cli.errors import InputError, MissingExtraError, UsageError
+from cloob_cli.inference.arrow_file import arrow_file
 from cloob_cli.inference.index.files import IndexFiles
 from cloob_cli.inference.index.known import KnownRows, Rows
 from cloob_cli.inference.index.row_parts import RowParts
@@ -105,8 +106,8 @@ def _read(files: IndexFiles, columns: list[str] | None) -> tuple[pyarrow.Table, 
             names = columns or [name for name in opened.schema.names if name != EMBEDDING]
             table = opened.search().select(names).to_arrow().replace_schema_metadata(opened.schema.metadata)
             return table, _checked(files.embeddings, files.index, rows, table)
-        with files.index.open("rb") as stream:  # pyarrow itself opens only paths that are UTF-8
-            table = parquet.ParquetFile(stream).read(columns)  # `read_table` imports twice as much of pyarrow
+        with arrow_file(files.index) as opened_index:
+            table = parquet.ParquetFile(opened_index).read(columns)  # `read_table` imports twice as much of pyarrow
         array = open_rows(files.embeddings, _HINT)
         table.column(files.column)
     return table, _checked(files.embeddings, files.index, array, table)
@@ -166,8 +167,8 @@ def _schema(files: IndexFiles) -> pyarrow.Schema:
 
     if files.form == "lance":
         return open_table(files.embeddings).schema
-    with files.index.open("rb") as stream:
-        return parquet.read_schema(stream)
+    with arrow_file(files.index) as opened:
+        return parquet.read_schema(opened)
 
 
 @contextmanager
