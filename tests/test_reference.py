@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 from command_line import environment
 from script_module import script_module
 
@@ -51,6 +52,15 @@ def test_every_file_that_the_pages_name_exists() -> None:
     named = re.findall(r"(?<![\w/.-])(\w+/[\w/]+\.py)\b", text)
     assert len(named) > 40
     assert [name for name in named if not any((root / name).is_file() for root in (ROOT, ROOT / "cloob_cli"))] == []
+
+
+def test_lists_of_commands_show_whole_sentences() -> None:
+    """A list gives the first sentence of a command's help, on pages no more of it than 45 characters."""
+    commands = [typer.main.get_command(app)]
+    for command in commands:
+        commands += getattr(command, "commands", {}).values()
+    assert len(commands) > 20
+    assert [text for each in commands[1:] if (text := each.get_short_help_str(45)).endswith("...")] == []
 
 
 def test_every_command_is_in_the_readme() -> None:
