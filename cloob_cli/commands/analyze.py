@@ -25,7 +25,9 @@ def analyze(
     model: Annotated[
         str,
         typer.Argument(
-            help="Zoo name, model folder or hf://ORG/REPO[@REVISION].", autocompletion=completion.usable_models
+            metavar="MODEL",
+            help="Zoo name, model folder or hf://ORG/REPO[@REVISION].",
+            autocompletion=completion.usable_models,
         ),
     ],
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A data set, as `cloob eval` takes it.")],
@@ -47,10 +49,11 @@ def analyze(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure what the CLOOB paper looks at, before and after retrieval.
+    """Measure what the CLOOB paper looks at.
 
-    Eigenvalues of the covariance for 99 % of the variance, alignment, uniformity, Ajne's statistic and the modality
-    gap; the effective number of patterns that a query retrieves, and where the iterated update rule ends.
+    Before and after retrieval: eigenvalues of the covariance for 99 % of the variance, alignment, uniformity,
+    Ajne's statistic and the modality gap; the effective number of patterns that a query retrieves, and where the
+    iterated update rule ends.
     """
     console.configure(quiet=quiet)
     scales = scale_hopfield or []

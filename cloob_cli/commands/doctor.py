@@ -10,7 +10,10 @@ from cloob_cli.text_format import counted
 
 
 def doctor(json: JsonOption = False) -> None:
-    """Print versions, devices, folders and decoders, and warn of what looks wrong."""
+    """Print system information for a bug report.
+
+    Versions, devices, folders and decoders, and warnings of what looks wrong.
+    """
     from cloob_cli.diagnosis import diagnose
 
     found = diagnose()

@@ -108,11 +108,11 @@ def embed(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Turn images or texts into embeddings of unit norm.
+    """Turn images or texts into embeddings.
 
-    Row i of the .npy file belongs to row i of the .parquet file, whose first column is `path` (or `text`) and whose
-    metadata name the model, the sha256 of its weights, the preprocessing and the version. Images that cannot be
-    read are listed and skipped; the exit code is then 3.
+    They have unit norm. Row i of the .npy file belongs to row i of the .parquet file, whose first column is `path`
+    (or `text`) and whose metadata name the model, the sha256 of its weights, the preprocessing and the version.
+    Images that cannot be read are listed and skipped; the exit code is then 3.
 
     Where the output is there already, only images that are new or changed are embedded, and those that are gone are
     dropped. A run that was stopped or killed goes on with the same command.

@@ -171,9 +171,9 @@ def _embed_new(
         track_work("embed", len(own), "images", files.failures, files.all, resumes=True) as work,
     ):
         work.kept = plan.kept
-        work.has_helpers = helpers is not None
-        part = embed_part(model, own, files.journal, options, made_with, work.read, work.track, name_of)
+        part = embed_part(model, own, files.journal, options, made_with, work.read, work.counted, name_of)
         parts = helpers.collect(part, work) if helpers else [part] if part else []
+        work.check_rows()
         if captions:
             embed_captions(files, captions, model, options.batch_size, options.dtype, made_with, work)
         count = write_index(files, plan, known, parts, work.failures, made_with, name_of, captions)

@@ -136,7 +136,6 @@ class Work:
         self.failures: list[Failure] = []
         self.rows = 0
         self.kept = 0  # rows of earlier runs
-        self.has_helpers = False  # other processes have rows, too
 
     def read(self, failure: Failure | None) -> None:
         """Count one more input as read or skipped; warn of a skipped one (of all where no file lists them)."""
@@ -158,18 +157,17 @@ class Work:
         """Show how far the preparation is, before the first input."""
         self._bar.note(f"{what}: {done:,} of {total:,}" if done < total else "")
 
-    def track(self, batches: Generator[AnyBatch]) -> Generator[AnyBatch]:
-        """Yield `batches` and count their rows.
-
-        Raises:
-            NothingFoundError: at the end, where not one input was usable.
-        """
+    def counted(self, batches: Generator[AnyBatch]) -> Generator[AnyBatch]:
+        """Yield `batches` and count their rows."""
         with closing(batches):
             for batch in batches:
                 self.rows += len(batch)
                 yield batch
-        if not self.has_helpers:
-            self.check_rows()
+
+    def track(self, batches: Generator[AnyBatch]) -> Generator[AnyBatch]:
+        """Yield all `batches` that there are and count their rows; `check_rows` at the end."""
+        yield from self.counted(batches)
+        self.check_rows()
 
     def add(self, rows: int, failures: Sequence[Failure]) -> None:
         """Count what another process has done."""

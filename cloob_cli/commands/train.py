@@ -44,7 +44,10 @@ def train(
     json_: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train a model by a recipe and print the path of its folder."""
+    """Train a model by a recipe.
+
+    The path of the model's folder is printed.
+    """
     console.configure(quiet=quiet)
     from cloob_cli.recipe import load_recipe
 

@@ -40,7 +40,10 @@ def convert(
     config: Annotated[Path | None, typer.Option("--config", help="The checkpoint's own configuration (JSON).")] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Convert another program's checkpoint to a model folder, without running any of it."""
+    """Convert another program's checkpoint.
+
+    The result is a model folder. Nothing in the checkpoint is run.
+    """
     from cloob_cli.registry import hub
     from cloob_cli.registry.fill_folder import convert_to_folder
 
@@ -60,7 +63,7 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     quiet: QuietOption = False,
 ) -> None:
-    """Write a model in the format of another program."""
+    """Write a model in another program's format."""
     from cloob_cli.export import export_model
     from cloob_cli.registry.resolve import find_model_to_share
 
@@ -75,7 +78,10 @@ def bundle(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
     quiet: QuietOption = False,
 ) -> None:
-    """Write a model into one file, for `cloob zoo pull FILE` on a machine without network."""
+    """Write a model into one file.
+
+    `cloob zoo pull FILE` installs it on a machine without network.
+    """
     from cloob_cli.registry.publish import bundle_model
 
     console.configure(quiet=quiet)
@@ -89,7 +95,10 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Upload a model folder and its model card to the Hugging Face Hub."""
+    """Upload a model to the Hugging Face Hub.
+
+    Its folder, with the model card.
+    """
     from cloob_cli.registry.publish import push_model
 
     console.configure(quiet=quiet)

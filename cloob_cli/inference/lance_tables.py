@@ -105,10 +105,14 @@ def open_table(folder: Path) -> Any:
 
 
 class LanceRows:
-    """The vectors of a table [N, D], which are read when they are asked for."""
+    """The vectors of a table [N, D], which are read when they are asked for.
 
-    def __init__(self, folder: Path, table: Any, column: str) -> None:
-        self._folder, self._table, self._column = folder, table, column
+    Args:
+        hint: of the error about a damaged table.
+    """
+
+    def __init__(self, folder: Path, table: Any, column: str, hint: str) -> None:
+        self._folder, self._table, self._column, self._hint = folder, table, column, hint
         kind = table.schema.field(column).type
         self.shape = (int(table.count_rows()), int(kind.list_size))
         self.dtype = np.dtype(kind.value_type.to_pandas_dtype())
@@ -138,8 +142,6 @@ class LanceRows:
         try:
             column = query().select([self._column]).to_arrow().column(self._column).combine_chunks()
         except Exception as problem:  # LanceDB has no class of errors for a damaged table
-            raise InputError(
-                f"{self._folder} cannot be read ({first_line(problem)})", "start anew with --rebuild"
-            ) from None
+            raise InputError(f"{self._folder} cannot be read ({first_line(problem)})", self._hint) from None
         rows: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.shape[1])
         return rows

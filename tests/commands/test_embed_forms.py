@@ -6,16 +6,14 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from command_line import cloob_here, environment
-from interrupted import ctrl_c_after
+from command_line import cloob_here
+from interrupted import ctrl_c_after, kill_embed_after
 from margins import close
 from tiny_model import save_images, save_tiny_model
 
@@ -226,23 +224,6 @@ def test_one_caption_is_singular(place: Path) -> None:
     assert "emb.npy is up to date: 1 image" in result.stderr.splitlines()
 
 
-KILLED = """
-import os, sys
-from cloob_cli.inference.index import journal
-left = int(sys.argv.pop(1))
-append = journal.Journal.append
-def counted(self, *arguments):
-    global left
-    append(self, *arguments)
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), 9)
-journal.Journal.append = counted
-from cloob_cli.main import run
-run()
-"""
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 @pytest.mark.slow
 @pytest.mark.parametrize("output", FORMS)
@@ -251,9 +232,7 @@ def test_after_a_kill_the_same_command_goes_on(place: Path, output: str) -> None
         pytest.importorskip("lancedb")
     shutil.rmtree(place / output)
     for batches in (1, 1):
-        command = [sys.executable, "-c", KILLED, str(batches), *map(str, arguments(output))]
-        done = subprocess.run(command, cwd=place, env=environment(), capture_output=True, text=True, timeout=120)
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        kill_embed_after(batches, arguments(output), place)
     assert embed(place, output) == 2
     check_like_new(place, output)
 

@@ -101,7 +101,7 @@ def _read(files: IndexFiles, columns: list[str] | None) -> tuple[pyarrow.Table, 
     with _told_as_damaged(files):
         if files.form == "lance":
             opened = open_table(files.embeddings)
-            rows = LanceRows(files.embeddings, opened, EMBEDDING)
+            rows = LanceRows(files.embeddings, opened, EMBEDDING, _HINT)
             names = columns or [name for name in opened.schema.names if name != EMBEDDING]
             table = opened.search().select(names).to_arrow().replace_schema_metadata(opened.schema.metadata)
             return table, _checked(files.embeddings, files.index, rows, table)
