@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from cloob_cli import console, signals
 from cloob_cli.commands.caption_run import captions_of, embed_captions
 from cloob_cli.commands.inference_run import open_model, track_work
+from cloob_cli.text_format import counted
 
 if TYPE_CHECKING:
     from cloob_cli.commands.inference_run import Work
@@ -122,7 +123,7 @@ def update_index(
         has_same_captions = captions is None or (stored is not None and captions.are_those_of(stored))
         if plan.is_done(stored) and has_same_captions and not files.failures.exists():
             _remove_journals(files)
-            console.info(f"{files.embeddings} is up to date: {plan.kept:,} images")
+            console.info(f"{files.embeddings} is up to date: {counted(plan.kept, 'image')}")
             return Updated(plan.kept, [])
         if plan.kept:
             _tell_plan(plan, plan.gone(stored, name_of))
@@ -234,11 +235,11 @@ def describe(options: IndexOptions, model: CloobModel) -> dict[str, str]:
 
 
 def _tell_plan(plan: Plan, gone: int) -> None:
-    parts = [f"{plan.kept:,} of {len(plan.entries):,} images are known"]
+    parts = [f"{plan.kept:,} of {counted(len(plan.entries), 'image')} {'is' if plan.kept == 1 else 'are'} known"]
     if plan.found_again:
-        parts.append(f"{plan.found_again:,} of them by their contents")
+        parts.append(f"{plan.found_again:,} of them by {'its' if plan.found_again == 1 else 'their'} contents")
     if gone:
-        parts.append(f"{gone:,} are gone")
+        parts.append(f"{gone:,} {'is' if gone == 1 else 'are'} gone")
     console.info(", ".join(parts))
 
 

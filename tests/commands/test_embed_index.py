@@ -55,7 +55,7 @@ def embed(place: Path, *options: object, output: str = "emb.npy", code: int = 0)
     """Embed images/ and return the number of images that went through the model."""
     result = cloob_here(*arguments(*options, output=output), cwd=place)
     assert result.returncode == code, result.stderr
-    found = re.search(r"^embedded (\d+) images", result.stderr, re.MULTILINE)
+    found = re.search(r"^embedded (\d+) images? ", result.stderr, re.MULTILINE)
     return int(found[1]) if found else 0
 
 

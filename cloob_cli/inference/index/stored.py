@@ -20,7 +20,7 @@ from cloob_cli.inference.index.writing import EMBEDDING
 from cloob_cli.inference.lance_tables import LanceRows, open_table
 from cloob_cli.inference.npy_file import open_rows
 from cloob_cli.inference.provenance import with_decoding
-from cloob_cli.text_format import first_line
+from cloob_cli.text_format import counted, first_line
 
 if TYPE_CHECKING:
     import pyarrow
@@ -118,7 +118,9 @@ AnyRows = TypeVar("AnyRows", np.ndarray, LanceRows)
 
 def _checked(path: Path, index: Path, rows: AnyRows, table: pyarrow.Table) -> AnyRows:
     if len(rows) != len(table):
-        raise InputError(f"{path} and {index.name} do not belong together: {rows.shape} and {len(table)} rows", _HINT)
+        raise InputError(
+            f"{path} and {index.name} do not belong together: {rows.shape} and {counted(len(table), 'row')}", _HINT
+        )
     told = (table.schema.metadata or {}).get(b"dtype", rows.dtype.name.encode()).decode()
     if told != rows.dtype.name:
         raise InputError(f"{path} and {index.name} do not belong together: {rows.dtype.name} and {told}", _HINT)
@@ -220,7 +222,7 @@ _SHOWN: dict[str, Callable[[Mapping[str, str]], str]] = {
     "preprocessing": lambda one: f"the preprocessing {one['preprocessing']}",
     "version": lambda one: f"cloob {one['version']}",
     "decoding": lambda one: f"{one['decoding']} decoding",
-    "pass_size": lambda one: f"passes of {one['pass_size']} images",
+    "pass_size": lambda one: f"passes of {one['pass_size']} image{'s' if one['pass_size'] != '1' else ''}",
 }
 
 
