@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cloob_cli import console
 from cloob_cli.errors import DataError
+from cloob_cli.text_format import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +81,9 @@ def build_scorer(
     choice = scorer.choice
     count = len(numbers.unique())
     weight = "without texts" if choice.gap == -float("inf") else f"texts {choice.gap:+.2f}"
-    console.info(f"{len(rows)} examples of {count} labels; retrieval with beta {choice.beta:g}, {weight}")
+    console.info(
+        f"{counted(len(rows), 'example')} of {counted(count, 'label')}; retrieval with beta {choice.beta:g}, {weight}"
+    )
     return scorer, torch.cat([texts, rows])
 
 
@@ -131,8 +134,11 @@ def read_examples(source: Path, labels: Sequence[Label], option: str) -> Labeled
         shown = ", ".join(f"'{name}'" for name in list(found.others)[:5])
         more = f" and {len(found.others) - 5} more" if len(found.others) > 5 else ""
         count = sum(number < 0 for number in found.labels)
+        which = "which is no label" if len(found.others) == 1 else "which are no labels"
         use = "count as unknown" if option == "--calibrate" else "are left out"
-        console.info(f"{option}: {count} images of {shown}{more}, which are no labels, {use}")
+        if count == 1:
+            use = "counts as unknown" if option == "--calibrate" else "is left out"
+        console.info(f"{option}: {counted(count, 'image')} of {shown}{more}, {which}, {use}")
     return found
 
 

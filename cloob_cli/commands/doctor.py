@@ -6,6 +6,7 @@ from typing import Any
 
 from cloob_cli import console
 from cloob_cli.commands.options import JsonOption
+from cloob_cli.text_format import counted
 
 
 def doctor(json: JsonOption = False) -> None:
@@ -31,7 +32,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         if "memory_bytes" in device:
             details += [str(console.file_size(device["memory_bytes"])), f"compute capability {device['capability']}"]
         if "threads" in device:
-            details.append(f"{device['threads']} thread{'' if device['threads'] == 1 else 's'}")
+            details.append(counted(device["threads"], "thread"))
         rows.append((device["device"], ", ".join(details)))
     used = found["used"]
     rows.append(("used", f"{used['device']} ({used['why']}), {used['inference_dtype']} for inference"))

@@ -31,6 +31,7 @@ from cloob_cli.commands.options import (
     WorkersOption,
 )
 from cloob_cli.errors import NothingFoundError, UsageError
+from cloob_cli.text_format import counted, told_cut
 
 if TYPE_CHECKING:
     from cloob_cli.inference.index.files import Form, IndexFiles
@@ -238,8 +239,8 @@ def _embed_texts(
             written = inference.write_embeddings(files, rows, dtype=dtype, metadata=metadata)
     _report(files.embeddings, files.index, None, written.rows, 0, as_json)
     if written.cut:
-        context = opened.config.text.context_length
-        console.warn(f"{written.cut} of {written.rows} texts are longer than the model's {context} tokens and were cut")
+        which = f"{written.cut:,} of {counted(written.rows, 'text')}"
+        console.warn(told_cut(written.cut, which, opened.config.text.context_length))
     work.tell_end("embedded")
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cloob_cli import console
 from cloob_cli.commands.index_run import held_lock
 from cloob_cli.path_text import path_text
+from cloob_cli.text_format import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,8 +93,8 @@ def _index(embeddings: Path, rows: np.ndarray, model: CloobModel, as_it_is: bool
             if index is None and not as_it_is:
                 minutes = math.ceil(rows.size * _BUILD_MINUTES)
                 console.info(
-                    f"building a search index of {len(rows):,} rows, once, in up to some {minutes} minute"
-                    f"{'s' if minutes > 1 else ''}; --compare-all searches without it"
+                    f"building a search index of {len(rows):,} rows, once, in up to some "
+                    f"{counted(minutes, 'minute')}; --compare-all searches without it"
                 )
                 started = time.monotonic()
                 samples = _sample_queries(rows, model)

@@ -14,7 +14,7 @@ from cloob_cli import assets, console, launch, signals
 from cloob_cli.commands import completion
 from cloob_cli.commands.options import DeviceOption, JsonOption, QuietOption
 from cloob_cli.errors import CloobError
-from cloob_cli.text_format import duration
+from cloob_cli.text_format import counted, duration
 
 if TYPE_CHECKING:
     from cloob_cli.core.config import ModelConfig
@@ -163,7 +163,7 @@ def _show(name: str, events: Iterable[Any]) -> Any:
         console.info(f"trained in {duration(finished.seconds)}{loss_text}")
         if finished.skipped:
             listed = finished.model_folder.parent / "skipped.jsonl"
-            console.warn(f"{finished.skipped} pairs could not be read; they are listed in {listed}")
+            console.warn(f"{counted(finished.skipped, 'pair')} could not be read, listed in {listed}")
     return finished
 
 
@@ -172,8 +172,9 @@ def _start_text(started: Any) -> str:
     held_out = f", {started.validation_pairs:,} held out" if started.validation_pairs else ""
     processes = f" on {started.processes} processes" if started.processes > 1 else ""
     return (
-        f"{started.pairs:,} pairs{held_out}; {started.parameters:,} parameters; {started.device}, {started.precision}; "
-        f"{started.steps:,} steps of {started.batch_size:,}{processes}{resumed}; loss: {started.loss_implementation}"
+        f"{counted(started.pairs, 'pair')}{held_out}; {started.parameters:,} parameters; "
+        f"{started.device}, {started.precision}; {counted(started.steps, 'step')} of {started.batch_size:,}"
+        f"{processes}{resumed}; loss: {started.loss_implementation}"
     )
 
 

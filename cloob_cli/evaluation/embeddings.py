@@ -106,7 +106,8 @@ class Embedder:
         own = list(chosen)[launch.rank() :: launch.count()]
         embeddings, indices, reasons = _together(exchange.gathered(self._compute(images, own, on_image)))
         if not indices:
-            raise DataError(f"not one of the {len(chosen)} images can be read", f"the first: {reasons[0][1]}")
+            what = f"not one of the {len(chosen):,} images can" if len(chosen) != 1 else "the only image cannot"
+            raise DataError(f"{what} be read", f"the first: {reasons[0][1]}")
         tensors = {"embeddings": embeddings, "indices": torch.tensor(indices)}
         if launch.rank() == 0:
             self._store.write(key, Kept(tensors, {"failures": json.dumps(reasons)}))

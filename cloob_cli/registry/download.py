@@ -37,6 +37,7 @@ from cloob_cli.registry.http import (
 from cloob_cli.registry.locks import lock, lock_name
 from cloob_cli.registry.paths import downloads_folder
 from cloob_cli.registry.storage import FULL_DISK, check_space, free_space, quarantine
+from cloob_cli.text_format import counted
 
 if TYPE_CHECKING:
     import httpx2
@@ -203,7 +204,9 @@ class Transfer:
     def _say_again(self, state: RetryCallState) -> None:
         problem = state.outcome.exception() if state.outcome else None
         asked = (
-            f" in {problem.after:.0f} seconds, as it asks" if isinstance(problem, _TryAgain) and problem.after else ""
+            f" in {counted(round(problem.after), 'second')}, as it asks"
+            if isinstance(problem, _TryAgain) and problem.after
+            else ""
         )
         self.report(Notice(f"{problem}; trying again{asked}"))
 

@@ -58,7 +58,7 @@ def embed(place: Path, output: str, *options: object) -> int:
     """Embed images/ and return the number of images that went through the model."""
     result = cloob_here(*arguments(output, *options), cwd=place)
     assert result.returncode == 0, result.stderr
-    found = re.search(r"^embedded (\d+) images", result.stderr, re.MULTILINE)
+    found = re.search(r"^embedded (\d+) images? ", result.stderr, re.MULTILINE)
     return int(found[1]) if found else 0
 
 
@@ -164,6 +164,64 @@ def test_captions_alone_may_change(place: Path) -> None:
         path.unlink()
     assert embed(place, "layout") == 0
     assert not (place / "layout" / "text_emb").exists()
+
+
+def test_captions_that_are_left_out_or_changed_are_told(place: Path) -> None:
+    """A warning a kind of fault, also when quiet, and again as long as the file is there."""
+    images = place / "images"
+    for name in ("0001", "0003"):
+        (images / f"{name}.txt").write_bytes(b"a" * ((1 << 20) + 1))
+    (images / "0002.txt").write_bytes(b"caf\xe9")
+    (images / "0005.txt").write_bytes("a cat".encode("utf-16"))
+    (images / "0006.txt").mkdir()
+    shutil.copy(images / "0002.ppm", images / "0002.pgm")  # another image with the same caption
+    warnings = [
+        "warning: captions of more than 1 MiB are left out: 2 files, the first images/0001.txt",
+        "warning: captions are not UTF-8; the invalid bytes in them are replaced: 1 file, the first images/0002.txt",
+        "warning: captions with null characters, which are not UTF-8 text, are left out: 1 file, "
+        "the first images/0005.txt",
+        "warning: captions that cannot be read are left out: 1 file, the first images/0006.txt",
+    ]
+    for options in ([], ["-q"]):
+        result = cloob_here(*arguments("layout", *options), cwd=place)
+        assert result.returncode == 0
+        said = [line for line in result.stderr.splitlines() if line.startswith("warning: captions")]
+        assert [line.replace("\\", "/") for line in said] == warnings
+    captions = pq.read_table(place / "layout" / "metadata" / "metadata_0.parquet").column("caption").to_pylist()
+    replaced = "caf\ufffd"
+    expected = [
+        "a red bicycle",
+        None,
+        replaced,
+        replaced,
+        None,
+        "a red bicycle",
+        None,
+        None,
+        "the sea at night",
+        *[None] * 2,
+    ]
+    assert captions == expected
+
+
+def test_one_caption_is_singular(place: Path) -> None:
+    for name in list(CAPTIONS)[1:]:
+        (place / "images" / f"{name}.txt").unlink()
+    (place / "images" / "0000.txt").write_text("a cat")
+    result = cloob_here(*arguments("layout"), cwd=place)
+    assert "1 image has a caption beside it; 1 caption is new" in result.stderr.splitlines()
+    (place / "images" / "0009.txt").write_text(
+        "a cat on a roof with a red bicycle and another cat under the sea at night"
+    )
+    result = cloob_here(*arguments("layout"), cwd=place)
+    assert "2 images have a caption beside them; 1 caption is new" in result.stderr.splitlines()
+    assert "warning: 1 caption is longer than the model's 12 tokens and was cut" in result.stderr.splitlines()
+    for path in sorted((place / "images").glob("*.ppm"))[1:]:
+        path.unlink()
+    result = cloob_here("embed", "images", "-o", "emb.npy", "-m", "model", "--batch-size", 4, cwd=place)
+    assert "1 of 1 image is known, 9 are gone" in result.stderr.splitlines()
+    result = cloob_here("embed", "images", "-o", "emb.npy", "-m", "model", "--batch-size", 4, cwd=place)
+    assert "emb.npy is up to date: 1 image" in result.stderr.splitlines()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
