@@ -101,7 +101,7 @@ def _expected(problem: Exception) -> CloobError | None:
 
 
 def _remedy(problem: OSError) -> str:
-    """What to do about a file that cannot be read or written."""
+    """The hint about a file that cannot be read or written."""
     import errno
     from pathlib import Path
 

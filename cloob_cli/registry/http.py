@@ -135,7 +135,7 @@ def validator_of(response: httpx2.Response) -> str | None:
 
 
 def plain(problem: Exception) -> str:
-    """What a failed request says, in one line."""
+    """The reason that a failed request gives, in one line."""
     import httpx2
 
     said = first_line(problem)
@@ -143,7 +143,7 @@ def plain(problem: Exception) -> str:
 
 
 def remedy(problem: Exception) -> str:
-    """What to do about a failed request."""
+    """The hint about a failed request."""
     import httpx2
 
     return NO_NETWORK if isinstance(problem, httpx2.ConnectError) else TRY_AGAIN
