@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from cloob_cli.errors import UsageError
+from cloob_cli.inference.arrow_file import arrow_file
 
 Command = Literal["classify", "embed", "embed --engine ray", "eval", "report"]
 
@@ -190,8 +191,8 @@ def _is_row(keys: list[str]) -> bool:
 def _maker_of_parquet(path: Path) -> Command | None:
     from pyarrow import parquet
 
-    with path.open("rb") as stream:  # pyarrow itself opens only paths that are UTF-8
-        schema = parquet.read_schema(stream)
+    with arrow_file(path) as opened:
+        schema = parquet.read_schema(opened)
     metadata = schema.metadata or {}
     commands: tuple[Command, ...] = ("classify", "embed", RAY)
     for command in commands:
@@ -206,8 +207,8 @@ def rows_of_parquet(path: Path) -> int:
     """The number of rows of a Parquet file."""
     from pyarrow import parquet
 
-    with path.open("rb") as stream:
-        return int(parquet.read_metadata(stream).num_rows)
+    with arrow_file(path) as opened:
+        return int(parquet.read_metadata(opened).num_rows)
 
 
 def may_have_rows(path: Path, rows: int) -> bool:

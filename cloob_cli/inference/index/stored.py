@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from cloob_cli.errors import InputError, MissingExtraError, UsageError
+from cloob_cli.inference.arrow_file import arrow_file
 from cloob_cli.inference.index.files import IndexFiles
 from cloob_cli.inference.index.known import KnownRows, Rows
 from cloob_cli.inference.index.row_parts import RowParts
@@ -105,8 +106,8 @@ def _read(files: IndexFiles, columns: list[str] | None) -> tuple[pyarrow.Table, 
             names = columns or [name for name in opened.schema.names if name != EMBEDDING]
             table = opened.search().select(names).to_arrow().replace_schema_metadata(opened.schema.metadata)
             return table, _checked(files.embeddings, files.index, rows, table)
-        with files.index.open("rb") as stream:  # pyarrow itself opens only paths that are UTF-8
-            table = parquet.ParquetFile(stream).read(columns)  # `read_table` imports twice as much of pyarrow
+        with arrow_file(files.index) as opened_index:
+            table = parquet.ParquetFile(opened_index).read(columns)  # `read_table` imports twice as much of pyarrow
         array = open_rows(files.embeddings, _HINT)
         table.column(files.column)
     return table, _checked(files.embeddings, files.index, array, table)
@@ -169,8 +170,8 @@ def _schema(files: IndexFiles) -> pyarrow.Schema:
 
     if files.form == "lance":
         return open_table(files.embeddings).schema
-    with files.index.open("rb") as stream:
-        return parquet.read_schema(stream)
+    with arrow_file(files.index) as opened:
+        return parquet.read_schema(opened)
 
 
 @contextmanager
@@ -201,10 +202,20 @@ def refuse_other(what: Path, stored: Mapping[str, str], wanted: Mapping[str, str
         UsageError: model, preprocessing, version or an option that changes numbers is another one.
     """
     if key := difference(stored, wanted):
-        show = _SHOWN.get(key) or (lambda one: f"{key} {one[key]}")
         option = _COMPARED[key]
         hint = f"choose {option} as before, or {remedy}" if option else remedy
-        raise UsageError(f"{what} was made with {show(stored)}, not with {show(wanted)}", hint)
+        raise UsageError(f"{what} was made with {_contrast(key, stored, wanted)}", hint)
+
+
+def told_difference(stored: Mapping[str, str], wanted: Mapping[str, str]) -> str | None:
+    """The first such difference in words: "device mps, not with device cpu"; None where rows may be mixed."""
+    key = difference(stored, wanted)
+    return _contrast(key, stored, wanted) if key else None
+
+
+def _contrast(key: str, stored: Mapping[str, str], wanted: Mapping[str, str]) -> str:
+    show = _SHOWN.get(key) or (lambda one: f"{key} {one[key]}")
+    return f"{show(stored)}, not with {show(wanted)}"
 
 
 _SHOWN: dict[str, Callable[[Mapping[str, str]], str]] = {
