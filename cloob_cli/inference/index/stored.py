@@ -165,6 +165,15 @@ def find_index(files: IndexFiles) -> StoredIndex | None:
     return read_index(files) if {files.column, *_STAMP} <= columns else None
 
 
+def holds_texts(files: IndexFiles) -> bool:
+    """True where rows are told to be embeddings of texts (`cloob embed --text`), not of files."""
+    try:
+        names = _schema(files).names
+    except Exception:  # damaged, or not there
+        return False
+    return "text" in names and files.column not in names
+
+
 def _schema(files: IndexFiles) -> pyarrow.Schema:
     from pyarrow import parquet
 
