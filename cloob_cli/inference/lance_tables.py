@@ -53,7 +53,7 @@ def has_data_with(folder: Path, key: str, value: str) -> bool:
 
 
 def lance_reason(problem: BaseException) -> str:
-    """The reason of an error of LanceDB, without the errors wrapped around it and the places in Lance's own source code."""
+    """The reason of an error of LanceDB, without the errors wrapped around it and the places in the source code."""
     line = first_line(problem)
     return _TWICE.sub(r"\1", _SOURCE_FILE.sub("", _WRAPPERS.sub("", line))).strip() or line
 
