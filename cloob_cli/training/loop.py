@@ -114,11 +114,11 @@ def _steps(run: Run) -> Iterator[Event]:
             run.train_step.observe = run.is_main and run.mechanism.wants(run.step + 1)
             try:
                 window.add(*run.train_step(batch, run.step), images=section.batch_size)
-            except LossInputError as problem:
-                raise _too_few(batch, run.step + 1) or problem from None
             except NonFiniteEmbeddingsError:
                 check_finite(run, window)
                 raise not_finite(run, "the embeddings are", run.step + 1) from None
+            except LossInputError as problem:
+                raise _too_few(batch, run.step + 1) or problem from None
             run.step += 1
             run.stop.nothing_to_save = None
             skipped += batch.skipped
