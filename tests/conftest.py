@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The commands that tests start are compiled once, not by each of some hundred processes.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-import margins  # noqa: E402
+import margins
 
 # How long an example takes says something about the machine and nothing about the program.
 settings.register_profile("cloob", deadline=None)
