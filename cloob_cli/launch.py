@@ -10,6 +10,8 @@ import time
 
 # One of these is set by torchrun, accelerate launch (also for a single process) and the MPI launchers.
 _LAUNCHERS = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+# What they call the number of processes on this machine.
+_LOCAL_COUNTS = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 # What the command lines of launchers name: programs, or modules for Python to run.
 _PROGRAMS = ("torchrun", "accelerate", "accelerate-launch", "torch.distributed.run", "torch.distributed.launch")
 _MODULES = ("accelerate.commands.launch", "accelerate.commands.accelerate_cli", "deepspeed.launcher.launch")
@@ -33,9 +35,9 @@ def rank() -> int:
 
 
 def local_count() -> int:
-    """The number of them on this machine."""
-    told = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return int(told) if count() > 1 and told.isdecimal() else count()
+    """The number of them on this machine; where the launcher does not say, all of them."""
+    told = (os.environ.get(name, "") for name in _LOCAL_COUNTS)
+    return next((int(text) for text in told if text.isdecimal()), count()) if count() > 1 else 1
 
 
 def end_with_launcher() -> threading.Thread | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, NoReturn
 
 import typer
 
-from cloob_cli import console, launch, signals
+from cloob_cli import console, exchange, launch, signals
 from cloob_cli.commands import analyze, classify, dedupe, doctor, embed, eval, examples, search, train, undo, zoo_list
 from cloob_cli.errors import CloobError, UsageError
 from cloob_cli.version import __version__
@@ -89,18 +90,28 @@ def _expected(problem: Exception) -> CloobError | None:
         return UsageError(problem.format_message(), f"see {context.command_path} --help" if context else None)
     if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
         return CloobError("out of memory", "a smaller --batch-size (or train.micro_batch_size) needs less")
-    if launch.count() > 1 and _is_lost_process(problem):
+    if launch.count() > 1 and exchange.is_lost_process(problem):
         return CloobError(
             "another process of this run was lost", "its own message says why; a training run goes on with --resume"
         )
     if isinstance(problem, OSError):
         path = f": {problem.filename}" if problem.filename else ""
-        return CloobError(f"{problem.strerror or problem}{path}", "CLOOB_DEBUG=1 shows where")
+        return CloobError(f"{problem.strerror or problem}{path}", _remedy(problem))
     return None
 
 
-def _is_lost_process(problem: Exception) -> bool:
-    """True for what torch.distributed raises where a process does not answer: classes of its own, or gloo's words."""
-    return isinstance(problem, RuntimeError) and (
-        type(problem).__name__.startswith("Dist") or "gloo/transport" in str(problem)
-    )
+def _remedy(problem: OSError) -> str:
+    """The hint about a file that cannot be read or written."""
+    import errno
+    from pathlib import Path
+
+    from cloob_cli.registry import paths
+
+    if problem.errno == errno.ENOSPC:
+        return "free some room on that disk; `cloob zoo prune` removes what is no longer needed"
+    if problem.errno in {errno.EROFS, errno.EACCES, errno.EPERM} and problem.filename:
+        home = paths.home().absolute()
+        named = Path(os.path.abspath(os.fsdecode(problem.filename)))
+        if named == home or named in home.parents or home in named.parents:
+            return "CLOOB_HOME names another folder for models, indexes and what is kept"
+    return "CLOOB_DEBUG=1 shows where"

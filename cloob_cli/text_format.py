@@ -1,4 +1,4 @@
-"""Text for people: escaped control characters, reasons of errors on one line, lengths of time."""
+"""Text for people: escaped control characters, reasons of errors on one line, counts, lengths of time."""
 
 from __future__ import annotations
 
@@ -20,6 +20,17 @@ def first_line(problem: BaseException) -> str:
 def os_reason(problem: OSError) -> str:
     """The operating system's reason for an error, to stand within a message: "no such file or directory"."""
     return (problem.strerror or str(problem)).lower()
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """A count with its noun: "1 image", "2,000 images"; `plural` where that is not the noun with an s."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def told_cut(count: int, texts: str, context: int) -> str:
+    """The notice about so many of some texts that are longer than the tokens which a model takes."""
+    are, were = ("is", "was") if count == 1 else ("are", "were")
+    return f"{texts} {are} longer than the model's {context} tokens and {were} cut"
 
 
 def duration(seconds: float) -> str:

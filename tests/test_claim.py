@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from script_module import script_module
 
 from cloob_cli.recipe import load_recipe
 
@@ -23,13 +22,7 @@ LOSSES = {
 
 @pytest.fixture(scope="module")
 def claim() -> Any:
-    spec = importlib.util.spec_from_file_location("claim_script", ROOT / "scripts" / "claim.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return script_module("claim")
 
 
 def test_the_recipes_differ_in_the_loss_alone(claim: Any) -> None:

@@ -9,10 +9,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from command_line import environment
+from script_module import script_module
 
 PACKAGE = Path(__file__).resolve().parents[1] / "cloob_cli"
 
@@ -29,6 +29,7 @@ BASE = {
     "path_text",
     "version",
     "launch",
+    "exchange",
 }
 ALLOWED = {
     "core": BASE | {"core"},
@@ -62,6 +63,7 @@ LIGHT = [
     "file_exchange",
     "file_locks",
     "launch",
+    "exchange",
     "parallel",
     "text_format",
     "path_text",
@@ -109,18 +111,8 @@ def test_a_folder_imports_only_what_it_may(folder: str) -> None:
             assert allowed, f"{path.relative_to(PACKAGE)} imports {name}"
 
 
-def import_graph_script() -> ModuleType:
-    """scripts/import_graph.py as a module."""
-    spec = importlib.util.spec_from_file_location("import_graph", PACKAGE.parent / "scripts" / "import_graph.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_no_module_and_no_room_imports_itself_by_any_path() -> None:
-    script = import_graph_script()
+    script = script_module("import_graph")
     graph = script.import_graph(PACKAGE)
     assert len(graph) > 50
     assert script.cycle(graph) is None
@@ -134,7 +126,7 @@ def test_a_circle_through_an_import_inside_a_function_is_found(tmp_path: Path) -
     (package / "low" / "a.py").write_text("def f():\n    from package.high import b\n    return b\n")
     (package / "high" / "b.py").write_text("from package.low import c\n")
     (package / "low" / "c.py").write_text("")
-    script = import_graph_script()
+    script = script_module("import_graph")
     graph = script.import_graph(package)
     assert script.cycle(graph) is None
     assert script.cycle(script.rooms(graph)) is not None

@@ -118,6 +118,22 @@ def test_a_parent_that_cannot_be_looked_at_is_no_launcher() -> None:
         assert launch._is_launcher(7) is False
 
 
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}, 8),
+        ({"RANK": "0", "WORLD_SIZE": "16", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, 4),
+        ({"RANK": "0", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "?", "MPI_LOCALNRANKS": "2"}, 2),
+        ({"RANK": "0", "WORLD_SIZE": "16"}, 16),
+        ({"LOCAL_WORLD_SIZE": "8"}, 1),
+        ({}, 1),
+    ],
+)
+def test_the_launcher_says_how_many_processes_share_the_machine(variables: dict[str, str], expected: int) -> None:
+    with mock.patch.dict(os.environ, variables, clear=True):
+        assert launch.local_count() == expected
+
+
 # Runs cloob until the processes have found each other and exchange something; then they wait for one that never comes.
 WAITING = """
 import os, time

@@ -11,6 +11,8 @@ import pytest
 from command_line import environment
 
 from cloob_cli import main
+from cloob_cli.errors import CloobError
+from cloob_cli.inference.processes import joined
 
 # Two processes; the second ends in the middle of what they do together.
 PAIR = """
@@ -49,6 +51,18 @@ def test_a_lost_process_is_one_line(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
     assert done.stderr.splitlines() == LINES
+
+
+def test_a_lost_process_of_an_embed_run_has_a_hint_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+    lost = RuntimeError("[/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]")
+    with pytest.raises(CloobError) as raised, joined():
+        raise lost
+    assert str(raised.value) == "another process of this run was lost, so nothing was written"
+    assert raised.value.hint == "batches that are finished are kept: the same command goes on from there"
+    with pytest.raises(RuntimeError, match="shapes do not fit"), joined():
+        raise RuntimeError("shapes do not fit")
 
 
 def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 from command_line import environment
+from script_module import script_module
 
 from cloob_cli.main import app
 
@@ -52,6 +54,15 @@ def test_every_file_that_the_pages_name_exists() -> None:
     assert [name for name in named if not any((root / name).is_file() for root in (ROOT, ROOT / "cloob_cli"))] == []
 
 
+def test_lists_of_commands_show_whole_sentences() -> None:
+    """A list gives the first sentence of a command's help, on pages no more of it than 45 characters."""
+    commands = [typer.main.get_command(app)]
+    for command in commands:
+        commands += getattr(command, "commands", {}).values()
+    assert len(commands) > 20
+    assert [text for each in commands[1:] if (text := each.get_short_help_str(45)).endswith("...")] == []
+
+
 def test_every_command_is_in_the_readme() -> None:
     assert app.registered_commands
     for command in app.registered_commands:
@@ -74,11 +85,7 @@ def test_the_readme_shows_the_classification_of_the_example_images() -> None:
 
 
 def test_a_row_of_benchmarks_fits_the_table() -> None:
-    spec = importlib.util.spec_from_file_location("record_benchmark", ROOT / "scripts" / "record_benchmark.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script_module("record_benchmark")
     page = module.PAGE.read_text(encoding="utf-8")
     table = [line for line in page.splitlines() if line.startswith("|")]
     row = {name.strip(): str(index) for index, name in enumerate(table[0].strip("|").split("|"))}

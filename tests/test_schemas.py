@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from command_line import cloob_here
+from script_module import script_module
 from tiny_model import save_images, save_tiny_model
 
 LABELS = ["--label", "cat", "--label", "dog", "-m", "model"]
@@ -19,13 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_schemas", ROOT / "scripts" / "make_schemas.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_schemas"] = module  # pydantic looks for the names of annotations there
-    spec.loader.exec_module(module)
-    return module
+    return script_module("make_schemas")
 
 
 @pytest.fixture(scope="module")

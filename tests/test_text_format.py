@@ -1,11 +1,11 @@
-"""Escaped text, first lines of errors, lengths of time."""
+"""Escaped text, first lines of errors, counts, lengths of time."""
 
 from __future__ import annotations
 
 import pytest
 
 from cloob_cli.errors import Failure, ImageError, one_line
-from cloob_cli.text_format import duration, first_line, os_reason, printable
+from cloob_cli.text_format import counted, duration, first_line, os_reason, printable
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,11 @@ def test_printable_text_fits_on_one_line(text: str, shown: str) -> None:
 )
 def test_first_line(problem: Exception, line: str) -> None:
     assert first_line(problem) == line
+
+
+def test_a_count_with_its_noun() -> None:
+    assert [counted(count, "image") for count in (0, 1, 2, 2000)] == ["0 images", "1 image", "2 images", "2,000 images"]
+    assert [counted(count, "query", "queries") for count in (1, 2)] == ["1 query", "2 queries"]
 
 
 def test_the_reason_of_an_error_of_the_system() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloob_cli import console
+from cloob_cli.path_text import path_text
+from cloob_cli.text_format import counted, told_cut
 
 if TYPE_CHECKING:
     from cloob_cli.commands.inference_run import Work
@@ -19,14 +21,17 @@ if TYPE_CHECKING:
     from cloob_cli.inference.index.update import NameOf
 
 
+@contextmanager
 def captions_of(
     files: IndexFiles,
     paths: Sequence[Path | Failure],
     name_of: NameOf,
     stored: StoredIndex | None,
     fits: Callable[[dict[str, str]], bool],
-) -> AbstractContextManager[Captions | None]:
+) -> Iterator[Captions | None]:
     """The captions of images, with the rows that are known of them; None where the index keeps none.
+
+    A warning for each kind of fault says how many files have it.
 
     Args:
         fits: says of the way in which rows of a killed run were made whether they can be used.
@@ -34,8 +39,12 @@ def captions_of(
     from cloob_cli.inference.index.captions import open_captions
 
     if not files.has_captions:
-        return nullcontext()
-    return open_captions(paths, name_of, stored, files.caption_journal, fits)
+        yield None
+        return
+    with open_captions(paths, name_of, stored, files.caption_journal, fits) as captions:
+        for fault, faulty in captions.faults.items():
+            console.warn(f"{fault}: {counted(len(faulty), 'file')}, the first {path_text(faulty[0])}")
+        yield captions
 
 
 def embed_captions(
@@ -64,7 +73,11 @@ def embed_captions(
     journal = Journal(files.caption_journal, model.config.embed_dim, np.dtype(dtype), made_with)
     batches = embed_texts(model, texts, batch_size=batch_size, on_text=tell, alone=True)
     cut = record_captions(captions, batches, journal)
-    console.info(f"{len(captions.by_name):,} images have a caption beside them; {len(texts):,} captions are new")
+    images = counted(len(captions.by_name), "image")
+    have, are = ("has" if len(captions.by_name) == 1 else "have"), ("is" if len(texts) == 1 else "are")
+    console.info(
+        f"{images} {have} a caption beside {'it' if have == 'has' else 'them'}; "
+        f"{counted(len(texts), 'caption')} {are} new"
+    )
     if cut:
-        context = model.config.text.context_length
-        console.warn(f"{cut:,} captions are longer than the model's {context} tokens and were cut")
+        console.warn(told_cut(cut, counted(cut, "caption"), model.config.text.context_length))

@@ -46,7 +46,7 @@ def classify(
     ] = None,
     label: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="One more label, written like a line of that file. May be repeated."),
+        typer.Option(metavar="TEXT", help="One more label, written like a line of the --labels file. May be repeated."),
     ] = None,
     templates: Annotated[
         Path | None,
@@ -67,10 +67,16 @@ def classify(
     ] = None,
     reference: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Known is what is like these embeddings, an output of `embed`."),
+        typer.Option(
+            metavar="FILE", help="With --unknown: known is what is like these embeddings (an output of `embed`)."
+        ),
     ] = None,
     multi_label: Annotated[
-        bool, typer.Option("--multi-label", help="Every label that is likely by itself, not one; adds labels.")
+        bool,
+        typer.Option(
+            "--multi-label",
+            help="Give every label that is likely by itself, not only the best; adds the column labels.",
+        ),
     ] = False,
     sure: Annotated[
         float | None,
@@ -129,11 +135,12 @@ def classify(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Label images with your own words, without training.
+    """Label images with your own words.
 
-    The result has one row for each image: its path, the best label, its probability (softmax(inv_tau · cosine) over
-    all labels) and the cosine. Images that cannot be read are listed and skipped; the exit code is then 3.
-    docs/answers.md says what answers there are besides the best label, and how far they can be trusted.
+    Nothing is trained. The result has one row for each image: its path, the best label, its probability
+    (softmax(inv_tau · cosine) over all labels) and the cosine. Images that cannot be read are listed and skipped;
+    the exit code is then 3. docs/answers.md says what answers there are besides the best label, and how far they
+    can be trusted.
     """
     console.configure(quiet=quiet)
     if labels is None and not label and examples is None:
@@ -161,6 +168,7 @@ def classify(
             build_scorer,
             embed_labeled,
             fingerprint,
+            known_patterns,
             read_examples,
         )
         from cloob_cli.commands.html_report import CHOICES, check_html, classify_page
@@ -181,7 +189,7 @@ def classify(
         from cloob_cli.inference.labels import read_labels, read_templates
         from cloob_cli.inference.output_files import check_output, check_place, failures_path, output_files
         from cloob_cli.inference.provenance import describe_images
-        from cloob_cli.inference.reference import read_reference, reference_sha256
+        from cloob_cli.inference.reference import reference_sha256
         from cloob_cli.inference.rows import OUTPUT_SUFFIXES
         from cloob_cli.inference.tokens import label_tokens
         from cloob_cli.version import __version__
@@ -218,7 +226,7 @@ def classify(
     prompts = prompts or opened.config.templates or list(DEFAULT_TEMPLATES)
     report_tokens(label_tokens(opened, classes, prompts), opened.config.text.context_length)
     metadata = describe_images("classify", opened, *made_with, exact=exact, templates=json.dumps(prompts))
-    stored = read_reference(reference, metadata) if reference else None
+    stored = known_patterns(reference, metadata, opened) if reference else None
     setup = Setup(
         weights_sha256=made_with[1],
         labels=[list(one.names) for one in classes],

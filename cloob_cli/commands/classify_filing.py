@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cloob_cli import console, signals
 from cloob_cli.errors import Failure, UsageError
+from cloob_cli.text_format import counted
 
 if TYPE_CHECKING:
     from cloob_cli.commands.inference_run import Work
@@ -135,7 +136,7 @@ def _tell(filer: Filer, undo: Path | None) -> None:
         return
     parts = []
     if filer.placed:
-        parts.append(f"{filer.placed:,} images sorted")
+        parts.append(f"{counted(filer.placed, 'image')} sorted")
     if filer.written:
-        parts.append(f"{filer.written:,} sidecars written")
+        parts.append(f"{counted(filer.written, 'sidecar')} written")
     console.info(f"{', '.join(parts) or 'nothing filed'}; to take it back: cloob undo {undo}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloob_cli import console, signals
+from cloob_cli.text_format import counted, told_cut
 
 if TYPE_CHECKING:
     from cloob_cli.commands.inference_run import Work
@@ -29,10 +30,11 @@ def report_tokens(found: LabelTokens, context: int) -> None:
         shown = ", ".join(f"'{name}'" for name in names)
         console.warn(f"the model cannot tell these labels apart, as they have the same tokens: {shown}")
     if len(found.alike) > _GROUPS:
-        console.warn(f"{len(found.alike) - _GROUPS} more groups of labels have the same tokens")
+        more = len(found.alike) - _GROUPS
+        which = "group of labels has" if more == 1 else "groups of labels have"
+        console.warn(f"{more:,} more {which} the same tokens")
     if found.cut:
-        texts = f"{found.cut} of {found.texts} label texts"
-        console.warn(f"{texts} are longer than the model's {context} tokens and were cut")
+        console.warn(told_cut(found.cut, f"{found.cut:,} of {counted(found.texts, 'label text')}", context))
 
 
 def printer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cloob_cli import console
 from cloob_cli.errors import DataError
+from cloob_cli.text_format import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +81,9 @@ def build_scorer(
     choice = scorer.choice
     count = len(numbers.unique())
     weight = "without texts" if choice.gap == -float("inf") else f"texts {choice.gap:+.2f}"
-    console.info(f"{len(rows)} examples of {count} labels; retrieval with beta {choice.beta:g}, {weight}")
+    console.info(
+        f"{counted(len(rows), 'example')} of {counted(count, 'label')}; retrieval with beta {choice.beta:g}, {weight}"
+    )
     return scorer, torch.cat([texts, rows])
 
 
@@ -131,6 +134,27 @@ def read_examples(source: Path, labels: Sequence[Label], option: str) -> Labeled
         shown = ", ".join(f"'{name}'" for name in list(found.others)[:5])
         more = f" and {len(found.others) - 5} more" if len(found.others) > 5 else ""
         count = sum(number < 0 for number in found.labels)
+        which = "which is no label" if len(found.others) == 1 else "which are no labels"
         use = "count as unknown" if option == "--calibrate" else "are left out"
-        console.info(f"{option}: {count} images of {shown}{more}, which are no labels, {use}")
+        if count == 1:
+            use = "counts as unknown" if option == "--calibrate" else "is left out"
+        console.info(f"{option}: {counted(count, 'image')} of {shown}{more}, {which}, {use}")
     return found
+
+
+def known_patterns(reference: Path, made: Mapping[str, str], model: CloobModel) -> Tensor:
+    """Read the embeddings of `--reference`; a notice where they do not say which model made them.
+
+    Args:
+        made: how this command's embeddings are made, as in the metadata of results.
+
+    Raises:
+        DataError: they cannot be read, or not be compared with those.
+    """
+    from cloob_cli.commands.folder_index import tell_unknown_model
+    from cloob_cli.inference.reference import read_reference
+
+    patterns, is_told = read_reference(reference, made, model.config.embed_dim)
+    if not is_told:
+        tell_unknown_model(reference, made["model"])
+    return patterns

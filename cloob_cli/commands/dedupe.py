@@ -63,12 +63,13 @@ def dedupe(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Find images that are there more than once, as groups with the best copy first. Nothing is deleted.
+    """Find images that are there more than once.
 
-    Duplicates are files of the same bytes (`exact`), and images that look nearly the same (`near`): both the cosine
-    of their embeddings and their perceptual hashes are close to those of the best copy, which has the most pixels,
-    then the most bytes, then is the earliest. Links to one file count as one. The embeddings are those of the folder's
-    index, which `cloob search` uses too. Images that cannot be read are skipped; the exit code is then 3.
+    Nothing is deleted: the result is groups, the best copy of each first. Duplicates are files of the same bytes
+    (`exact`), and images that look nearly the same (`near`): both the cosine of their embeddings and their
+    perceptual hashes are close to those of the best copy, which has the most pixels, then the most bytes, then is
+    the earliest. Links to one file count as one. The embeddings are those of the folder's index, which `cloob
+    search` uses too. Images that cannot be read are skipped; the exit code is then 3.
     """
     console.configure(quiet=quiet)
     if not folder.is_dir():

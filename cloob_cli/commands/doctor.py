@@ -6,10 +6,14 @@ from typing import Any
 
 from cloob_cli import console
 from cloob_cli.commands.options import JsonOption
+from cloob_cli.text_format import counted
 
 
 def doctor(json: JsonOption = False) -> None:
-    """Print versions, devices, folders and decoders, and warn of what looks wrong."""
+    """Print system information for a bug report.
+
+    Versions, devices, folders and decoders, and warnings of what looks wrong.
+    """
     from cloob_cli.diagnosis import diagnose
 
     found = diagnose()
@@ -28,7 +32,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         if "memory_bytes" in device:
             details += [str(console.file_size(device["memory_bytes"])), f"compute capability {device['capability']}"]
         if "threads" in device:
-            details.append(f"{device['threads']} threads")
+            details.append(counted(device["threads"], "thread"))
         rows.append((device["device"], ", ".join(details)))
     used = found["used"]
     rows.append(("used", f"{used['device']} ({used['why']}), {used['inference_dtype']} for inference"))
@@ -36,6 +40,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("default model", f"{model['name']} (chosen by {model['chosen_by']})"))
     for what, folder in found["folders"].items():
         state = "" if folder["exists"] else ", not made yet"
+        state += "" if folder["writable"] else ", read-only"
         rows.append((what, f"{folder['path']} ({console.file_size(folder['free_bytes'])} free{state})"))
     missing = {"heif": "no (pip install 'cloob[heif]')"}
     rows += [(name, "yes" if there else missing.get(name, "no")) for name, there in found["decoders"].items()]

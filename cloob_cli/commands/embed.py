@@ -31,6 +31,7 @@ from cloob_cli.commands.options import (
     WorkersOption,
 )
 from cloob_cli.errors import NothingFoundError, UsageError
+from cloob_cli.text_format import counted, told_cut
 
 if TYPE_CHECKING:
     from cloob_cli.inference.index.files import Form, IndexFiles
@@ -107,11 +108,11 @@ def embed(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Turn images or texts into embeddings of unit norm.
+    """Turn images or texts into embeddings.
 
-    Row i of the .npy file belongs to row i of the .parquet file, whose first column is `path` (or `text`) and whose
-    metadata name the model, the sha256 of its weights, the preprocessing and the version. Images that cannot be
-    read are listed and skipped; the exit code is then 3.
+    They have unit norm. Row i of the .npy file belongs to row i of the .parquet file, whose first column is `path`
+    (or `text`) and whose metadata name the model, the sha256 of its weights, the preprocessing and the version.
+    Images that cannot be read are listed and skipped; the exit code is then 3.
 
     Where the output is there already, only images that are new or changed are embedded, and those that are gone are
     dropped. A run that was stopped or killed goes on with the same command.
@@ -145,7 +146,7 @@ def embed(
         from cloob_cli.inference.index.files import IndexFiles
         from cloob_cli.inference.index.place import check_index_place, is_own
 
-    files = IndexFiles.of(output, _form(output, format_, layout), texts=text is not None)
+    files = IndexFiles.of(output, _form(output, format_, layout, is_text=text is not None), texts=text is not None)
     if launch.rank() > 0:
         if text is None:
             follow(own_options(options))
@@ -178,8 +179,11 @@ def embed(
         raise typer.Exit(3)
 
 
-def _form(output: Path, chosen: str | None, layout: str) -> Form:
+def _form(output: Path, chosen: str | None, layout: str, *, is_text: bool) -> Form:
     """The form of the output, as the options say or its suffix.
+
+    Args:
+        is_text: texts are embedded, which a cluster does not do.
 
     Raises:
         UsageError: these do not fit together.
@@ -195,6 +199,11 @@ def _form(output: Path, chosen: str | None, layout: str) -> Form:
         raise UsageError(f"a Lance table is a folder NAME.lance, not '{output.name}'", f"-o {output.stem}.lance")
     if chosen == "npy" and suffix == LANCE:
         raise UsageError(f"'{output.name}' is a Lance table, not --format npy", "leave out --format")
+    if suffix == ".parquet" and not is_text:
+        raise UsageError(
+            f"cannot write '{output.name}': one .parquet file for all is an output of --engine ray",
+            f"use one of: .npy {LANCE}; or add --engine ray",
+        )
     return "lance" if suffix == LANCE else "npy"
 
 
@@ -230,8 +239,8 @@ def _embed_texts(
             written = inference.write_embeddings(files, rows, dtype=dtype, metadata=metadata)
     _report(files.embeddings, files.index, None, written.rows, 0, as_json)
     if written.cut:
-        context = opened.config.text.context_length
-        console.warn(f"{written.cut} of {written.rows} texts are longer than the model's {context} tokens and were cut")
+        which = f"{written.cut:,} of {counted(written.rows, 'text')}"
+        console.warn(told_cut(written.cut, which, opened.config.text.context_length))
     work.tell_end("embedded")
 
 

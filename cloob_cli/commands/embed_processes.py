@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloob_cli import launch
+from cloob_cli import exchange, launch
 from cloob_cli.commands.index_run import IndexOptions, describe, embed_part
 from cloob_cli.commands.inference_run import open_model
 from cloob_cli.errors import CloobError, Failure, Interrupted, UsageError
@@ -57,14 +57,12 @@ class Leader:
         Raises:
             UsageError: a process does not see the output's folder.
         """
-        from cloob_cli.inference import processes
-
         files.journal.mkdir(parents=True, exist_ok=True)
         mark = files.journal / f"{secrets.token_hex(8)}.mark"
         mark.touch()
         self._new, self.has_told = new, True
-        processes.told(_Task(new, files.journal, mark, made_with))
-        seen = processes.gathered(True)
+        exchange.told(_Task(new, files.journal, mark, made_with))
+        seen = exchange.gathered(True)
         mark.unlink()
         if not all(seen):
             raise UsageError(
@@ -75,13 +73,11 @@ class Leader:
 
     def collect(self, part: Path | None, work: Work) -> list[Path]:
         """The parts of all processes, once they are done; their rows and failures are added to `work`."""
-        from cloob_cli.inference import processes
         from cloob_cli.path_text import path_text
 
-        parts = processes.gathered(_Part(part, work.rows, work.failures))
+        parts = exchange.gathered(_Part(part, work.rows, work.failures))
         for other in parts[1:]:
             work.add(other.rows, other.failures)
-        work.check_rows()
         places = {(path_text(item) if isinstance(item, Path) else item.name): at for at, item in enumerate(self._new)}
         work.failures.sort(key=lambda failure: places.get(failure.name, len(places)))
         return [part.path for part in parts if part.path]
@@ -105,7 +101,7 @@ def leading() -> Iterator[Leader | None]:
             ) from None
         finally:
             if not leader.has_told:
-                processes.told(None)
+                exchange.told(None)
 
 
 def follow(options: IndexOptions) -> None:
@@ -120,10 +116,10 @@ def follow(options: IndexOptions) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # a killed part is as good as one that is stopped
         signal.signal(number, signal.SIG_DFL)
     with processes.joined():
-        task: _Task | None = processes.told()
+        task: _Task | None = exchange.told()
         if task is None:
             return
-        if not all(processes.gathered(task.mark.exists())):
+        if not all(exchange.gathered(task.mark.exists())):
             return
         try:
             model, _ = open_model(options.model, options.device, options.precision)
@@ -138,7 +134,7 @@ def follow(options: IndexOptions) -> None:
             part = embed_part(model, own, task.journal, options, task.made_with, read)
         except CloobError as problem:
             raise type(problem)(f"process {launch.rank()}: {problem.message}", problem.hint) from None
-        processes.gathered(_Part(part, len(own) - len(failures), failures))
+        exchange.gathered(_Part(part, len(own) - len(failures), failures))
 
 
 def own_options(options: IndexOptions) -> IndexOptions:

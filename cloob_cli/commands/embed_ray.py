@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cloob_cli import console, signals
 from cloob_cli.commands.index_run import IndexOptions
 from cloob_cli.errors import UsageError
+from cloob_cli.text_format import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -97,7 +98,10 @@ def _find(sources: Sequence[Path], exclude: Sequence[str], options: IndexOptions
         console.warn(describe_passed_over(found.passed_over))
     for folder, tars in found.unread.items():
         if tars:
-            console.warn(f"{folder} also has {tars} .tar files, which are not read: name them to embed their images")
+            console.warn(
+                f"{folder} also has {counted(tars, '.tar file')}, which {'is' if tars == 1 else 'are'} not read: name "
+                f"{'it to embed its' if tars == 1 else 'them to embed their'} images"
+            )
     return found
 
 

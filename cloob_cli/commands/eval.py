@@ -26,13 +26,15 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(
-            help="Zoo name, model folder or hf://ORG/REPO[@REVISION].", autocompletion=completion.usable_models
+            metavar="MODEL",
+            help="Zoo name, model folder or hf://ORG/REPO[@REVISION].",
+            autocompletion=completion.usable_models,
         ),
     ],
     datasets: Annotated[
         list[str],
         typer.Argument(
-            metavar="DATASET...",
+            metavar="DATASET",
             help="Folders with a subfolder for each class, CLIP_benchmark's webdatasets (also hf://ORG/REPO), parquet, "
             "CSV, folders of images with captions, or suites: a shipped one's name or a .toml file.",
             autocompletion=completion.suites,
@@ -90,12 +92,13 @@ def evaluate(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure models on data sets: zero-shot classification, retrieval, and classifiers on the embeddings.
+    """Measure models on data sets.
 
-    The JSON result is a list of records in CLIP_benchmark's schema, fractions in [0, 1]. Intervals are those of a
-    bootstrap over the images. In retrieval a wrong answer that is exactly as near as the right one counts as nearer.
-    Embeddings are kept below CLOOB_HOME. Images that cannot be read and data sets of a suite that are
-    not here are passed over; the exit code is then 3.
+    By zero-shot classification, retrieval, and classifiers on the embeddings. The JSON result is a list of records
+    in CLIP_benchmark's schema, fractions in [0, 1]. Intervals are those of a bootstrap over the images. In
+    retrieval a wrong answer that is exactly as near as the right one counts as nearer. Embeddings are kept below
+    CLOOB_HOME. Images that cannot be read and data sets of a suite that are not here are passed over; the exit code
+    is then 3.
     """
     with signals.leaving_at_once():
         from cloob_cli.commands.eval_data import find_data_sets
@@ -144,6 +147,8 @@ def evaluate(
         kept = f"{output} holds those; --skip-existing goes on" if output and work.records else None
         raise Interrupted(done, kept or "embeddings of whole data sets are kept and will be used again") from None
     work.show(as_json)
+    if output is not None and work.records:
+        console.info(f"wrote {output}")
     if html is not None:
         write_page(html, work.detailed, found.jobs, models, workers)
     if work.failures or found.missing:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloob_cli import console, launch
+from cloob_cli.text_format import counted
 
 if TYPE_CHECKING:
     from cloob_cli.commands.eval_data import Job
@@ -135,7 +136,8 @@ class Evaluations:
             console.warn(f"{record.dataset}: {len(record.failures)} image(s) skipped; the scores are those of the rest")
         if record.ties:
             console.warn(
-                f"{record.dataset}: in {record.ties} queries a wrong answer is exactly as near as the right one, "
+                f"{record.dataset}: in {counted(record.ties, 'query', 'queries')} a wrong answer is exactly as near as "
+                "the right one, "
                 "and counts as nearer"
             )
         if record.settings.get("converged") is False:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cloob_cli import console
 from cloob_cli.commands.index_run import IndexOptions, Updated, index_lock, update_index
 from cloob_cli.commands.inference_run import find_images, open_model
 from cloob_cli.errors import InputError, UnknownModelError
@@ -79,13 +80,17 @@ def update_folder_index(source: Path, files: IndexFiles, options: IndexOptions) 
         return update_index(files, paths, options, lambda path: path_text(path.relative_to(source)))
 
 
-def model_of(metadata: Mapping[str, str], embeddings: Path, options: IndexOptions) -> CloobModel:
-    """Open the model that embeddings were made with.
+def model_of(metadata: Mapping[str, str], embeddings: Path, options: IndexOptions, width: int) -> CloobModel:
+    """Open the model that embeddings were made with; a notice on stderr where these do not say which one did.
+
+    Args:
+        width: the number of numbers of an embedding.
 
     Raises:
         UsageError: `options` name another model, or the default one is another and that one is not found here.
+        InputError: the model's embeddings have another width.
     """
-    from cloob_cli.checkpoint.folder import weights_sha256
+    from cloob_cli.checkpoint.folder import read_config, weights_sha256
     from cloob_cli.inference.index.stored import refuse_other
     from cloob_cli.registry.resolve import find_model
 
@@ -93,8 +98,21 @@ def model_of(metadata: Mapping[str, str], embeddings: Path, options: IndexOption
     folder = find_model(name)
     found = {"weights_sha256": weights_sha256(folder), "model": folder.name}
     refuse_other(embeddings, metadata, found, "name its model with --model")
+    own_width = read_config(folder).embed_dim
+    if own_width != width:
+        raise InputError(
+            f"embeddings in {embeddings} have {width} numbers, and those of the model {folder.name} {own_width}",
+            "name the model that made them with --model",
+        )
+    if "weights_sha256" not in metadata:
+        tell_unknown_model(embeddings, folder.name)
     model, _ = open_model(name, options.device, options.precision)
     return model
+
+
+def tell_unknown_model(embeddings: Path, model: str) -> None:
+    """Say on stderr that embeddings are compared with those of a model that may not have made them."""
+    console.info(f"{embeddings} does not say which model made it; if it was not {model}, the scores mean nothing")
 
 
 def _as_before(metadata: Mapping[str, str], options: IndexOptions) -> IndexOptions:

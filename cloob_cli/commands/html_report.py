@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloob_cli import console
+from cloob_cli.text_format import counted
 
 if TYPE_CHECKING:
     from cloob_cli.inference.classify import ClassifiedBatch
@@ -83,7 +84,7 @@ def writing(page: Path, gallery: Gallery) -> Iterator[Callable[[Item], None]]:
 
     with open_gallery(page, gallery) as file:
         yield file.add
-    console.info(f"wrote {page}: {file.count:,} images, {page.stat().st_size / 1e6:.2g} MB")
+    console.info(f"wrote {page}: {counted(file.count, 'image')}, {page.stat().st_size / 1e6:.2g} MB")
 
 
 def thumbnails_of(

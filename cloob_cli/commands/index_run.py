@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from cloob_cli import console, signals
 from cloob_cli.commands.caption_run import captions_of, embed_captions
 from cloob_cli.commands.inference_run import open_model, track_work
+from cloob_cli.text_format import counted
 
 if TYPE_CHECKING:
     from cloob_cli.commands.inference_run import Work
@@ -85,6 +86,7 @@ def update_index(
     options: IndexOptions,
     name_of: NameOf | None = None,
     helpers: Helpers | None = None,
+    model: CloobModel | None = None,
 ) -> Updated:
     """Embed what is new or changed among the images, drop the rows of others, and write the index where it changes.
 
@@ -93,13 +95,14 @@ def update_index(
     Args:
         name_of: the name of a path in the index; None: `path_text`.
         helpers: other processes that embed with this one; names are then `path_text`.
+        model: the one that `options` name, where it is open already.
 
     Raises:
         UsageError: the index was made with another model, preprocessing, version or option that changes numbers.
         NothingFoundError: not one image can be read.
     """
     from cloob_cli.inference.index.journal import read_journal
-    from cloob_cli.inference.index.stored import difference, find_index, known_rows, refuse_other
+    from cloob_cli.inference.index.stored import difference, find_index, known_rows, refuse_other, told_difference
     from cloob_cli.inference.index.update import plan_update, write_index
     from cloob_cli.path_text import path_text
 
@@ -120,7 +123,7 @@ def update_index(
         has_same_captions = captions is None or (stored is not None and captions.are_those_of(stored))
         if plan.is_done(stored) and has_same_captions and not files.failures.exists():
             _remove_journals(files)
-            console.info(f"{files.embeddings} is up to date: {plan.kept:,} images")
+            console.info(f"{files.embeddings} is up to date: {counted(plan.kept, 'image')}")
             return Updated(plan.kept, [])
         if plan.kept:
             _tell_plan(plan, plan.gone(stored, name_of))
@@ -131,15 +134,19 @@ def update_index(
             return Updated(rows, [])
         with signals.leaving_at_once():
             from cloob_cli.inference import embed  # noqa: F401 - torch, among others
-        model, _ = open_model(options.model, options.device, options.precision)
+        if model is None:
+            model, _ = open_model(options.model, options.device, options.precision)
         complete = wanted | _describe_opened(model, options)
         if stored:
             refuse_other(files.embeddings, stored.metadata, complete)
-        if all(not difference(rest, complete) for rest in (resumed, captions and captions.made_with) if rest):
+        rests = [rest for rest in (resumed, captions and captions.made_with) if rest]
+        other = next(filter(None, (told_difference(rest, complete) for rest in rests)), None)
+        if other is None:
             return _embed_new(files, plan, known, captions, model, options, complete, name_of, helpers)
-    # What the killed run has done was computed on another device, say.
+    # Only the opened model tells on what kind of device it computes, and in which precision.
+    console.info(f"what an unfinished run has embedded is not used: it was made with {other}")
     _remove_journals(files)
-    return update_index(files, paths, options, name_of, helpers)
+    return update_index(files, paths, options, name_of, helpers, model)
 
 
 def _remove_journals(files: IndexFiles) -> None:
@@ -170,9 +177,9 @@ def _embed_new(
         track_work("embed", len(own), "images", files.failures, files.all, resumes=True) as work,
     ):
         work.kept = plan.kept
-        work.has_helpers = helpers is not None
-        part = embed_part(model, own, files.journal, options, made_with, work.read, work.track, name_of)
+        part = embed_part(model, own, files.journal, options, made_with, work.read, work.counted, name_of)
         parts = helpers.collect(part, work) if helpers else [part] if part else []
+        work.check_rows()
         if captions:
             embed_captions(files, captions, model, options.batch_size, options.dtype, made_with, work)
         count = write_index(files, plan, known, parts, work.failures, made_with, name_of, captions)
@@ -228,11 +235,11 @@ def describe(options: IndexOptions, model: CloobModel) -> dict[str, str]:
 
 
 def _tell_plan(plan: Plan, gone: int) -> None:
-    parts = [f"{plan.kept:,} of {len(plan.entries):,} images are known"]
+    parts = [f"{plan.kept:,} of {counted(len(plan.entries), 'image')} {'is' if plan.kept == 1 else 'are'} known"]
     if plan.found_again:
-        parts.append(f"{plan.found_again:,} of them by their contents")
+        parts.append(f"{plan.found_again:,} of them by {'its' if plan.found_again == 1 else 'their'} contents")
     if gone:
-        parts.append(f"{gone:,} are gone")
+        parts.append(f"{gone:,} {'is' if gone == 1 else 'are'} gone")
     console.info(", ".join(parts))
 
 

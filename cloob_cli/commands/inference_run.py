@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from cloob_cli import console
 from cloob_cli.errors import Interrupted, NothingFoundError, UsageError
-from cloob_cli.text_format import duration
+from cloob_cli.text_format import counted, duration
 
 if TYPE_CHECKING:
     from cloob_cli.core.model import CloobModel
@@ -136,7 +136,6 @@ class Work:
         self.failures: list[Failure] = []
         self.rows = 0
         self.kept = 0  # rows of earlier runs
-        self.has_helpers = False  # other processes have rows, too
 
     def read(self, failure: Failure | None) -> None:
         """Count one more input as read or skipped; warn of a skipped one (of all where no file lists them)."""
@@ -158,18 +157,17 @@ class Work:
         """Show how far the preparation is, before the first input."""
         self._bar.note(f"{what}: {done:,} of {total:,}" if done < total else "")
 
-    def track(self, batches: Generator[AnyBatch]) -> Generator[AnyBatch]:
-        """Yield `batches` and count their rows.
-
-        Raises:
-            NothingFoundError: at the end, where not one input was usable.
-        """
+    def counted(self, batches: Generator[AnyBatch]) -> Generator[AnyBatch]:
+        """Yield `batches` and count their rows."""
         with closing(batches):
             for batch in batches:
                 self.rows += len(batch)
                 yield batch
-        if not self.has_helpers:
-            self.check_rows()
+
+    def track(self, batches: Generator[AnyBatch]) -> Generator[AnyBatch]:
+        """Yield all `batches` that there are and count their rows; `check_rows` at the end."""
+        yield from self.counted(batches)
+        self.check_rows()
 
     def add(self, rows: int, failures: Sequence[Failure]) -> None:
         """Count what another process has done."""
@@ -184,14 +182,17 @@ class Work:
             NothingFoundError: not one input was usable.
         """
         if not self.rows and not self.kept:
-            raise NothingFoundError(f"not one of the {len(self.failures)} {self._unit} can be read")
+            one = self._unit.removesuffix("s")
+            many = f"not one of the {len(self.failures):,} {self._unit} can be read"
+            raise NothingFoundError(many if len(self.failures) != 1 else f"the only {one} cannot be read")
 
     def tell_end(self, verb: str) -> None:
         """Print the closing lines: the number of inputs, the time, and how many were skipped."""
         seconds = time.monotonic() - self._started
         took = f"{seconds:.1f} s" if seconds < 100 else duration(seconds)
         rate = self.rows / max(seconds, 1e-9)
-        console.info(f"{verb} {self.rows:,} {self._unit} in {took} ({rate:,.3g} a second)")
+        done = counted(self.rows, self._unit.removesuffix("s"))
+        console.info(f"{verb} {done} in {took} ({rate:,.3g} a second)")
         if self.failures:
             where = f", listed in {self._listing}" if self._listing else ""
             console.warn(f"{len(self.failures)} image(s) skipped{where}")
@@ -221,8 +222,8 @@ def track_work(
             yield work
     except KeyboardInterrupt:
         rows = work.rows if work else 0
-        of = f" of {total:,}" if total is not None else ""
-        done = f"interrupted after {rows:,}{of} {unit}"
+        of = f"{rows:,} of " if total is not None else ""
+        done = f"interrupted after {of}{counted(rows if total is None else total, unit.removesuffix('s'))}"
         if resumes and rows:
             console.hint("the same command goes on from here")
         raise Interrupted(done, _untouched(kept)) from None

@@ -84,7 +84,8 @@ ExcludeOption = Annotated[
     ),
 ]
 NullOption = Annotated[
-    bool, typer.Option("--null", "-0", help="Paths from standard input (`-`) end with a null character, not a line.")
+    bool,
+    typer.Option("--null", "-0", help="Paths from standard input (`-`) end with a null character, not a line break."),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no notices and no progress on stderr.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

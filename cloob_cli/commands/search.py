@@ -135,7 +135,7 @@ def search(
     if html is not None:
         _write_page(html, source, parts, found, workers, memory_budget)
     if not hits:
-        console.info(f"no image has a score of {min_score} or more")
+        console.info("no image has a score" + (f" of {min_score} or more" if min_score is not None else ""))
     if skipped:
         raise typer.Exit(3)
 
@@ -166,11 +166,12 @@ def _find(
 ) -> list[tuple[str, float]]:
     """The names of the nearest images with their scores; the index is that of a folder, or an output of `embed`."""
     with signals.leaving_at_once():
-        from cloob_cli.inference.index.stored import open_embeddings, open_index
+        from cloob_cli.inference.index.given import open_given
+        from cloob_cli.inference.index.stored import open_index
         from cloob_cli.inference.search.query import encode_query
 
-    stored = open_index(files) if is_folder else open_embeddings(files)
-    opened = opened or model_of(stored.metadata, files.embeddings, options)
+    stored = open_index(files) if is_folder else open_given(files)
+    opened = opened or model_of(stored.metadata, files.read_from, options, stored.rows.shape[1])
     query = encode_query(opened, parts, exact=stored.metadata.get("decoding") == "exact")
     hits = find_nearest(
         files.embeddings,

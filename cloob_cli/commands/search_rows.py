@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 from cloob_cli import console
 from cloob_cli.commands.index_run import held_lock
 from cloob_cli.path_text import path_text
+from cloob_cli.text_format import counted
 
 if TYPE_CHECKING:
     import numpy as np
 
     from cloob_cli.core.model import CloobModel
+    from cloob_cli.inference.index.row_parts import RowParts
     from cloob_cli.inference.search.approximate import ApproximateIndex
     from cloob_cli.inference.search.nearest import Hit
 
@@ -32,7 +34,7 @@ _WORDS = (
 
 def find_nearest(
     embeddings: Path,
-    rows: np.ndarray,
+    rows: np.ndarray | RowParts,
     query: np.ndarray,
     model: CloobModel,
     top: int,
@@ -44,12 +46,15 @@ def find_nearest(
     """The rows [N, D] of the file `embeddings` that are nearest to a query [D], best first.
 
     Args:
+        rows: of several files all are compared.
         compare_all: compare all rows, however many they are.
         as_it_is: use an approximate index that is there, and build none.
     """
+    import numpy as np
+
     from cloob_cli.inference.search.nearest import nearest
 
-    if not compare_all and len(rows) > _MANY and top <= _MOST:
+    if not compare_all and isinstance(rows, np.ndarray) and len(rows) > _MANY and top <= _MOST:
         index = _index(embeddings, rows, model, as_it_is)
         if index:
             try:
@@ -88,8 +93,8 @@ def _index(embeddings: Path, rows: np.ndarray, model: CloobModel, as_it_is: bool
             if index is None and not as_it_is:
                 minutes = math.ceil(rows.size * _BUILD_MINUTES)
                 console.info(
-                    f"building a search index of {len(rows):,} rows, once, in up to some {minutes} minute"
-                    f"{'s' if minutes > 1 else ''}; --compare-all searches without it"
+                    f"building a search index of {len(rows):,} rows, once, in up to some "
+                    f"{counted(minutes, 'minute')}; --compare-all searches without it"
                 )
                 started = time.monotonic()
                 samples = _sample_queries(rows, model)
@@ -121,5 +126,6 @@ def _description(index: ApproximateIndex) -> str:
 
 
 def _tell_failure(problem: Exception) -> None:
-    reason = str(problem).strip().partition("\n")[0] or type(problem).__name__
-    console.warn(f"all rows are compared: the search index cannot be used ({reason})")
+    from cloob_cli.inference.lance_tables import lance_reason
+
+    console.warn(f"all rows are compared: the search index cannot be used ({lance_reason(problem)})")

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cloob_cli import assets, console, signals
+from cloob_cli import assets, console, launch, signals
 from cloob_cli.commands import completion
 from cloob_cli.commands.options import DeviceOption, JsonOption, QuietOption
 from cloob_cli.errors import CloobError
-from cloob_cli.launch import is_launched
-from cloob_cli.text_format import duration
+from cloob_cli.text_format import counted, duration
 
 if TYPE_CHECKING:
     from cloob_cli.core.config import ModelConfig
@@ -45,21 +44,27 @@ def train(
     json_: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train a model by a recipe and print the path of its folder."""
+    """Train a model by a recipe.
+
+    The path of the model's folder is printed.
+    """
     console.configure(quiet=quiet)
     from cloob_cli.recipe import load_recipe
 
     inits: list[ModelConfig] = []
 
     def read_init(recipe: Recipe) -> ModelConfig:
-        inits.append(_config_of_init(recipe, (out or Path("runs") / recipe.name) / "start" if resume else None))
+        folder = out or Path("runs") / recipe.name
+        if not dry_run:
+            _check_unused(folder, resume)
+        inits.append(_config_of_init(recipe, folder / "start" if resume else None))
         return inits[-1]
 
     loaded = load_recipe(assets.find_recipe(recipe), set_, read_init)
     if dry_run:
         _dry_run(loaded, out or Path("runs") / loaded.name, device, json_, inits[0] if inits else None)
         return
-    launched = is_launched()
+    launched = launch.is_launched()
     with signals.leaving_at_once():
         from cloob_cli.registry.resolve import find_model_to_share
         from cloob_cli.training.loop import train_recipe
@@ -78,6 +83,15 @@ def train(
         console.line(str(finished.model_folder))
     if finished.skipped and not finished.already and not launched:
         raise typer.Exit(_SKIPPED)
+
+
+def _check_unused(folder: Path, resume: bool) -> None:
+    """Tell of a run's folder that is taken before the model to start from is fetched, which can take minutes."""
+    # One process of a run looks; where a launcher's variables do not tell them apart, the run itself does so later.
+    if launch.rank() == 0 and (launch.count() > 1 or not launch.is_launched()):
+        from cloob_cli.training.run_folder import RunFolder, check_unused
+
+        check_unused(RunFolder(folder), resume)
 
 
 def _config_of_init(recipe: Recipe, kept: Path | None) -> ModelConfig:
@@ -149,7 +163,7 @@ def _show(name: str, events: Iterable[Any]) -> Any:
         console.info(f"trained in {duration(finished.seconds)}{loss_text}")
         if finished.skipped:
             listed = finished.model_folder.parent / "skipped.jsonl"
-            console.warn(f"{finished.skipped} pairs could not be read; they are listed in {listed}")
+            console.warn(f"{counted(finished.skipped, 'pair')} could not be read, listed in {listed}")
     return finished
 
 
@@ -158,8 +172,9 @@ def _start_text(started: Any) -> str:
     held_out = f", {started.validation_pairs:,} held out" if started.validation_pairs else ""
     processes = f" on {started.processes} processes" if started.processes > 1 else ""
     return (
-        f"{started.pairs:,} pairs{held_out}; {started.parameters:,} parameters; {started.device}, {started.precision}; "
-        f"{started.steps:,} steps of {started.batch_size:,}{processes}{resumed}; loss: {started.loss_implementation}"
+        f"{counted(started.pairs, 'pair')}{held_out}; {started.parameters:,} parameters; "
+        f"{started.device}, {started.precision}; {counted(started.steps, 'step')} of {started.batch_size:,}"
+        f"{processes}{resumed}; loss: {started.loss_implementation}"
     )
 
 

@@ -16,11 +16,13 @@ def undo(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Take back what `cloob classify --sort-into` or `--xmp` did.
+    """Take back what `cloob classify` did to files.
 
-    Copies and links go, moved images return, sidecars get their old contents, and folders that were made and are
-    empty go; then the undo file itself. What was changed since is kept and named: the exit code is then 1, and the
-    undo file stays.
+    That is, what --sort-into and --xmp did. Copies and links go, moved images return, sidecars get their old
+    contents, and folders that were made and are empty go; then the undo file itself. What was changed since is kept
+    and named: the exit code is then 1, and the undo file stays.
+
+    FILE is the undo file of one run. To take back several runs, begin with the last one.
     """
     console.configure(quiet=quiet)
     from cloob_cli.filing.undo import undo as take_back

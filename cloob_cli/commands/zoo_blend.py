@@ -25,7 +25,10 @@ def blend(
     json_: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write a model whose weights lie between those of two models, one fine-tuned from the other."""
+    """Write a model between two others.
+
+    Its weights lie between those of the two, of which one was fine-tuned from the other.
+    """
     from cloob_cli.checkpoint.blend import blend_models
     from cloob_cli.registry.resolve import find_model_to_share
 

@@ -40,7 +40,10 @@ def convert(
     config: Annotated[Path | None, typer.Option("--config", help="The checkpoint's own configuration (JSON).")] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Convert another program's checkpoint to a model folder, without running any of it."""
+    """Convert another program's checkpoint.
+
+    The result is a model folder. Nothing in the checkpoint is run.
+    """
     from cloob_cli.registry import hub
     from cloob_cli.registry.fill_folder import convert_to_folder
 
@@ -60,7 +63,7 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     quiet: QuietOption = False,
 ) -> None:
-    """Write a model in the format of another program."""
+    """Write a model in another program's format."""
     from cloob_cli.export import export_model
     from cloob_cli.registry.resolve import find_model_to_share
 
@@ -73,12 +76,21 @@ def export(
 def bundle(
     name: InputNameArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is not a bundle.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write a model into one file, for `cloob zoo pull FILE` on a machine without network."""
+    """Write a model into one file.
+
+    `cloob zoo pull FILE` installs it on a machine without network.
+    """
+    from cloob_cli.inference.output_files import check_writable
+    from cloob_cli.registry.bundle import is_bundle
     from cloob_cli.registry.publish import bundle_model
 
     console.configure(quiet=quiet)
+    check_writable(output, "--output")
+    if output.exists() and output.stat().st_size and not (force or is_bundle(output)):
+        raise UsageError(f"{output} exists, and is no bundle", "choose another --output, or overwrite it with --force")
     bundle_model(name, output)
     console.line(str(output))
 
@@ -89,7 +101,10 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Upload a model folder and its model card to the Hugging Face Hub."""
+    """Upload a model to the Hugging Face Hub.
+
+    Its folder, with the model card.
+    """
     from cloob_cli.registry.publish import push_model
 
     console.configure(quiet=quiet)
@@ -97,6 +112,9 @@ def push(
 
 
 def must_be_new(output: Path) -> None:
-    """Raise UsageError where there is something at `output`."""
+    """Raise UsageError where there is something at `output`, or no folder can be made there."""
+    from cloob_cli.inference.output_files import check_place_of
+
+    check_place_of(output, "--output")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output} exists already", "name a folder that does not exist")

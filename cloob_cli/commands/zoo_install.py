@@ -66,7 +66,10 @@ def pull(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Fetch a model, convert it to safetensors where necessary, verify and install it."""
+    """Fetch, verify, convert and install a model.
+
+    What is not in safetensors is converted, without running anything of it.
+    """
     from cloob_cli.registry import install
     from cloob_cli.registry.resolve import resolve
 
@@ -118,7 +121,7 @@ def add(
     force: Annotated[bool, typer.Option("--force", help="Replace an installed model of that name.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Install a model from this disk under a name of your own."""
+    """Install a model of this disk under a name."""
     from cloob_cli.registry import install
     from cloob_cli.registry.resolve import local
 
@@ -141,9 +144,10 @@ def verify(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare a model's files with their recorded hashes; exit 1 where one differs.
+    """Compare a model's files with their hashes.
 
-    With --scores, scores must agree to 0.1 points; those whose data is not here are named, and the exit code is then 3.
+    The exit code is 1 where one differs. With --scores, scores must agree to 0.1 points; those whose data is not
+    here are named, and the exit code is then 3.
     """
     from cloob_cli.commands.zoo_scores import check_scores
     from cloob_cli.registry.verify import verify_model
@@ -165,7 +169,7 @@ def verify(
 def remove(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME...", help="Installed models.", autocompletion=completion.installed_models),
+        typer.Argument(metavar="NAME", help="Installed models.", autocompletion=completion.installed_models),
     ],
     dry_run: DryRunOption = False,
     yes: YesOption = False,
@@ -177,7 +181,10 @@ def remove(
 
 
 def prune(dry_run: DryRunOption = False, yes: YesOption = False) -> None:
-    """Remove unfinished downloads, quarantined files, unfinished installs, and embeddings not used for 30 days."""
+    """Remove what is left over.
+
+    Unfinished downloads and installs, quarantined files, and embeddings not used for 30 days.
+    """
     from cloob_cli.registry import remove as removal
 
     _carry_out(removal.leftovers(), dry_run, yes)

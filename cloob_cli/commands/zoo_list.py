@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cloob_cli.registry.inventory import InventoryItem
 
 app = typer.Typer(
-    help="The zoo of CLOOB models: list, pull, verify, convert, export.",
+    help="The zoo: list, pull, verify, export models.",
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -38,7 +38,10 @@ def list_models(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """List all models: state, size, resolution, training data, score, license."""
+    """List all models with what is known of them.
+
+    State, size, resolution, training data, score, license.
+    """
     from cloob_cli.registry.inventory import all_models
 
     models = [model for model in all_models() if model.path or not installed]
@@ -84,7 +87,7 @@ def show(name: NameArgument, json: JsonOption = False) -> None:
 
 @app.command("path")
 def path(name: NameArgument) -> None:
-    """Print the folder of an installed or bundled model."""
+    """Print the folder of a model that is here."""
     from cloob_cli.registry.resolve import find_model
 
     console.line(str(find_model(name)))
@@ -100,7 +103,10 @@ def default(
         ),
     ] = None,
 ) -> None:
-    """Print or set the model that is used where none is named."""
+    """Print or set the default model.
+
+    It is the one that is used where none is named.
+    """
     from cloob_cli import assets
     from cloob_cli.files import replacing
     from cloob_cli.registry import inventory, paths

@@ -9,6 +9,7 @@ from functools import cache
 import torch
 
 from cloob_cli.errors import DeviceError
+from cloob_cli.text_format import counted
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -54,7 +55,7 @@ def device_text(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     threads = torch.get_num_threads()
-    return f"{device} ({threads} thread{'s' if threads != 1 else ''})" if device.type == "cpu" else str(device)
+    return f"{device} ({counted(threads, 'thread')})" if device.type == "cpu" else str(device)
 
 
 @cache

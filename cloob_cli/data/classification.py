@@ -19,6 +19,7 @@ from cloob_cli.data.labeled_set import SPLITS, ClassificationSet, Source, no_spl
 from cloob_cli.data.labeled_tables import open_labeled_table
 from cloob_cli.data.sources.tar_index import Member, index_tar, read_member
 from cloob_cli.errors import DataError, ImageError
+from cloob_cli.text_format import counted
 
 
 def open_classification_set(folder: Path, split: str = "test") -> ClassificationSet:
@@ -68,7 +69,9 @@ def _webdataset(folder: Path, split: str) -> ClassificationSet:
                 images[key] = Source(shard, member.offset, member.size)
         for key in sorted(images.keys() & numbers.keys()):
             if not 0 <= numbers[key] < len(classes):
-                raise DataError(f"{shard}: {key} has class {numbers[key]}, but there are {len(classes)} class names")
+                raise DataError(
+                    f"{shard}: {key} has class {numbers[key]}, beyond the {counted(len(classes), 'class name')}"
+                )
             sources.append(images[key])
             labels.append(numbers[key])
     found = read_lines(templates) if templates.is_file() else list(DEFAULT_TEMPLATES)

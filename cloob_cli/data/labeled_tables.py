@@ -23,7 +23,7 @@ from cloob_cli.data.sources.parquet import ParquetSource
 from cloob_cli.errors import DataError
 from cloob_cli.path_text import path_of
 from cloob_cli.schema import nearest
-from cloob_cli.text_format import first_line
+from cloob_cli.text_format import counted, first_line
 
 LABEL_NAMES = (
     "label", "labels", "class", "cls", "class_name", "classname", "category", "target", "fine_label",
@@ -146,7 +146,7 @@ def _named(
     if names is not None and numbered:
         numbers = [int(label) for label in labels]
         if max(numbers) >= len(names):
-            raise DataError(f"{path} has a class {max(numbers)}, but there are {len(names)} class names")
+            raise DataError(f"{path} has a class {max(numbers)}, beyond the {counted(len(names), 'class name')}")
         return ClassificationSet(name, names, _templates(folder), sources, numbers)
     classes = sorted({label for label in all_labels if label}, key=int if numbered else str)
     number = {label: index for index, label in enumerate(classes)}

@@ -29,6 +29,7 @@ from cloob_cli.data.text import Tokenizer
 from cloob_cli.errors import DataError, Failure, ImageError
 from cloob_cli.parallel import core_count, map_in_order
 from cloob_cli.recipe import AugmentSection
+from cloob_cli.text_format import counted
 
 _AHEAD = 2  # batches that are assembled while one is trained on
 _BY_CHANCE = 8  # unreadable pairs that may be all of a process's small part of a batch
@@ -233,7 +234,10 @@ class CachedPairs:
 def check_enough(pairs: int, batch_size: int) -> None:
     """Raise DataError where there are fewer pairs than a batch."""
     if pairs < batch_size:
-        raise DataError(f"{pairs} training pairs are fewer than one batch of {batch_size}", "lower train.batch_size")
+        raise DataError(
+            f"{counted(pairs, 'training pair')} {'is' if pairs == 1 else 'are'} fewer than one batch of {batch_size}",
+            "lower train.batch_size",
+        )
 
 
 def worker_count(local_processes: int) -> int:

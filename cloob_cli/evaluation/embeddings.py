@@ -16,14 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cloob_cli import launch
+from cloob_cli import exchange, launch
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.zero_shot import class_embeddings
 from cloob_cli.data.content import digest_of_images
 from cloob_cli.data.images import Preprocess, normalize
 from cloob_cli.errors import DataError, Failure, ImageError, one_line
-from cloob_cli.evaluation import processes
 from cloob_cli.evaluation.store import Kept, Store
 from cloob_cli.parallel import core_count, map_in_order
 
@@ -101,13 +100,14 @@ class Embedder:
         """
         key = self._key | {"images": digest_of_images(images.places()), "chosen": _digest([*map(str, chosen)])}
         kept = self._store.read(key)
-        if all(processes.gathered(kept is not None)) and kept is not None:
+        if all(exchange.gathered(kept is not None)) and kept is not None:
             failures = [Failure(images.image_name(index), why) for index, why in json.loads(kept.notes["failures"])]
             return Embedded(kept.tensors["embeddings"], kept.tensors["indices"].tolist(), failures)
         own = list(chosen)[launch.rank() :: launch.count()]
-        embeddings, indices, reasons = _together(processes.gathered(self._compute(images, own, on_image)))
+        embeddings, indices, reasons = _together(exchange.gathered(self._compute(images, own, on_image)))
         if not indices:
-            raise DataError(f"not one of the {len(chosen)} images can be read", f"the first: {reasons[0][1]}")
+            what = f"not one of the {len(chosen):,} images can" if len(chosen) != 1 else "the only image cannot"
+            raise DataError(f"{what} be read", f"the first: {reasons[0][1]}")
         tensors = {"embeddings": embeddings, "indices": torch.tensor(indices)}
         if launch.rank() == 0:
             self._store.write(key, Kept(tensors, {"failures": json.dumps(reasons)}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cloob_cli.errors import LabelError
+from cloob_cli.text_format import counted
 
 Labels = Sequence[tuple[str, Sequence[str]]]  # (label, all texts that stand for it)
 
@@ -25,7 +26,8 @@ def class_texts(classes: Sequence[str], labels: Labels, where: str) -> list[list
         return [list(texts) for _, texts in labels]
     missing = next((name for name in classes if _plain(name) not in by_name), classes[0])
     raise LabelError(
-        f"{where} has {len(labels)} labels for {len(classes)} classes; none is called '{missing}'",
+        f"{where} has {counted(len(labels), 'label')} for {counted(len(classes), 'class', 'classes')}; "
+        f"none is called '{missing}'",
         "give one label a class: by the classes' names, or in their order",
     )
 

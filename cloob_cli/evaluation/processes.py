@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TypeVar
 
 from cloob_cli import launch
-
-Value = TypeVar("Value")
 
 
 def start(device: str | None) -> str | None:
@@ -24,13 +21,3 @@ def start(device: str | None) -> str | None:
     gpus = device in (None, "auto", "cuda") and torch.cuda.is_available()
     PartialState(cpu=not gpus)
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if gpus else device
-
-
-def gathered(value: Value) -> list[Value]:
-    """Each process's value, in the order of their numbers, on all of them."""
-    if launch.count() == 1:
-        return [value]
-    from accelerate.utils import gather_object
-
-    found: list[Value] = gather_object([value])
-    return found

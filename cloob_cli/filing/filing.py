@@ -14,7 +14,7 @@ from cloob_cli.filing import placing, sidecars
 from cloob_cli.filing.sidecars import Stems, named_like, sidecar_of
 from cloob_cli.filing.undo_file import AnyAction, MakeFolder, Mode, Place, UndoFile, Write, absolute_text
 from cloob_cli.path_text import path_of
-from cloob_cli.text_format import os_reason
+from cloob_cli.text_format import counted, os_reason
 
 LabelPath = tuple[str, ...]  # the names from the root of a tree of labels to one of them; usually one name
 
@@ -217,7 +217,7 @@ class Filer:
         return f"cannot be filed: {os_reason(problem)}"
 
     def _stopped(self, problem: OSError) -> CloobError:
-        done = f"{self.placed} images sorted, {self.written} sidecars written"
+        done = f"{counted(self.placed, 'image')} sorted, {counted(self.written, 'sidecar')} written"
         hint = f"cloob undo {self._undo.path} takes back what was done" if self._undo.path else None
         if problem.errno == errno.EXDEV and self._mode == "hardlink":
             return UsageError("hard links cannot lead to another file system", "--sort-mode copy or symlink can")

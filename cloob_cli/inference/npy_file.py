@@ -8,6 +8,7 @@ from typing import BinaryIO
 import numpy as np
 
 from cloob_cli.errors import InputError
+from cloob_cli.text_format import counted
 
 _MAGIC = b"\x93NUMPY"
 
@@ -36,7 +37,7 @@ def open_rows(path: Path, hint: str) -> np.ndarray:
     rows, width = shape
     if size - start < rows * width * dtype.itemsize:
         there = (size - start) // max(1, width * dtype.itemsize)
-        raise InputError(f"{path} is cut short: it has {there:,} of {rows:,} rows", hint)
+        raise InputError(f"{path} is cut short: it has {there:,} of {counted(rows, 'row')}", hint)
     if not rows * width:
         return np.empty(shape, dtype)
     mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from cloob_cli import launch
 from cloob_cli.core.device import pick_device
 from cloob_cli.core.model import CloobModel
 from cloob_cli.data.images import Preprocess
@@ -269,7 +270,7 @@ def _build(
         in_memory=recipe.data.in_memory,
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
-        local_processes=processes.local_processes(),
+        local_processes=launch.local_count(),
         device=accelerator.device,
         captions_per_image=recipe.train.captions_per_image,
         text=config.text,

@@ -14,6 +14,7 @@ from cloob_cli.data.sample_order import hold_out
 from cloob_cli.data.sources.fingerprint import changes, from_json, to_json
 from cloob_cli.errors import DataError, Failure, ImageError, UsageError
 from cloob_cli.recipe import DataSection
+from cloob_cli.text_format import counted
 
 _SHOWN = 5  # changes that a message names
 
@@ -102,7 +103,9 @@ def open_data(section: DataSection, retrieval_pairs: int) -> DataSplit:
     # The same pairs are held out whatever the recipe's seed, so that runs can be compared.
     indices, held_out = hold_out(len(source), section.validation_fraction)
     if section.validation_fraction and len(held_out) < 2:
-        raise DataError(f"data.validation_fraction holds out {len(held_out)} of {len(source)} pairs, which is too few")
+        raise DataError(
+            f"data.validation_fraction holds out {len(held_out)} of {counted(len(source), 'pair')}, which is too few"
+        )
     return DataSplit(source, indices, HeldOut(source, _spread(held_out, retrieval_pairs)) if len(held_out) else None)
 
 
@@ -128,7 +131,7 @@ def compare_parts(before: Mapping[str, Any], now: Mapping[str, Any], step: int) 
 
 def _changes(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
     found = changes(from_json(before), from_json(now))
-    more = f"; and {len(found) - _SHOWN} more changes" if len(found) > _SHOWN else ""
+    more = f"; and {counted(len(found) - _SHOWN, 'more change')}" if len(found) > _SHOWN else ""
     return "; ".join(found[:_SHOWN]) + more
 
 

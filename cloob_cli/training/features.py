@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from cloob_cli import launch
 from cloob_cli.core.config import TextConfig
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.token_rows import cut_to_longest
@@ -39,7 +40,7 @@ from cloob_cli.training.data_split import DataSplit
 from cloob_cli.training.events import Event, Notice, Preparing
 from cloob_cli.training.interrupt import StopRequest
 from cloob_cli.training.precision import Precision
-from cloob_cli.training.processes import local_processes, on_main, send_tensors
+from cloob_cli.training.processes import on_main, send_tensors
 
 BLOCK = 256  # rows that are computed at once and written together
 _EVERY = 15.0  # seconds between two notes of how far it is
@@ -118,7 +119,7 @@ class ImageWork:
         self.numbers, self.width = data.indices, width
         self._embed, self._preprocess, self._device = embed, preprocess, device
         workers = recipe.data.workers
-        self._workers = worker_count(local_processes()) if workers == "auto" else workers
+        self._workers = worker_count(launch.local_count()) if workers == "auto" else workers
         plain = AugmentSection()
         self._reader = PairReader(data.source, tokenizer, ImageDecoder(preprocess, plain), plain, recipe.seed, 1)
 

@@ -17,6 +17,7 @@ import torch.distributed as distributed
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
+from cloob_cli import exchange
 from cloob_cli.errors import CloobError, DeviceError, TrainingError, one_line
 from cloob_cli.training.precision import Precision
 
@@ -47,23 +48,16 @@ def start_accelerator(device: torch.device, precision: Precision) -> Accelerator
         raise DeviceError(text, 'set train.precision = "auto"') from None
 
 
-def local_processes() -> int:
-    """The number of processes of this run on this machine, as the launcher gives it."""
-    names = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
-    told = next((os.environ[name] for name in names if os.environ.get(name, "").isdecimal()), None)
-    return int(told) if told else PartialState().num_processes
-
-
 def is_main() -> bool:
     """True in the process that reports and writes, also once the processes have parted."""
-    if _several():
+    if exchange.several():
         return distributed.get_rank() == 0
     return bool(PartialState().is_main_process) if PartialState._shared_state else True
 
 
 def on_main(work: Callable[[], Result]) -> Result:
     """Run `work` in the main process alone and return its result in every process. Its errors are raised everywhere."""
-    if not _several():
+    if not exchange.several():
         return work()
     box: list[Any] = [None, None]
     unexpected: Exception | None = None
@@ -74,7 +68,7 @@ def on_main(work: Callable[[], Result]) -> Result:
             box[1] = problem
         except Exception as problem:
             unexpected, box[1] = problem, TrainingError(f"process 0 failed: {one_line(problem)}")
-    distributed.broadcast_object_list(box, src=0)
+    box = exchange.told(box)
     if unexpected is not None:
         raise unexpected
     if box[1] is not None:
@@ -89,10 +83,7 @@ def agree(facts: Mapping[str, Any]) -> None:
     Raises:
         TrainingError: they are not; raised in every process, with the first difference.
     """
-    if not _several():
-        return
-    told: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(told, dict(facts))
+    told = exchange.gathered(dict(facts))
     for rank, other in enumerate(told):
         for name, value in told[0].items():
             if other.get(name) != value:
@@ -115,7 +106,7 @@ def send_tensors(read: Callable[[], Any], device: torch.device) -> Any:
 
     Tensors go one at a time over `device` and end up on the CPU.
     """
-    if not _several():
+    if not exchange.several():
         return read()
     sent: list[torch.Tensor] = []
 
@@ -147,7 +138,3 @@ def _mapped(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
     if isinstance(tree, list | tuple):
         return type(tree)(_mapped(value, kind, change) for value in tree)
     return tree
-
-
-def _several() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -103,20 +103,29 @@ class RunFolder:
     def result(self) -> Path:
         return self.path / "result.json"
 
+    def check_free(self, resume: bool) -> None:
+        """Make sure that a run may be written here, as far as that can be told without its recipe.
+
+        Raises:
+            UsageError: a run exists and `resume` is false, or the folder holds something else or cannot be made.
+        """
+        if self.recipe.exists():
+            if not resume:
+                raise UsageError(f"{self.path} already holds a run", "go on with --resume, or choose another --out")
+            return
+        check_writable(self.path)
+        if self.path.exists() and any(entry.name != LOCK_FILE for entry in self.path.iterdir()):
+            raise UsageError(f"{self.path} exists and is not a run's folder", "choose another with --out")
+
     def check(self, recipe: Recipe, resume: bool) -> None:
         """Make sure that this run may be written here, before anything is.
 
         Raises:
-            UsageError: a run exists and `resume` is false, or it was made by a recipe with other settings, or the
-                folder cannot be made.
+            UsageError: as `check_free`, or a run was made here by a recipe with other settings.
         """
+        self.check_free(resume)
         if not self.recipe.exists():
-            check_writable(self.path)
-            if self.path.exists() and any(entry.name != LOCK_FILE for entry in self.path.iterdir()):
-                raise UsageError(f"{self.path} exists and is not a run's folder", "choose another with --out")
             return
-        if not resume:
-            raise UsageError(f"{self.path} already holds a run", "go on with --resume, or choose another --out")
         try:
             stored = json.loads(self.recipe.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -243,6 +252,19 @@ def find_start(folder: RunFolder, recipe: Recipe, device: torch.device, resume: 
         progress = Progress(0, 0.0, pick_precision(recipe.train.precision, device))
     skipped = [row["name"] for row in read_rows(folder.skipped)] if folder.skipped.exists() else []
     return Start(checkpoint, progress, last_loss(folder.metrics, progress.step), skipped, notices)
+
+
+def check_unused(folder: RunFolder, resume: bool) -> None:
+    """Make sure that a run may start or go on here, before it is known which: nothing of it is kept or held.
+
+    Raises:
+        UsageError: as `RunFolder.check_free`, or another process holds the lock.
+    """
+    if (folder.path / LOCK_FILE).exists():
+        lock = RunLock()
+        lock.take(folder.path)
+        lock.release()
+    folder.check_free(resume)
 
 
 def claim(folder: RunFolder, recipe: Recipe, resume: bool, lock: RunLock) -> str | None:

@@ -41,7 +41,7 @@ def test_a_calibration_is_written_reported_and_used(place: Path) -> None:
     options = [*LABELS, "--calibration", "cal.json", "--conformal", 0.8]
     code, out, err = run(place, "--calibrate", "labeled", *options, "--json")
     assert code == 0, err
-    assert "10 images of 'strange', which are no labels, count as unknown" in err
+    assert "10 images of 'strange', which is no label, count as unknown" in err
     fitted = json.loads(out)
     assert json.loads((place / "cal.json").read_text()) == fitted
     assert (fitted["images"], fitted["unknown_images"], fitted["rejection"]) == (20, 10, "energy")
@@ -116,7 +116,7 @@ def test_wrong_use(place: Path, arguments: list[str], message: str) -> None:
 def test_rows_with_examples_are_those_of_a_plain_loop(place: Path) -> None:
     code, out, err = run(place, "all", *LABELS, "--examples", "labeled", "--json")
     assert code == 0
-    assert "--examples: 10 images of 'strange', which are no labels, are left out" in err
+    assert "--examples: 10 images of 'strange', which is no label, are left out" in err
     m = cloob_cli.load(str(place / "model"), device="cpu")
     from PIL import Image
 

@@ -149,7 +149,7 @@ def test_zero_images_as_a_process(place: Path) -> None:
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.splitlines()[1:] == [
         "warning: skipped none/a.png: the file is empty",
-        "error: not one of the 1 images can be read",
+        "error: the only image cannot be read",
     ]
     assert not list(place.glob("none.*"))
 
@@ -189,7 +189,7 @@ def test_texts_that_are_cut_are_counted(place: Path) -> None:
     (place / "long.txt").write_text("1234567890\n12345678901\nsea\n")
     result = cloob_here("embed", "--text", "long.txt", "-o", "long.npy", "-m", "model", "-q", cwd=place)
     assert (result.returncode, result.stderr) == (
-        0, "warning: 1 of 3 texts are longer than the model's 12 tokens and were cut\n",
+        0, "warning: 1 of 3 texts is longer than the model's 12 tokens and was cut\n",
     )  # fmt: skip
 
 

@@ -6,16 +6,14 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from command_line import cloob_here, environment
-from interrupted import ctrl_c_after
+from command_line import cloob_here
+from interrupted import ctrl_c_after, kill_embed_after
 from margins import close
 from tiny_model import save_images, save_tiny_model
 
@@ -60,7 +58,7 @@ def embed(place: Path, output: str, *options: object) -> int:
     """Embed images/ and return the number of images that went through the model."""
     result = cloob_here(*arguments(output, *options), cwd=place)
     assert result.returncode == 0, result.stderr
-    found = re.search(r"^embedded (\d+) images", result.stderr, re.MULTILINE)
+    found = re.search(r"^embedded (\d+) images? ", result.stderr, re.MULTILINE)
     return int(found[1]) if found else 0
 
 
@@ -168,21 +166,62 @@ def test_captions_alone_may_change(place: Path) -> None:
     assert not (place / "layout" / "text_emb").exists()
 
 
-KILLED = """
-import os, sys
-from cloob_cli.inference.index import journal
-left = int(sys.argv.pop(1))
-append = journal.Journal.append
-def counted(self, *arguments):
-    global left
-    append(self, *arguments)
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), 9)
-journal.Journal.append = counted
-from cloob_cli.main import run
-run()
-"""
+def test_captions_that_are_left_out_or_changed_are_told(place: Path) -> None:
+    """A warning a kind of fault, also when quiet, and again as long as the file is there."""
+    images = place / "images"
+    for name in ("0001", "0003"):
+        (images / f"{name}.txt").write_bytes(b"a" * ((1 << 20) + 1))
+    (images / "0002.txt").write_bytes(b"caf\xe9")
+    (images / "0005.txt").write_bytes("a cat".encode("utf-16"))
+    (images / "0006.txt").mkdir()
+    shutil.copy(images / "0002.ppm", images / "0002.pgm")  # another image with the same caption
+    warnings = [
+        "warning: captions of more than 1 MiB are left out: 2 files, the first images/0001.txt",
+        "warning: captions are not UTF-8; the invalid bytes in them are replaced: 1 file, the first images/0002.txt",
+        "warning: captions with null characters, which are not UTF-8 text, are left out: 1 file, "
+        "the first images/0005.txt",
+        "warning: captions that cannot be read are left out: 1 file, the first images/0006.txt",
+    ]
+    for options in ([], ["-q"]):
+        result = cloob_here(*arguments("layout", *options), cwd=place)
+        assert result.returncode == 0
+        said = [line for line in result.stderr.splitlines() if line.startswith("warning: captions")]
+        assert [line.replace("\\", "/") for line in said] == warnings
+    captions = pq.read_table(place / "layout" / "metadata" / "metadata_0.parquet").column("caption").to_pylist()
+    replaced = "caf\ufffd"
+    expected = [
+        "a red bicycle",
+        None,
+        replaced,
+        replaced,
+        None,
+        "a red bicycle",
+        None,
+        None,
+        "the sea at night",
+        *[None] * 2,
+    ]
+    assert captions == expected
+
+
+def test_one_caption_is_singular(place: Path) -> None:
+    for name in list(CAPTIONS)[1:]:
+        (place / "images" / f"{name}.txt").unlink()
+    (place / "images" / "0000.txt").write_text("a cat")
+    result = cloob_here(*arguments("layout"), cwd=place)
+    assert "1 image has a caption beside it; 1 caption is new" in result.stderr.splitlines()
+    (place / "images" / "0009.txt").write_text(
+        "a cat on a roof with a red bicycle and another cat under the sea at night"
+    )
+    result = cloob_here(*arguments("layout"), cwd=place)
+    assert "2 images have a caption beside them; 1 caption is new" in result.stderr.splitlines()
+    assert "warning: 1 caption is longer than the model's 12 tokens and was cut" in result.stderr.splitlines()
+    for path in sorted((place / "images").glob("*.ppm"))[1:]:
+        path.unlink()
+    result = cloob_here("embed", "images", "-o", "emb.npy", "-m", "model", "--batch-size", 4, cwd=place)
+    assert "1 of 1 image is known, 9 are gone" in result.stderr.splitlines()
+    result = cloob_here("embed", "images", "-o", "emb.npy", "-m", "model", "--batch-size", 4, cwd=place)
+    assert "emb.npy is up to date: 1 image" in result.stderr.splitlines()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
@@ -193,9 +232,7 @@ def test_after_a_kill_the_same_command_goes_on(place: Path, output: str) -> None
         pytest.importorskip("lancedb")
     shutil.rmtree(place / output)
     for batches in (1, 1):
-        command = [sys.executable, "-c", KILLED, str(batches), *map(str, arguments(output))]
-        done = subprocess.run(command, cwd=place, env=environment(), capture_output=True, text=True, timeout=120)
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        kill_embed_after(batches, arguments(output), place)
     assert embed(place, output) == 2
     check_like_new(place, output)
 
@@ -294,6 +331,8 @@ def test_wrong_usage_is_one_line_and_a_hint(place: Path, monkeypatch: pytest.Mon
         (["-o", "emb.lance", *layout, "--force"], "emb.lance is a Lance table"),
         (["-o", "layout", *layout], "made with dtype float32, not with dtype float16"),
         (["-o", "x.parquet", "--engine", "ray", *layout], "leave --format and --layout out"),
+        (["-o", "x.parquet"], "use one of: .npy .lance; or add --engine ray"),
+        (["-o", "x.PARQUET", "--format", "npy"], "use one of: .npy .lance; or add --engine ray"),
     ]
     for options, message in cases:
         before = sorted(place.rglob("*"))
@@ -303,6 +342,9 @@ def test_wrong_usage_is_one_line_and_a_hint(place: Path, monkeypatch: pytest.Mon
         assert len(errors) == 2, result.stderr
         assert message in " ".join(errors)
         assert sorted(place.rglob("*")) == before
+    (place / "texts.txt").write_text("a cat\n")  # which --engine ray does not embed
+    texts = cloob_here("embed", "--text", "texts.txt", "-o", "x.parquet", "-m", "model", cwd=place)
+    assert (texts.returncode, texts.stderr.splitlines()[-1]) == (2, "hint: use one of: .npy .lance")
     assert embed(place, "foreign layout") == 10
     monkeypatch.setitem(sys.modules, "lancedb", None)
     monkeypatch.setattr("cloob_cli.inference.index.place.has_lancedb", lambda: False)
@@ -323,3 +365,64 @@ def test_a_damaged_table_or_layout_is_refused_until_it_is_made_anew(place: Path)
         assert "--rebuild" in refused.stderr.splitlines()[-1]
         assert embed(place, output, "--rebuild") == 10
         check_like_new(place, output)
+
+
+def damage(table: Path, what: str) -> None:
+    """Empty the versions of a Lance table, cut the latest, or cut or remove its rows."""
+    [data], [version] = (table / "data").iterdir(), (table / "_versions").glob("*.manifest")
+    if what == "no version":
+        for path in (table / "_versions").iterdir():
+            path.unlink()
+    elif what == "no data":
+        data.unlink()
+    else:
+        path = version if what == "a cut version" else data
+        path.write_bytes(path.read_bytes()[: 50 if what == "a cut version" else 500])
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("no version", r"Table 'emb' was not found"),
+        ("a cut version", r"[^/(]+"),
+        ("cut data", r"Invalid range [^/(]+ bytes"),
+        ("no data", r"Not found: \S+\.lance"),
+    ],
+)
+def test_a_damaged_table_of_ours_is_known_and_its_reason_is_short(place: Path, what: str, reason: str) -> None:
+    pytest.importorskip("lancedb")
+    damage(place / "emb.lance", what)
+    for command in (arguments("emb.lance"), ["search", "emb.lance", "a cat", "-m", "model"]):
+        refused = cloob_here(*command, cwd=place)
+        assert refused.returncode == 2, refused.stderr
+        error, hint = refused.stderr.splitlines()[-2:]
+        assert re.fullmatch(rf"error: emb\.lance cannot be read \({reason}\)", error), error
+        assert "--rebuild" in hint
+    assert embed(place, "emb.lance", "--rebuild") == 10
+    check_like_new(place, "emb.lance")
+
+
+@pytest.mark.parametrize("made_by", [None, "cloob embed --engine ray", "cloob embed of another kind", "cloob embe"])
+def test_a_damaged_table_of_others_is_not_replaced(place: Path, made_by: str | None) -> None:
+    lancedb = pytest.importorskip("lancedb")
+    table = pq.read_table(place / "emb.parquet").replace_schema_metadata({"made_by": made_by} if made_by else {})
+    lancedb.connect(place).create_table("other", table)
+    damage(place / "other.lance", "no version")
+    refused = cloob_here(*arguments("other.lance", "--rebuild"), cwd=place)
+    assert refused.returncode == 2
+    assert "`cloob embed` did not write it" in refused.stderr
+
+
+def test_a_reason_of_lance_is_its_first_sentence() -> None:
+    from cloob_cli.inference.lance_tables import lance_reason
+
+    nested = (
+        "lance error: LanceError(IO): Generic N/A error: Wrapped error: Not found: Wrapped error: Not found: a.lance, "
+    )
+    nested += "/rustc/12ab/library/core/src/result.rs:1896:29, /x/y.rs:1:2"
+    assert lance_reason(RuntimeError(nested)) == "Not found: a.lance"
+    assert lance_reason(ValueError("Table 'emb' was not found")) == "Table 'emb' was not found"
+    assert lance_reason(RuntimeError("lance error: LanceError(IO): /rustc/12ab/library/core.rs:1:2")).startswith(
+        "lance"
+    )
+    assert lance_reason(OSError(28, "No space left on device")) == "[Errno 28] No space left on device"

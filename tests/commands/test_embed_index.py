@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from command_line import COMMAND, cloob_here, environment
-from interrupted import ctrl_c_after
+from interrupted import ctrl_c_after, kill_embed_after
 from PIL import Image
 from tiny_model import RESNET, save_images, save_tiny_model
 
@@ -48,11 +47,15 @@ def place(tmp_path: Path, models: Path) -> Iterator[Path]:
     return tmp_path
 
 
+def arguments(*options: object, output: str = "emb.npy") -> list[object]:
+    return ["embed", "images", "-o", output, "-m", "model", "--batch-size", 8, *options]
+
+
 def embed(place: Path, *options: object, output: str = "emb.npy", code: int = 0) -> int:
     """Embed images/ and return the number of images that went through the model."""
-    result = cloob_here("embed", "images", "-o", output, "-m", "model", "--batch-size", 8, *options, cwd=place)
+    result = cloob_here(*arguments(*options, output=output), cwd=place)
     assert result.returncode == code, result.stderr
-    found = re.search(r"^embedded (\d+) images", result.stderr, re.MULTILINE)
+    found = re.search(r"^embedded (\d+) images? ", result.stderr, re.MULTILINE)
     return int(found[1]) if found else 0
 
 
@@ -140,41 +143,12 @@ def test_batches_of_another_shape_do_not_change_a_bit(place: Path) -> None:
     check_like_new(place)
 
 
-KILLED = """
-import os, sys
-from cloob_cli.inference.index import journal
-left, cut = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-append = journal.Journal.append
-def counted(self, *arguments):
-    global left
-    append(self, *arguments)
-    left -= 1
-    if left == 0:
-        if cut:
-            os.truncate(self.path, os.path.getsize(self.path) - cut)
-        os.kill(os.getpid(), 9)
-journal.Journal.append = counted
-from cloob_cli.main import run
-run()
-"""
-
-
-def kill_after(place: Path, batches: int, *, cut: int = 0, model: str = "model") -> None:
-    """Embed images/ and kill the process behind so many batches, the last of which loses its last `cut` bytes."""
-    command = [sys.executable, "-c", KILLED, str(batches), str(cut), "embed", "images", "-o", "emb.npy", "-m", model]
-    done = subprocess.run(
-        [*command, "--batch-size", "8"], cwd=place, env=environment(), capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert list(place.glob(".emb.npy.cloob-parts/*.arrows"))
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_after_a_kill_finished_batches_are_not_done_again(place: Path) -> None:
     for number in range(30):
         paint(place / "images" / "a" / f"{number:04}.ppm", number, mtime=LONG_AGO + 1)
     before = rows(place)
-    kill_after(place, 2, cut=100)  # which leaves one
+    kill_embed_after(2, arguments(), place, cut=100)  # which leaves one
     assert rows(place)[0] == before[0]
     np.testing.assert_array_equal(rows(place)[1], before[1])
     assert embed(place) == 22
@@ -184,8 +158,7 @@ def test_after_a_kill_finished_batches_are_not_done_again(place: Path) -> None:
 def interrupt_after(place: Path, batches: int, monkeypatch: pytest.MonkeyPatch, *options: object) -> str:
     """Embed images/ until Ctrl-C comes behind so many batches; returns stderr."""
     with ctrl_c_after(batches, monkeypatch):
-        command = ["embed", "images", "-o", "emb.npy", "-m", "model", "--batch-size", 8]
-        result = cloob_here(*command, *options, cwd=place)
+        result = cloob_here(*arguments(*options), cwd=place)
     assert result.returncode == 130
     return result.stderr
 
@@ -222,6 +195,26 @@ def test_what_a_run_of_another_model_left_is_of_no_use(place: Path, monkeypatch:
     interrupt_after(place, 2, monkeypatch, "--precision", "bf16")
     interrupt_after(place, 2, monkeypatch, "--exact")
     assert embed(place) == 40
+    check_like_new(place)
+
+
+@pytest.mark.parametrize(
+    ("options", "other"),
+    [
+        (["--precision", "bf16"], "precision bfloat16, not with precision float32"),
+        (["--batch-size", 4], "passes of 4 images, not with passes of 8 images"),
+    ],
+)
+def test_the_model_is_opened_once_where_a_killed_run_computed_in_another_way(
+    place: Path, monkeypatch: pytest.MonkeyPatch, options: list[object], other: str
+) -> None:
+    for path in place.glob("emb.*"):
+        path.unlink()
+    interrupt_after(place, 2, monkeypatch, *options)
+    done = cloob_here(*arguments(), cwd=place)
+    assert (done.returncode, done.stderr.count("model tiny on cpu")) == (0, 1), done.stderr
+    assert f"what an unfinished run has embedded is not used: it was made with {other}\n" in done.stderr
+    assert "embedded 40 images" in done.stderr
     check_like_new(place)
 
 

@@ -192,7 +192,7 @@ def test_with_a_launcher_s_variables_skipped_pairs_are_no_failure(place, tmp_pat
     arguments = ["train", place / "short.toml", "--out", "run", "--set", "data.train=pairs"]
     result = cloob_here(*arguments, cwd=tmp_path, ACCELERATE_MIXED_PRECISION="no")
     assert result.returncode == 0, result.stderr
-    assert "1 pairs could not be read" in result.stderr
+    assert "1 pair could not be read" in result.stderr
 
 
 @pytest.mark.slow
@@ -206,7 +206,7 @@ def test_under_a_launcher_skipped_pairs_are_no_failure(place, tmp_path):
         cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert "1 pairs could not be read" in result.stderr
+    assert "1 pair could not be read" in result.stderr
 
 
 def test_a_loss_that_is_not_finite_is_one_line_with_a_hint(place):

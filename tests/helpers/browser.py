@@ -130,6 +130,10 @@ class Browser:
         """Prefer "light" or "dark"."""
         self._send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
+    def resize(self, width: int, height: int) -> None:
+        """Show pages in a window of this many CSS pixels; 0 and 0: in the window as it is."""
+        self._send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=0, mobile=False)
+
     def download_to(self, folder: Path) -> None:
         self._send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
 

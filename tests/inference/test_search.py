@@ -68,3 +68,13 @@ def test_the_nearest_rows_are_those_of_a_full_sort(
     assert [hit.score for hit in found] == scores[expected].tolist()
     bound = float(scores[expected[len(expected) // 2]])
     assert nearest(rows, query, top, bound) == [hit for hit in found if hit.score >= bound]
+
+
+@pytest.mark.parametrize("top", [1, 3, 10])
+def test_rows_that_are_no_numbers_are_near_to_nothing(monkeypatch: pytest.MonkeyPatch, top: int) -> None:
+    monkeypatch.setattr(module, "_BLOCK", 3 * 4 * 2)  # 3 rows at a time
+    rows = np.array([[1, 0], [np.nan, 0], [0.5, 0], [np.inf, 0], [-np.inf, 0], [0.25, 0], [np.nan, 1]], np.float16)
+    query = np.array([1, 0], np.float32)
+    assert [hit.row for hit in nearest(rows, query, top)] == [0, 2, 5][:top]
+    assert nearest(rows[[1, 4]], query, top) == []
+    assert nearest(rows[:0], query, top) == []

@@ -21,6 +21,7 @@ from cloob_cli.errors import DataError, DownloadError, RegistryError
 from cloob_cli.registry import inventory, paths
 from cloob_cli.registry.hub import check_inside
 from cloob_cli.registry.inventory import install_record
+from cloob_cli.training.run_folder import RunFolder, RunLock
 
 Cloob = Callable[..., Any]
 
@@ -300,3 +301,31 @@ def test_a_data_set_is_fetched_without_what_is_not_needed(hub: Hub, monkeypatch:
         hub_data_set("hf://org/other", ["test"])
     with pytest.raises(DownloadError, match="no repository org/nothing"):
         hub_data_set("hf://org/nothing", ["test"])
+
+
+@pytest.mark.parametrize("state", ["another run", "locked", "something else"])
+def test_a_run_folder_that_is_taken_is_told_before_the_model_is_fetched(
+    hub: Hub, cloob: Cloob, tmp_path: Path, state: str
+) -> None:
+    """The Hub has no such model, and is not asked for it."""
+    (tmp_path / "pairs").mkdir()
+    for name, content in (("0.png", b""), ("0.txt", b"a cat")):
+        (tmp_path / "pairs" / name).write_bytes(content)
+    text = 'name = "x"\n[model]\ninit = "hf://org/none"\n[data]\ntrain = "pairs"\n[train]\nsteps = 1\nbatch_size = 2\n'
+    (tmp_path / "x.toml").write_text(text)
+    folder, lock = RunFolder(tmp_path / "run"), RunLock()
+    folder.path.mkdir()
+    (folder.recipe if state != "something else" else folder.path / "notes.txt").write_text("{}")
+    said = {"another run": "already holds a run", "something else": "exists and is not a run's folder"}
+    arguments = ["train", "x.toml", "--out", "run"]
+    if state == "locked":
+        lock.take(folder.path)
+        arguments.append("--resume")
+    try:
+        done = cloob(*arguments)
+    finally:
+        lock.release()
+    assert done.returncode == 2
+    assert said.get(state, "another process is training in run") in " ".join(done.stderr.split())
+    assert len(done.stderr.splitlines()) == 2, "the error and its hint"
+    assert hub.requests == []

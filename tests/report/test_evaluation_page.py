@@ -215,6 +215,24 @@ def test_dark_and_light_follow_the_system_and_the_button(chromium: Browser, tmp_
         chromium.emulate("")
 
 
+def test_a_narrow_window_breaks_no_word_letter_by_letter(chromium: Browser, tmp_path: Path) -> None:
+    chromium.resize(400, 800)
+    try:
+        chromium.open(
+            write(tmp_path / "report.html", models=["cloob-xs-pictograms", "x" * 200], datasets=["animals", "b"])
+        )
+        # The heads of the columns are one or two lines of 14 pixels, and it is the table that scrolls, not the page.
+        heights = chromium.run(
+            "[...document.querySelectorAll('#scores th button')].map(e => e.getBoundingClientRect().height)"
+        )
+        assert max(heights) < 60, heights
+        assert chromium.run("document.documentElement.scrollWidth") <= 400
+        names = "[...document.querySelectorAll('#scores tbody td:nth-child(2)')].map(e => e.offsetWidth)"
+        assert all(60 <= width <= 400 for width in chromium.run(names))  # a name without a space breaks
+    finally:
+        chromium.resize(0, 0)
+
+
 def test_a_thousand_classes_are_drawn_a_part_at_a_time(chromium: Browser, tmp_path: Path) -> None:
     record = classified({f"class {number}": number / 1000 for number in range(1000)}, [])
     chromium.open(write(tmp_path / "report.html", models=["m"], datasets=["d"], scores=[Scores(0, 0, record)]))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from command_line import environment
 from finetune import finetuning
+from launched import TWO_PROCESSES
 from margins import EPS, close
 from safetensors.torch import load_file
 from tiny_model import RESNET, save_tiny_model
@@ -29,10 +30,6 @@ from cloob_cli.training import features, loop
 from cloob_cli.training.events import Event, Notice, PairSkipped
 from cloob_cli.training.telemetry import read_rows
 
-TWO_PROCESSES = [
-    sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
-    "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m", "cloob_cli",
-]  # fmt: skip
 HEADS = {"adapter": {"layers": 2, "width": 24}}
 CASES = [
     {"train__freeze": ["image"]},

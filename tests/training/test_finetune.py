@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from command_line import cloob_here, environment
 from finetune import finetuning
 from foreign_folders import open_clip_config, save_open_clip, tiny_clip
+from launched import TWO_PROCESSES
 from margins import close
 from safetensors.torch import load_file
 from tiny_model import RESNET, VIT, save_tiny_model
@@ -35,10 +35,6 @@ from cloob_cli.training.events import Event, Notice
 from cloob_cli.training.initial_model import _check_captions
 from cloob_cli.training.optim import build_optimizer, set_learning_rate
 
-TWO_PROCESSES = [
-    sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
-    "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m", "cloob_cli",
-]  # fmt: skip
 STEM = VIT | {"stem": "conv"}
 """A ViT with batch normalization."""
 

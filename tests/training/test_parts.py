@@ -248,8 +248,3 @@ def test_signals_are_answered_while_the_program_is_deep_in_compiled_code():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stdout) == (130, "stopping\n"), result.stderr
-
-
-def test_the_launcher_says_how_many_processes_share_the_machine(monkeypatch):
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert processes.local_processes() == 8

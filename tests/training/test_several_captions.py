@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import cloob, environment
+from launched import TWO_PROCESSES
 from margins import EPS, close, within
 from safetensors.torch import load_file
 from tiny_run import tiny_recipe, write_pairs, write_recipe
@@ -23,11 +23,6 @@ from cloob_cli.training.new_model import model_config
 from cloob_cli.training.processes import start_accelerator, start_processes
 from cloob_cli.training.step import TrainingStep
 from cloob_cli.training.telemetry import read_rows
-
-TWO_PROCESSES = [
-    sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
-    "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m", "cloob_cli",
-]  # fmt: skip
 
 
 def several_captions(folder: Path) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import cloob_here, environment
+from launched import TWO_PROCESSES
 from margins import close, within
 from PIL import Image
 from tiny_model import RESNET, save_tiny_model
@@ -22,11 +23,6 @@ from cloob_cli.core.distillation import embeddings_loss, scores_loss
 from cloob_cli.errors import RecipeError, UsageError
 from cloob_cli.training import loop, teacher
 from cloob_cli.training.telemetry import read_rows
-
-TWO_PROCESSES = [
-    sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
-    "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m", "cloob_cli",
-]  # fmt: skip
 
 pytestmark = pytest.mark.numeric
 

@@ -82,8 +82,9 @@ def folder_rows(folder: Path, image_key: str | None, caption_key: str | None) ->
         beside = path.with_suffix(".txt")
         rows.append((str(path), _text_lines(beside) if beside.is_file() else []))
     if not any(captions for _, captions in rows):
+        which = f"none of the {len(rows):,} images in {folder} has a" if len(rows) != 1 else f"{rows[0][0]} has no"
         raise DataError(
-            f"none of the {len(rows)} images in {folder} has a caption",
+            f"{which} caption",
             f"put NAME.txt beside each image, or one {' or '.join(METADATA_NAMES)} in the folder",
         )
     return rows

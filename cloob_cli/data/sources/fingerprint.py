@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cloob_cli.text_format import counted
+
 
 @dataclass(frozen=True)
 class Part:
@@ -61,12 +63,12 @@ def changes(before: Sequence[Part], now: Sequence[Part]) -> list[str]:
     for name, part in gone.items():
         other = new.get(name)
         if other is None:
-            found.append(f"{name} ({part.pairs:,} pairs) is gone")
+            found.append(f"{name} ({counted(part.pairs, 'pair')}) is gone")
         elif other.pairs != part.pairs:
-            found.append(f"{name} had {part.pairs:,} pairs and has {other.pairs:,}")
+            found.append(f"{name} had {counted(part.pairs, 'pair')} and has {other.pairs:,}")
         else:
             found.append(f"{name} has other contents")
-    found += [f"{name} ({part.pairs:,} pairs) is new" for name, part in new.items() if name not in gone]
+    found += [f"{name} ({counted(part.pairs, 'pair')}) is new" for name, part in new.items() if name not in gone]
     return found or ["its files come in another order"]
 
 

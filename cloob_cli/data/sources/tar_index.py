@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cloob_cli.errors import DataError, ImageError
+from cloob_cli.text_format import counted
 
 _BLOCK = tarfile.BLOCKSIZE
 _END_MARK = 2 * _BLOCK  # of zeros
@@ -127,9 +128,11 @@ class TarScan:
         damaged = [gap for gap in self._gaps if not (self._is_zero(*gap) and self._is_padding(*gap))]
         texts = []
         if damaged:
-            more = f" and {len(damaged) - 1} more places" if len(damaged) > 1 else ""
+            more = f" and {counted(len(damaged) - 1, 'more place')}" if len(damaged) > 1 else ""
             lost = sum(stop - start for start, stop in damaged)
-            texts.append(f"damaged at byte {damaged[0][0]:,}{more}: {lost:,} bytes are lost")
+            texts.append(
+                f"damaged at byte {damaged[0][0]:,}{more}: {counted(lost, 'byte')} {'is' if lost == 1 else 'are'} lost"
+            )
         if ends_early and self._last:
             self.is_cut = self._last.offset + self._last.size > self._length
             texts.append(f"it ends early, {'within' if self.is_cut else 'after'} {self._last.name}")

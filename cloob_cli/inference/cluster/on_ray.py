@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cloob_cli.errors import CloobError, MissingExtraError, UsageError
 from cloob_cli.inference.cluster.embedder import ImageEmbedder, Settings, read_parts
 from cloob_cli.inference.cluster.parts import Part
-from cloob_cli.text_format import first_line, os_reason
+from cloob_cli.text_format import counted, first_line, os_reason
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -136,7 +136,7 @@ def workforce(actors: int | None, device: str | None) -> Workforce:
         return Workforce(actors or gpus, max(1, cores // most), 1, len(machines))
     count = actors or len(machines)
     if count > (total := sum(int(machine["CPU"]) for machine in machines)):
-        raise UsageError(f"the Ray cluster has {total} processor cores, not {count}", f"--actors {total}")
+        raise UsageError(f"the Ray cluster has {counted(total, 'processor core')}, not {count}", f"--actors {total}")
     on_each = -(-count // len(machines))
     return Workforce(count, max(1, cores // on_each), 0, len(machines))
 

@@ -21,16 +21,26 @@ if TYPE_CHECKING:
     from cloob_cli.inference.embed import EmbeddedBatch
 
 _LONGEST = 1 << 20  # bytes of a file that are read: what is longer is no caption
+# What may be wrong with the files of captions, as it is told.
+_TOO_LONG = "captions of more than 1 MiB are left out"
+_BINARY = "captions with null characters, which are not UTF-8 text, are left out"
+_UNREADABLE = "captions that cannot be read are left out"
+_REPLACED = "captions are not UTF-8; the invalid bytes in them are replaced"
+
+Faults = dict[str, list[Path]]
 
 
 class Captions:
     """The captions of images, by the images' names in the index, and the rows that are known of captions.
 
-    `made_with` says how the rows of killed runs were made, where there are some.
+    `made_with` says how the rows of killed runs were made, where there are some, and `faults` in a sentence each what
+    is wrong with some files.
     """
 
-    def __init__(self, by_name: dict[str, str], known: KnownRows, made_with: dict[str, str] | None) -> None:
-        self.by_name, self.known, self.made_with = by_name, known, made_with
+    def __init__(
+        self, by_name: dict[str, str], known: KnownRows, made_with: dict[str, str] | None, faults: Faults
+    ) -> None:
+        self.by_name, self.known, self.made_with, self.faults = by_name, known, made_with, faults
 
     @property
     def new(self) -> list[str]:
@@ -74,7 +84,8 @@ def open_captions(
             known.add(texts, [Stamp(0, None, "")] * len(texts), _Selected(stored.caption_rows, np.array(numbers)))
             stored.caption_rows = None
         made_with = read_journal(journal, fits, known)
-        yield Captions(dict(_beside(paths, name_of)), known, made_with)
+        faults: Faults = {}
+        yield Captions(dict(_beside(paths, name_of, faults)), known, made_with, faults)
     finally:
         known.close()
 
@@ -93,7 +104,9 @@ def record_captions(captions: Captions, batches: Generator[EmbeddedBatch], journ
     return cut
 
 
-def _beside(paths: Iterable[Path | Failure], name_of: Callable[[Path], str]) -> Iterator[tuple[str, str]]:
+def _beside(
+    paths: Iterable[Path | Failure], name_of: Callable[[Path], str], faults: Faults
+) -> Iterator[tuple[str, str]]:
     listed: dict[Path, set[str]] = {}
     for path in paths:
         if isinstance(path, Failure):
@@ -101,7 +114,7 @@ def _beside(paths: Iterable[Path | Failure], name_of: Callable[[Path], str]) -> 
         folder, beside = path.parent, path.with_suffix(".txt")
         if folder not in listed:
             listed[folder] = _names(folder)
-        if beside.name in listed[folder] and (text := _text(beside)):
+        if beside.name in listed[folder] and (text := _text(beside, faults)):
             yield name_of(path), text
 
 
@@ -113,16 +126,31 @@ def _names(folder: Path) -> set[str]:
         return set()
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, faults: Faults) -> str:
     """The text of a file without blanks around it; "" where it cannot be read or is no caption."""
+    if not path.is_file():  # a pipe, say, which would never end
+        return _noted(path, _UNREADABLE, faults)
     try:
         with path.open("rb") as stream:
             content = stream.read(_LONGEST + 1)
     except OSError:
-        return ""
-    if len(content) > _LONGEST or b"\0" in content:
-        return ""
-    return content.decode("utf-8-sig", "replace").strip()
+        return _noted(path, _UNREADABLE, faults)
+    if len(content) > _LONGEST:
+        return _noted(path, _TOO_LONG, faults)
+    if b"\0" in content:
+        return _noted(path, _BINARY, faults)
+    try:
+        return content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        _noted(path, _REPLACED, faults)
+        return content.decode("utf-8-sig", "replace").strip()
+
+
+def _noted(path: Path, fault: str, faults: Faults) -> str:
+    files = faults.setdefault(fault, [])
+    if files[-1:] != [path]:  # two images may have one caption
+        files.append(path)
+    return ""
 
 
 class _Selected:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from cloob_cli.inference.index.layout_parts import Part, find_parts, part_of
 from cloob_cli.inference.lance_tables import is_table
 
 Form = Literal["npy", "clip-retrieval", "lance"]
@@ -22,6 +24,8 @@ class IndexFiles:
         index: names the rows, in the column `column`.
         beside: in clip-retrieval's layout the file of the other embeddings: of images' captions, or of images where
             `embeddings` are of texts.
+        parts: the pairs of files that are read, in clip-retrieval's layout, the first of which is `embeddings` and
+            `index`; other programs write more than one.
     """
 
     embeddings: Path
@@ -30,6 +34,7 @@ class IndexFiles:
     column: str = "path"
     form: Form = "npy"
     beside: Path | None = None
+    parts: tuple[Part, ...] = ()
 
     @classmethod
     def of(cls, output: Path, form: Form = "npy", *, texts: bool = False) -> IndexFiles:
@@ -60,6 +65,11 @@ class IndexFiles:
         return [*dict.fromkeys(path.parent for path in self.all)]
 
     @property
+    def read_from(self) -> Path:
+        """The file of the rows, or the folder where they are in several: what a message about all rows names."""
+        return self.embeddings.parent if len(self.parts) > 1 else self.embeddings
+
+    @property
     def has_captions(self) -> bool:
         """True where captions of images are kept, and their embeddings in the file `beside`."""
         return self.form == "clip-retrieval" and self.column == "image_path"
@@ -81,13 +91,22 @@ class IndexFiles:
 
 
 def source_files(source: Path) -> IndexFiles | None:
-    """The files of an index of images that `source` names: a file or a folder of any form; None where it names none."""
+    """The files of an index of images that `source` names: a file or a folder of any form; None where it names none.
+
+    Raises:
+        InputError: it is a folder in clip-retrieval's layout that lacks files.
+    """
     if source.is_dir():
-        layout = IndexFiles.of(source, "clip-retrieval")
         if source.suffix.lower() == LANCE and is_table(source):
             return IndexFiles.of(source, "lance")
-        return layout if layout.embeddings.is_file() and layout.index.is_file() else None
-    layout = IndexFiles.of(source.parent.parent, "clip-retrieval")
-    if source in (layout.embeddings, layout.index):
-        return layout
+        return _of_parts(source, find_parts(source))
+    if part := part_of(source):
+        return _of_parts(source.parent.parent, [part])
     return IndexFiles.of(source.with_suffix(".npy")) if source.suffix.lower() in {".npy", ".parquet"} else None
+
+
+def _of_parts(folder: Path, parts: Sequence[Part]) -> IndexFiles | None:
+    if not parts:
+        return None
+    layout, first = IndexFiles.of(folder, "clip-retrieval"), parts[0]
+    return replace(layout, embeddings=first.embeddings, index=first.metadata, parts=tuple(parts))

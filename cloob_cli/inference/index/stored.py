@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from cloob_cli.errors import InputError, MissingExtraError, UsageError
+from cloob_cli.inference.arrow_file import arrow_file
 from cloob_cli.inference.index.files import IndexFiles
 from cloob_cli.inference.index.known import KnownRows, Rows
+from cloob_cli.inference.index.row_parts import RowParts
 from cloob_cli.inference.index.stamp import Stamp
 from cloob_cli.inference.index.writing import EMBEDDING
-from cloob_cli.inference.lance_tables import LanceRows, open_table
+from cloob_cli.inference.lance_tables import LanceRows, lance_reason, open_table
 from cloob_cli.inference.npy_file import open_rows
 from cloob_cli.inference.provenance import with_decoding
-from cloob_cli.text_format import first_line
+from cloob_cli.text_format import counted, first_line
 
 if TYPE_CHECKING:
     import pyarrow
@@ -61,7 +63,7 @@ class OpenIndex:
     """An index of which no name was read yet: a column of names and rows [N, D] in one order, and the metadata."""
 
     names: pyarrow.ChunkedArray
-    rows: np.ndarray
+    rows: np.ndarray | RowParts
     metadata: dict[str, str]
 
 
@@ -94,26 +96,18 @@ def open_index(files: IndexFiles) -> OpenIndex:
     return OpenIndex(table.column(files.column), whole, _metadata(table))
 
 
-def open_embeddings(files: IndexFiles) -> OpenIndex:
-    """Open an output of `cloob embed` that another command was given to read, as `open_index` does."""
-    try:
-        return open_index(files)
-    except InputError as problem:
-        raise InputError(problem.message, EMBED_ANEW) from None
-
-
 def _read(files: IndexFiles, columns: list[str] | None) -> tuple[pyarrow.Table, np.ndarray | LanceRows]:
     from pyarrow import parquet
 
     with _told_as_damaged(files):
         if files.form == "lance":
             opened = open_table(files.embeddings)
-            rows = LanceRows(files.embeddings, opened, EMBEDDING)
+            rows = LanceRows(files.embeddings, opened, EMBEDDING, _HINT)
             names = columns or [name for name in opened.schema.names if name != EMBEDDING]
             table = opened.search().select(names).to_arrow().replace_schema_metadata(opened.schema.metadata)
             return table, _checked(files.embeddings, files.index, rows, table)
-        with files.index.open("rb") as stream:  # pyarrow itself opens only paths that are UTF-8
-            table = parquet.ParquetFile(stream).read(columns)  # `read_table` imports twice as much of pyarrow
+        with arrow_file(files.index) as opened_index:
+            table = parquet.ParquetFile(opened_index).read(columns)  # `read_table` imports twice as much of pyarrow
         array = open_rows(files.embeddings, _HINT)
         table.column(files.column)
     return table, _checked(files.embeddings, files.index, array, table)
@@ -124,7 +118,9 @@ AnyRows = TypeVar("AnyRows", np.ndarray, LanceRows)
 
 def _checked(path: Path, index: Path, rows: AnyRows, table: pyarrow.Table) -> AnyRows:
     if len(rows) != len(table):
-        raise InputError(f"{path} and {index.name} do not belong together: {rows.shape} and {len(table)} rows", _HINT)
+        raise InputError(
+            f"{path} and {index.name} do not belong together: {rows.shape} and {counted(len(table), 'row')}", _HINT
+        )
     told = (table.schema.metadata or {}).get(b"dtype", rows.dtype.name.encode()).decode()
     if told != rows.dtype.name:
         raise InputError(f"{path} and {index.name} do not belong together: {rows.dtype.name} and {told}", _HINT)
@@ -140,7 +136,11 @@ def _told_as_damaged(files: IndexFiles) -> Iterator[None]:
     except FileNotFoundError as problem:
         raise InputError(f"no embeddings at {problem.filename}", "`cloob embed DIR -o emb.npy` makes them") from None
     except Exception as problem:  # whatever pyarrow and NumPy say of damaged files
-        raise InputError(f"{files.embeddings} cannot be read with its index ({first_line(problem)})", _HINT) from None
+        if files.form == "lance":
+            raise InputError(f"{files.embeddings} cannot be read ({lance_reason(problem)})", _HINT) from None
+        raise InputError(
+            f"{files.embeddings} cannot be read with its index {files.index.name} ({first_line(problem)})", _HINT
+        ) from None
 
 
 def _metadata(table: pyarrow.Table) -> dict[str, str]:
@@ -165,13 +165,22 @@ def find_index(files: IndexFiles) -> StoredIndex | None:
     return read_index(files) if {files.column, *_STAMP} <= columns else None
 
 
+def holds_texts(files: IndexFiles) -> bool:
+    """True where rows are told to be embeddings of texts (`cloob embed --text`), not of files."""
+    try:
+        names = _schema(files).names
+    except Exception:  # damaged, or not there
+        return False
+    return "text" in names and files.column not in names
+
+
 def _schema(files: IndexFiles) -> pyarrow.Schema:
     from pyarrow import parquet
 
     if files.form == "lance":
         return open_table(files.embeddings).schema
-    with files.index.open("rb") as stream:
-        return parquet.read_schema(stream)
+    with arrow_file(files.index) as opened:
+        return parquet.read_schema(opened)
 
 
 @contextmanager
@@ -202,10 +211,20 @@ def refuse_other(what: Path, stored: Mapping[str, str], wanted: Mapping[str, str
         UsageError: model, preprocessing, version or an option that changes numbers is another one.
     """
     if key := difference(stored, wanted):
-        show = _SHOWN.get(key) or (lambda one: f"{key} {one[key]}")
         option = _COMPARED[key]
         hint = f"choose {option} as before, or {remedy}" if option else remedy
-        raise UsageError(f"{what} was made with {show(stored)}, not with {show(wanted)}", hint)
+        raise UsageError(f"{what} was made with {_contrast(key, stored, wanted)}", hint)
+
+
+def told_difference(stored: Mapping[str, str], wanted: Mapping[str, str]) -> str | None:
+    """The first such difference in words: "device mps, not with device cpu"; None where rows may be mixed."""
+    key = difference(stored, wanted)
+    return _contrast(key, stored, wanted) if key else None
+
+
+def _contrast(key: str, stored: Mapping[str, str], wanted: Mapping[str, str]) -> str:
+    show = _SHOWN.get(key) or (lambda one: f"{key} {one[key]}")
+    return f"{show(stored)}, not with {show(wanted)}"
 
 
 _SHOWN: dict[str, Callable[[Mapping[str, str]], str]] = {
@@ -213,7 +232,7 @@ _SHOWN: dict[str, Callable[[Mapping[str, str]], str]] = {
     "preprocessing": lambda one: f"the preprocessing {one['preprocessing']}",
     "version": lambda one: f"cloob {one['version']}",
     "decoding": lambda one: f"{one['decoding']} decoding",
-    "pass_size": lambda one: f"passes of {one['pass_size']} images",
+    "pass_size": lambda one: f"passes of {one['pass_size']} image{'s' if one['pass_size'] != '1' else ''}",
 }
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from cloob_cli.inference.index.row_parts import RowParts
 
 _BLOCK = 1 << 25  # bytes of rows that are compared at a time
 
@@ -16,18 +19,20 @@ class Hit(NamedTuple):
     score: float
 
 
-def nearest(rows: np.ndarray, query: np.ndarray, top: int, min_score: float | None = None) -> list[Hit]:
+def nearest(rows: np.ndarray | RowParts, query: np.ndarray, top: int, min_score: float | None = None) -> list[Hit]:
     """The `top` rows with the largest cosine, best first; of equal ones the earlier row.
 
     Args:
         rows: unit-norm [N, D], float32 or float16; they may be mapped from a file, and are read in blocks.
         query: unit-norm float32 [D].
-        min_score: rows with a smaller cosine are left out.
+        min_score: rows with a smaller cosine are left out, and always those whose cosine is no finite number.
     """
     numbers, scores = np.empty(0, np.int64), np.empty(0, np.float32)
     size = max(1, _BLOCK // max(rows.shape[1] * 4, 1))
     for start in range(0, len(rows), size):
-        found = np.asarray(rows[start : start + size], np.float32) @ query
+        with np.errstate(invalid="ignore", over="ignore"):
+            found = np.asarray(rows[start : start + size], np.float32) @ query
+        found[~np.isfinite(found)] = -np.inf  # rows of other programs may hold anything; such a row is near to nothing
         kept = np.arange(len(found)) if len(found) <= top else np.argpartition(-found, top - 1)[:top]
         # All that equal the last of them: which of equal rows a partition takes is left to chance.
         kept = np.flatnonzero(found >= found[kept].min()) if len(kept) else kept
@@ -35,7 +40,7 @@ def nearest(rows: np.ndarray, query: np.ndarray, top: int, min_score: float | No
         order = np.lexsort((numbers, -scores))[:top]
         numbers, scores = numbers[order], scores[order]
     hits = (Hit(int(number), float(score)) for number, score in zip(numbers, scores, strict=True))
-    return [hit for hit in hits if min_score is None or hit.score >= min_score]
+    return [hit for hit in hits if np.isfinite(hit.score) and (min_score is None or hit.score >= min_score)]
 
 
 def nearest_of_each(rows: np.ndarray, queries: np.ndarray, top: int) -> np.ndarray:
