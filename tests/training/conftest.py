@@ -1,4 +1,4 @@
-"""What the tests of runs have in common."""
+"""Fixtures that all tests of runs have in common."""
 
 from __future__ import annotations
 
