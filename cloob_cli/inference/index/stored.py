@@ -17,7 +17,7 @@ from cloob_cli.inference.index.known import KnownRows, Rows
 from cloob_cli.inference.index.row_parts import RowParts
 from cloob_cli.inference.index.stamp import Stamp
 from cloob_cli.inference.index.writing import EMBEDDING
-from cloob_cli.inference.lance_tables import LanceRows, open_table
+from cloob_cli.inference.lance_tables import LanceRows, lance_reason, open_table
 from cloob_cli.inference.npy_file import open_rows
 from cloob_cli.inference.provenance import with_decoding
 from cloob_cli.text_format import counted, first_line
@@ -136,9 +136,10 @@ def _told_as_damaged(files: IndexFiles) -> Iterator[None]:
     except FileNotFoundError as problem:
         raise InputError(f"no embeddings at {problem.filename}", "`cloob embed DIR -o emb.npy` makes them") from None
     except Exception as problem:  # whatever pyarrow and NumPy say of damaged files
-        index = "" if files.form == "lance" else f" {files.index.name}"
+        if files.form == "lance":
+            raise InputError(f"{files.embeddings} cannot be read ({lance_reason(problem)})", _HINT) from None
         raise InputError(
-            f"{files.embeddings} cannot be read with its index{index} ({first_line(problem)})", _HINT
+            f"{files.embeddings} cannot be read with its index {files.index.name} ({first_line(problem)})", _HINT
         ) from None
 
 
