@@ -106,7 +106,8 @@ def open_data(section: DataSection, retrieval_pairs: int) -> DataSplit:
     indices, held_out = hold_out(len(source), section.validation_fraction)
     if section.validation_fraction and len(held_out) < 2:
         raise DataError(
-            f"data.validation_fraction holds out {len(held_out)} of {counted(len(source), 'pair')}, which is too few"
+            f"data.validation_fraction holds out {len(held_out)} of {counted(len(source), 'pair')}, which is too few",
+            "two are needed; --set data.validation_fraction=0 holds out none",
         )
     return DataSplit(source, indices, HeldOut(source, _spread(held_out, retrieval_pairs)) if len(held_out) else None)
 

@@ -299,8 +299,9 @@ def test_too_few_pairs_and_missing_validation_data_fail_at_once(data, tmp_path):
         run(tmp_path / "a", tiny_recipe(data, train__batch_size=65))
     with pytest.raises(DataError, match="no data set"):
         run(tmp_path / "b", tiny_recipe(data, validation__zero_shot=[str(tmp_path / "nowhere")]))
-    with pytest.raises(DataError, match="too few"):
+    with pytest.raises(DataError, match="too few") as caught:
         run(tmp_path / "c", tiny_recipe(data, data__validation_fraction=0.01))
+    assert "data.validation_fraction=0 holds out none" in str(caught.value.hint)
 
 
 def test_training_works_outside_the_main_thread(straight, data, tmp_path):
