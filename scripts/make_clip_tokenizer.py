@@ -13,7 +13,7 @@ import gzip
 import sys
 from pathlib import Path
 
-from cloob_cli.data.text import byte_level_bpe
+from cloob_cli.data.tokenizer import byte_level_bpe
 
 MERGES = 49152 - 256 - 2  # as many as CLIP's SimpleTokenizer takes, after the table's head line
 TARGET = Path(__file__).parents[1] / "cloob_cli" / "_tokenizers" / "clip.json"

@@ -23,12 +23,12 @@ from PIL import Image
 import cloob_cli
 from cloob_cli.core.config import ARCHITECTURES, ModelConfig
 from cloob_cli.core.model import CloobModel, build
-from cloob_cli.data import scaled
+from cloob_cli.data import scaled_decoding
 from cloob_cli.data.images import Preprocess
-from cloob_cli.inference.collecting import collect_images
 from cloob_cli.inference.encoding import encode_images, prepare_for_inference
+from cloob_cli.inference.find_images import collect_images
 
-OURS = (scaled.JPEG_RESERVE, scaled.AVERAGE_RESERVE)
+OURS = (scaled_decoding.JPEG_RESERVE, scaled_decoding.AVERAGE_RESERVE)
 NEVER = 10**6
 # What a JPEG's decoder must leave, and averaging: each alone, then both.
 RULES = [*((times, NEVER) for times in (1, 2, 3, 4)), *((NEVER, times) for times in (2, 3, 4, 5)), OURS]
@@ -49,7 +49,7 @@ def crop(path: Path, preprocess: Preprocess, jpeg: int, average: int) -> np.ndar
         stored = image.size
         if image.format in {"JPEG", "MPO"} and jpeg < NEVER:
             image.draft(None, (jpeg * preprocess.image_size,) * 2)
-        scaled.AVERAGE_RESERVE = average
+        scaled_decoding.AVERAGE_RESERVE = average
         return preprocess.scaled_crop(image, stored)
 
 

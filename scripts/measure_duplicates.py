@@ -22,11 +22,11 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 import cloob_cli
-from cloob_cli.inference.collecting import collect_images
 from cloob_cli.inference.duplicates.components import connected_rows
 from cloob_cli.inference.duplicates.groups import Limits
 from cloob_cli.inference.duplicates.perceptual_hash import perceptual_hashes
 from cloob_cli.inference.embed import embed_images
+from cloob_cli.inference.find_images import collect_images
 
 LIMITS = [(cosine, bits) for bits in (4, 8, 12) for cosine in (0.9, 0.93, 0.95)]
 

@@ -141,7 +141,7 @@ def _fixed_pixels(size: int) -> Tensor:
 
 
 def _tokens(tokenize: Callable[..., Tensor]) -> Tensor:
-    from cloob_cli.data.text import Tokenizer
+    from cloob_cli.data.tokenizer import Tokenizer
 
     # Also what a cut-down text tower has no place for belongs to what the tokenizer does.
     return tokenize.padded(tokenize.rows(TEXTS)) if isinstance(tokenize, Tokenizer) else tokenize(TEXTS)

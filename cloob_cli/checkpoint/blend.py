@@ -27,7 +27,7 @@ def blend_models(first: Path, second: Path, alpha: float, output: Path, names: t
     from cloob_cli.checkpoint.card import model_card
     from cloob_cli.checkpoint.folder import open_model, save_model
     from cloob_cli.core.blending import blended
-    from cloob_cli.data.text import Tokenizer
+    from cloob_cli.data.tokenizer import Tokenizer
 
     if not 0 <= alpha <= 1:
         raise UsageError(f"alpha is {alpha:g}, not between 0 (all of {names[0]}) and 1 (all of {names[1]})")

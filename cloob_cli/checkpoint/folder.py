@@ -19,7 +19,7 @@ from cloob_cli.checkpoint.behavior_fingerprint import (
     compute_fingerprint,
     read_fingerprint,
 )
-from cloob_cli.checkpoint.tensor_file import write_tensors
+from cloob_cli.checkpoint.tensor_file import read_header, read_tensors, write_tensors
 from cloob_cli.convert.folder_forms import foreign_form
 from cloob_cli.errors import ConversionError, ModelFolderError
 from cloob_cli.files import link_or_copy, replacing, replacing_folder, sha256_of
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from cloob_cli.core.config import ModelConfig
     from cloob_cli.core.model import CloobModel
-    from cloob_cli.data.text import Tokenizer
+    from cloob_cli.data.tokenizer import Tokenizer
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -120,7 +120,7 @@ def open_model(
     config = read_config(folder)
     _check_depth(folder, config)
     tokenizer = _open_tokenizer(folder, config)
-    weights = _read_tensors(folder / WEIGHTS_FILE, chosen_device, chosen_dtype)
+    weights = read_tensors(folder / WEIGHTS_FILE, chosen_device, chosen_dtype)
     try:
         model = with_weights(config, weights)
     except ModelFolderError as problem:
@@ -226,30 +226,6 @@ def read_config(folder: Path) -> ModelConfig:
     return found[0]
 
 
-def read_header(path: Path) -> tuple[dict[str, tuple[str, list[int]]], dict[str, str]]:
-    """Names with dtype and shape of the tensors of a safetensors file, and its metadata; nothing is loaded.
-
-    Raises:
-        ModelFolderError: the file is missing, truncated or not what its header says.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    if not path.is_file():
-        inner = path.parent / "model"  # where a training run keeps its model folder
-        hint = f"did you mean {inner}?" if is_model_folder(inner) else None
-        raise ModelFolderError(f"{path.parent} has no {path.name}", hint)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
-            header = {name: (one.get_dtype(), list(one.get_shape())) for name, one in slices.items()}
-            return header, dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as problem:
-        raise ModelFolderError(
-            f"{path} is not a valid safetensors file ({first_line(problem)})", "fetch or write it again"
-        ) from None
-
-
 def file_hashes(folder: Path) -> dict[str, str]:
     """The hex sha256 of each of `KEPT_FILES` that a folder holds."""
     return {name: sha256_of(folder / name) for name in KEPT_FILES if (folder / name).is_file()}
@@ -271,23 +247,6 @@ def weights_sha256(folder: Path) -> str:
     return sha256_of(path)
 
 
-def _read_tensors(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as problem:
-        raise ModelFolderError(f"{path} cannot be read ({problem})") from None
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
-            raise ModelFolderError(f"{path}: '{name}' is stored as {tensor.dtype}, not as floating-point numbers")
-    return {  # copies: the file is mapped, and whoever shortened it would end this process
-        name: tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True)
-        for name, tensor in tensors.items()
-    }
-
-
 def _check_depth(folder: Path, config: ModelConfig) -> None:
     # A configuration may claim a million layers; building them to compare the names would take for ever.
     header, _ = read_header(folder / WEIGHTS_FILE)
@@ -299,7 +258,7 @@ def _check_depth(folder: Path, config: ModelConfig) -> None:
 
 
 def _open_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
-    from cloob_cli.data.text import Tokenizer, clip_tokenizer
+    from cloob_cli.data.tokenizer import Tokenizer, clip_tokenizer
 
     path, kind, size = folder / TOKENIZER_FILE, config.tokenizer.kind, config.text.vocab_size
     if not 0 <= config.tokenizer.pad_id < size:

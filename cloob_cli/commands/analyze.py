@@ -65,7 +65,7 @@ def analyze(
         from cloob_cli.commands.eval_data import located
         from cloob_cli.evaluation.plots import check_plotting, plot_analysis
         from cloob_cli.evaluation.run import Asked, open_data
-        from cloob_cli.inference.output_files import check_output
+        from cloob_cli.inference.output_paths import check_output
     if output is not None:
         check_output(output, "analyze", [".json"], force=force)
     if plots is not None:

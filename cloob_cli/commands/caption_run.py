@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cloob_cli.errors import Failure
     from cloob_cli.inference.index.captions import Captions
     from cloob_cli.inference.index.files import IndexFiles
-    from cloob_cli.inference.index.stored import StoredIndex
+    from cloob_cli.inference.index.reading import StoredIndex
     from cloob_cli.inference.index.update import NameOf
 
 

@@ -159,10 +159,10 @@ def classify(
         raise UsageError("no DIR to classify")
     with signals.leaving_at_once():
         from cloob_cli.checkpoint.folder import weights_sha256
+        from cloob_cli.commands.classify_answers import RuleOptions, filed_under, label_paths
         from cloob_cli.commands.classify_calibrate import report
         from cloob_cli.commands.classify_filing import FilingOptions, filing
         from cloob_cli.commands.classify_results import printer, report_tokens, show, write
-        from cloob_cli.commands.classify_rules import RuleOptions, filed_under, label_paths
         from cloob_cli.commands.classify_scoring import (
             Decoding,
             build_scorer,
@@ -187,11 +187,11 @@ def classify(
         from cloob_cli.inference.calibration import write as write_calibration
         from cloob_cli.inference.labeled_images import labels_of_folder
         from cloob_cli.inference.labels import read_labels, read_templates
-        from cloob_cli.inference.output_files import check_output, check_place, failures_path, output_files
+        from cloob_cli.inference.output_paths import check_output, check_place, failures_path, output_files
         from cloob_cli.inference.provenance import describe_images
-        from cloob_cli.inference.reference import reference_sha256
-        from cloob_cli.inference.rows import OUTPUT_SUFFIXES
-        from cloob_cli.inference.tokens import label_tokens
+        from cloob_cli.inference.reference_patterns import reference_sha256
+        from cloob_cli.inference.result_rows import OUTPUT_SUFFIXES
+        from cloob_cli.inference.text_checks import label_tokens
         from cloob_cli.version import __version__
 
     # Everything that can be wrong with the input is found before the model is opened.

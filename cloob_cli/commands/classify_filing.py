@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cloob_cli.commands.inference_run import Work
     from cloob_cli.filing.filing import Filer, LabelPath
     from cloob_cli.filing.undo_file import Mode
-    from cloob_cli.inference.rows import Classified
+    from cloob_cli.inference.result_rows import Classified
 
 
 @dataclass(frozen=True)

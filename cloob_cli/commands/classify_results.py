@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from cloob_cli.commands.inference_run import Work
     from cloob_cli.errors import Failure
     from cloob_cli.inference.classify import ClassifiedBatch
-    from cloob_cli.inference.rows import Classified
-    from cloob_cli.inference.tokens import LabelTokens
+    from cloob_cli.inference.result_rows import Classified
+    from cloob_cli.inference.text_checks import LabelTokens
 
 AddRows = Callable[[Iterable["Classified"]], None]
 
@@ -47,7 +47,7 @@ def printer(
         labels: all labels, which set the widths of a table.
         further: the names of what rows have beside their labels.
     """
-    from cloob_cli.inference.rows import columns
+    from cloob_cli.inference.result_rows import columns
     from cloob_cli.path_text import path_text
 
     if as_json:
@@ -77,9 +77,9 @@ def write(
 ) -> None:
     """Write rows to `output` and failures beside it; with `as_json` show the rows too."""
     from cloob_cli.files import replacing_together
-    from cloob_cli.inference.output_files import output_files
-    from cloob_cli.inference.outputs import write_failures
-    from cloob_cli.inference.rows import open_rows
+    from cloob_cli.inference.output_paths import output_files
+    from cloob_cli.inference.result_rows import open_rows
+    from cloob_cli.inference.row_writers import write_failures
 
     with replacing_together(output_files(output, "classify")) as [file, listing]:
         with open_rows(file, output.suffix.lower(), top_k, metadata, further) as add:

@@ -53,7 +53,7 @@ def build_scorer(
     """
     import torch
 
-    from cloob_cli.inference.kept_labels import recall_labels
+    from cloob_cli.inference.label_cache import recall_labels
     from cloob_cli.inference.scoring import ExampleScorer, Scorer
     from cloob_cli.registry import paths
 
@@ -152,7 +152,7 @@ def known_patterns(reference: Path, made: Mapping[str, str], model: CloobModel) 
         DataError: they cannot be read, or not be compared with those.
     """
     from cloob_cli.commands.folder_index import tell_unknown_model
-    from cloob_cli.inference.reference import read_reference
+    from cloob_cli.inference.reference_patterns import read_reference
 
     patterns, is_told = read_reference(reference, made, model.config.embed_dim)
     if not is_told:

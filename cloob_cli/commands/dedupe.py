@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cloob_cli.inference.duplicates.groups import Copy
-    from cloob_cli.inference.index.stored import StoredIndex
+    from cloob_cli.inference.index.reading import StoredIndex
 
 _COLUMNS = ["group", "path", "match", "pixels", "bytes", "cosine", "bits"]
 
@@ -90,7 +90,7 @@ def dedupe(
         options = IndexOptions(model, device, precision, "float32", batch_size, workers, exact, memory_budget, rebuild)
         files, updated = current_folder_index(folder, options, no_update=no_update)
         skipped = len(updated.failures) if updated else 0
-        from cloob_cli.inference.index.stored import read_index
+        from cloob_cli.inference.index.reading import read_index
 
         index = read_index(files)
         path_of_name = lambda name: folder / path_of(name)  # noqa: E731

@@ -144,7 +144,7 @@ def embed(
         from cloob_cli.commands.inference_run import find_images, read_sources
         from cloob_cli.files import remove_abandoned
         from cloob_cli.inference.index.files import IndexFiles
-        from cloob_cli.inference.index.place import check_index_place, is_own
+        from cloob_cli.inference.index.output_place import check_index_place, is_own
 
     files = IndexFiles.of(output, _form(output, format_, layout, is_text=text is not None), texts=text is not None)
     if launch.rank() > 0:

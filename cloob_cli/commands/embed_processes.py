@@ -111,7 +111,7 @@ def follow(options: IndexOptions) -> None:
         CloobError: its model is another one, or it cannot compute.
     """
     from cloob_cli.inference import processes
-    from cloob_cli.inference.index.stored import difference
+    from cloob_cli.inference.index.reading import difference
 
     for number in (signal.SIGINT, signal.SIGTERM):  # a killed part is as good as one that is stopped
         signal.signal(number, signal.SIG_DFL)

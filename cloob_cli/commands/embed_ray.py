@@ -60,10 +60,10 @@ def embed_on_ray(
     with signals.leaving_at_once():
         from cloob_cli.commands.inference_run import track_work
         from cloob_cli.inference.cluster import on_ray
-        from cloob_cli.inference.cluster.table import write_table
+        from cloob_cli.inference.cluster.result_table import write_table
         from cloob_cli.inference.index.files import LANCE
-        from cloob_cli.inference.index.place import check_lance_place
-        from cloob_cli.inference.output_files import RAY, check_output, failures_path, output_files
+        from cloob_cli.inference.index.output_place import check_lance_place
+        from cloob_cli.inference.output_paths import RAY, check_output, failures_path, output_files
 
         on_ray.check_ray()
     inputs = [source for source in sources if source.exists()]
@@ -109,7 +109,7 @@ def _settings(options: IndexOptions) -> tuple[Settings, dict[str, str]]:
     """The embedders' settings, and metadata of the result as far as they follow from them."""
     from cloob_cli.checkpoint.folder import read_config, weights_sha256
     from cloob_cli.inference.cluster.embedder import Settings
-    from cloob_cli.inference.output_files import RAY
+    from cloob_cli.inference.output_paths import RAY
     from cloob_cli.inference.provenance import decoding, describe_model
     from cloob_cli.registry.resolve import find_model
 
@@ -132,7 +132,7 @@ def _settings(options: IndexOptions) -> tuple[Settings, dict[str, str]]:
 
 def _counted(tables: Iterable[pa.Table], work: Work) -> Iterator[pa.Table]:
     """Pass tables on, and show how far the work is."""
-    from cloob_cli.inference.cluster.table import failures_of
+    from cloob_cli.inference.cluster.result_table import failures_of
 
     for table in tables:
         failures = {failure.name: failure for failure in failures_of(table)}

@@ -107,7 +107,7 @@ def evaluate(
         from cloob_cli.commands.html_report import check_html
         from cloob_cli.evaluation.run import Asked
         from cloob_cli.inference.labels import read_labels, read_templates
-        from cloob_cli.inference.output_files import check_output
+        from cloob_cli.inference.output_paths import check_output
 
     console.configure(quiet=quiet or launch.rank() > 0)
     inputs = [path for path in (labels, templates) if path is not None]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloob_cli import console
-from cloob_cli.commands.download_report import reporting
+from cloob_cli.commands.download_progress import reporting
 from cloob_cli.errors import DataError, DownloadError
 
 if TYPE_CHECKING:

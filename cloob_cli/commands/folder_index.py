@@ -67,7 +67,7 @@ def update_folder_index(source: Path, files: IndexFiles, options: IndexOptions) 
         NothingFoundError: there is no image that can be read.
     """
     from cloob_cli.files import remove_abandoned
-    from cloob_cli.inference.index.stored import find_index
+    from cloob_cli.inference.index.reading import find_index
     from cloob_cli.path_text import path_text
 
     remove_abandoned(files.embeddings.parent)
@@ -91,7 +91,7 @@ def model_of(metadata: Mapping[str, str], embeddings: Path, options: IndexOption
         InputError: the model's embeddings have another width.
     """
     from cloob_cli.checkpoint.folder import read_config, weights_sha256
-    from cloob_cli.inference.index.stored import refuse_other
+    from cloob_cli.inference.index.reading import refuse_other
     from cloob_cli.registry.resolve import find_model
 
     name = _model_name(metadata, options.model)

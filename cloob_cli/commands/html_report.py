@@ -13,7 +13,7 @@ from cloob_cli.text_format import counted
 
 if TYPE_CHECKING:
     from cloob_cli.inference.classify import ClassifiedBatch
-    from cloob_cli.inference.rows import Classified
+    from cloob_cli.inference.result_rows import Classified
     from cloob_cli.report.gallery import Gallery, Item
 
 CHOICES = 5  # labels of an image that its page offers at least, whatever --top-k shows
@@ -29,7 +29,7 @@ def check_html(page: Path | None, inputs: Iterable[Path], force: bool) -> None:
     Raises:
         UsageError: as `check_output`.
     """
-    from cloob_cli.inference.output_files import check_output
+    from cloob_cli.inference.output_paths import check_output
 
     if page is not None:
         check_output(page, "report", SUFFIXES, inputs=inputs, force=force, option="--html")
@@ -99,7 +99,7 @@ def thumbnails_of(
     from cloob_cli.core.config import PreprocessConfig
     from cloob_cli.data.images import Preprocess
     from cloob_cli.data.thumbnails import SIDE
-    from cloob_cli.inference.reading import image_batches
+    from cloob_cli.inference.image_batches import image_batches
 
     small = Preprocess(SIDE, PreprocessConfig(resize="squash"))  # no model sees these images
     with console.track("thumbnails", len(paths), unit="images", delay=0.5) as bar:

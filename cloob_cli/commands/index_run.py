@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from cloob_cli.core.model import CloobModel
     from cloob_cli.errors import Failure
     from cloob_cli.inference.embed import EmbeddedBatch
+    from cloob_cli.inference.image_batches import OnImage
     from cloob_cli.inference.index.captions import Captions
     from cloob_cli.inference.index.files import IndexFiles
-    from cloob_cli.inference.index.known import KnownRows
+    from cloob_cli.inference.index.known_rows import KnownRows
     from cloob_cli.inference.index.update import NameOf, Plan
-    from cloob_cli.inference.reading import OnImage
 
 _PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # options, and how metadata call them
 
@@ -102,7 +102,7 @@ def update_index(
         NothingFoundError: not one image can be read.
     """
     from cloob_cli.inference.index.journal import read_journal
-    from cloob_cli.inference.index.stored import difference, find_index, known_rows, refuse_other, told_difference
+    from cloob_cli.inference.index.reading import difference, find_index, known_rows, refuse_other, told_difference
     from cloob_cli.inference.index.update import plan_update, write_index
     from cloob_cli.path_text import path_text
 

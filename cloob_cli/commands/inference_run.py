@@ -118,7 +118,7 @@ def read_sources(sources: Sequence[Path], null: bool = False) -> list[Path]:
 def find_images(sources: Sequence[Path], exclude: Sequence[str] = ()) -> list[Path | Failure]:
     """Find the images that the arguments name; one warning counts files in image formats that cannot be read here."""
     from cloob_cli.data.image_folder import describe_passed_over
-    from cloob_cli.inference.collecting import collect_images
+    from cloob_cli.inference.find_images import collect_images
 
     with console.track("looking for images", unit="files", delay=_BAR_DELAY) as bar:
         found = collect_images(sources, bar.advance, exclude)

@@ -166,8 +166,8 @@ def _find(
 ) -> list[tuple[str, float]]:
     """The names of the nearest images with their scores; the index is that of a folder, or an output of `embed`."""
     with signals.leaving_at_once():
-        from cloob_cli.inference.index.given import open_given
-        from cloob_cli.inference.index.stored import open_index
+        from cloob_cli.inference.index.given_embeddings import open_given
+        from cloob_cli.inference.index.reading import open_index
         from cloob_cli.inference.search.query import encode_query
 
     stored = open_index(files) if is_folder else open_given(files)

@@ -83,7 +83,7 @@ def bundle(
 
     `cloob zoo pull FILE` installs it on a machine without network.
     """
-    from cloob_cli.inference.output_files import check_writable
+    from cloob_cli.inference.output_paths import check_writable
     from cloob_cli.registry.bundle import is_bundle
     from cloob_cli.registry.publish import bundle_model
 
@@ -113,7 +113,7 @@ def push(
 
 def must_be_new(output: Path) -> None:
     """Raise UsageError where there is something at `output`, or no folder can be made there."""
-    from cloob_cli.inference.output_files import check_place_of
+    from cloob_cli.inference.output_paths import check_place_of
 
     check_place_of(output, "--output")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

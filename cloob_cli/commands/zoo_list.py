@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cloob_cli import console
-from cloob_cli.commands import completion, zoo_blend, zoo_convert, zoo_install
+from cloob_cli.commands import completion, zoo_blend, zoo_convert, zoo_installed
 from cloob_cli.commands.options import JsonOption
 
 if TYPE_CHECKING:
@@ -182,6 +182,6 @@ def _lines(facts: Any, prefix: str = "") -> list[tuple[str, str]]:
     return [(prefix, str(facts))]
 
 
-zoo_install.register(app)
+zoo_installed.register(app)
 zoo_convert.register(app)
 zoo_blend.register(app)

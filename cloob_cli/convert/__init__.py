@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from cloob_cli.core.config import ModelConfig
     from cloob_cli.core.model import CloobModel
-    from cloob_cli.data.text import Tokenizer
+    from cloob_cli.data.tokenizer import Tokenizer
 
 TORCH = "torch"  # a file of torch.save, in whichever of these layouts
 FORMATS = ("mljku", "crowsonkb", "rinna", "open_clip", "transformers", "openai")
@@ -220,11 +220,11 @@ def _with_tokenizer(
     config: ModelConfig, folder: Path, upstream: dict[str, Any] | None
 ) -> tuple[ModelConfig, Tokenizer]:
     from cloob_cli.convert.sentencepiece_vocabulary import read_sentencepiece
-    from cloob_cli.data.text import Tokenizer, clip_tokenizer
+    from cloob_cli.data.tokenizer import Tokenizer, clip_tokenizer
 
     if config.source.get("format") in ("open_clip", "transformers"):
+        from cloob_cli.convert.folder_tokenizer import folder_tokenizer
         from cloob_cli.convert.transformers_clip import check_end
-        from cloob_cli.convert.vocabulary import folder_tokenizer
 
         config, own = folder_tokenizer(folder, config)
         if config.source["format"] == "transformers":

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ConfigDict
 from torch import Tensor
 
-from cloob_cli.convert.shapes import count_layers, grid_of, heads_of
+from cloob_cli.convert.architecture_from_shapes import count_layers, grid_of, heads_of
 from cloob_cli.errors import ConversionError
 from cloob_cli.schema import StrictModel
 

@@ -16,7 +16,7 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
-from cloob_cli.convert.shapes import count_layers, grid_of, heads_of
+from cloob_cli.convert.architecture_from_shapes import count_layers, grid_of, heads_of
 from cloob_cli.core.config import CLIP_MEAN, CLIP_STD, ModelConfig
 from cloob_cli.errors import ConversionError
 from cloob_cli.schema import StrictModel, parse

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from cloob_cli.core.config import VisionConfig
-from cloob_cli.core.positions import fitted_positions
+from cloob_cli.core.positional_embeddings import fitted_positions
 
 EXPANSION = 4  # a bottleneck's output has this many times its inner channels
 

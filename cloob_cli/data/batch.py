@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from cloob_cli.data.augment import DRAWS, color_jitter, move
-from cloob_cli.data.captions import caption_id, caption_numbers, pick
+from cloob_cli.data.caption_tokens import caption_id, caption_numbers, pick
 from cloob_cli.data.decoded_images import ImageDecoder, cropped
 from cloob_cli.data.pairs import PairSource
 from cloob_cli.data.random_numbers import uniforms
-from cloob_cli.data.text import Tokenizer
+from cloob_cli.data.tokenizer import Tokenizer
 from cloob_cli.errors import Failure, ImageError
 from cloob_cli.recipe import AugmentSection
 

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from cloob_cli.data.upright import BAND_PIXELS, EXTREME_RATIO, orientation
+from cloob_cli.data.upright_rgb import BAND_PIXELS, EXTREME_RATIO, orientation
 from cloob_cli.errors import ImageError, UsageError
 
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}

@@ -22,8 +22,8 @@ from PIL import Image, UnidentifiedImageError, _imaging
 
 from cloob_cli.core.config import PreprocessConfig
 from cloob_cli.data.decoding_memory import AVIF_LEAST, MemoryBudget, OverBudgetError, check_icon, decoding_bytes
-from cloob_cli.data.scaled import JPEG_RESERVE, averaged, scaled
-from cloob_cli.data.upright import BAND_PIXELS, EXTREME_RATIO, Upright
+from cloob_cli.data.scaled_decoding import JPEG_RESERVE, averaged, scaled
+from cloob_cli.data.upright_rgb import BAND_PIXELS, EXTREME_RATIO, Upright
 from cloob_cli.errors import ImageError
 
 # Twice Pillow's default: room for a 108-megapixel phone, while a bomb would take gigabytes.
@@ -70,7 +70,7 @@ def read_crop(
         source: a file's path, or its bytes.
         budget: what decoding this and other images may take together; a large one waits for its part.
         exact: give the same numbers as `preprocess.crop`. Otherwise large images are made smaller first, where that
-            keeps embeddings within a cosine of 0.999 (`cloob_cli.data.scaled`).
+            keeps embeddings within a cosine of 0.999 (`cloob_cli.data.scaled_decoding`).
         also: called with the decoded image, for what else is to be made of it.
 
     Raises:

@@ -17,15 +17,15 @@ from cloob_cli.core.config import TextConfig
 from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.data.augment import DRAWS, color_jitter
 from cloob_cli.data.batch import PairBatch, PairReader
-from cloob_cli.data.captions import CaptionStore, caption_numbers
+from cloob_cli.data.caption_tokens import CaptionStore, caption_numbers
 from cloob_cli.data.decoded_images import ImageCache, ImageDecoder, fits_in_memory
+from cloob_cli.data.feature_cache import FeatureTable
 from cloob_cli.data.images import Preprocess
-from cloob_cli.data.kept_features import FeatureTable
 from cloob_cli.data.pairs import PairSource
 from cloob_cli.data.random_numbers import uniforms
 from cloob_cli.data.sample_order import block_windows, epoch_order
 from cloob_cli.data.streaming import PairStream
-from cloob_cli.data.text import Tokenizer
+from cloob_cli.data.tokenizer import Tokenizer
 from cloob_cli.errors import DataError, Failure, ImageError
 from cloob_cli.parallel import core_count, map_in_order
 from cloob_cli.recipe import AugmentSection

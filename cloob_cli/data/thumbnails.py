@@ -6,7 +6,7 @@ import io
 
 from PIL import Image, features
 
-from cloob_cli.data.upright import Upright, orientation
+from cloob_cli.data.upright_rgb import Upright, orientation
 
 SIDE = 128  # pixels of the longer side
 MOST_BYTES = 6144  # of one thumbnail; photographs take about half

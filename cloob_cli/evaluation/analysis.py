@@ -27,7 +27,7 @@ from cloob_cli.core.hopfield import (
     retrieve,
 )
 from cloob_cli.core.zero_shot import fill_template
-from cloob_cli.data.captioned import CaptionedSet
+from cloob_cli.data.captioned_images import CaptionedSet
 from cloob_cli.data.labeled_set import ClassificationSet
 from cloob_cli.evaluation.embeddings import Embedder, OnImage
 from cloob_cli.evaluation.run import DataSet

@@ -20,7 +20,7 @@ from cloob_cli import exchange, launch
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.zero_shot import class_embeddings
-from cloob_cli.data.content import digest_of_images
+from cloob_cli.data.content_digest import digest_of_images
 from cloob_cli.data.images import Preprocess, normalize
 from cloob_cli.errors import DataError, Failure, ImageError, one_line
 from cloob_cli.evaluation.store import Kept, Store

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from cloob_cli.core.bootstrap import mean_intervals
-from cloob_cli.core.recall import retrieval_places
-from cloob_cli.data.captioned import CaptionedSet
+from cloob_cli.core.retrieval_recall import retrieval_places
+from cloob_cli.data.captioned_images import CaptionedSet
 from cloob_cli.evaluation.embeddings import Embedder, OnImage
 from cloob_cli.evaluation.results import Record
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cloob_cli.data.captioned import CaptionedSet, is_benchmark_retrieval, open_captioned_set
+from cloob_cli.data.captioned_images import CaptionedSet, is_benchmark_retrieval, open_captioned_set
 from cloob_cli.data.classification import open_classification_set
 from cloob_cli.data.image_folder import suffixes
 from cloob_cli.data.labeled_set import ClassificationSet
@@ -13,9 +13,9 @@ from cloob_cli.data.labeled_tables import LABEL_NAMES, parquet_columns, parquet_
 from cloob_cli.data.sources.columns import CAPTION_NAMES
 from cloob_cli.data.sources.files import METADATA_NAMES, read_columns
 from cloob_cli.errors import DataError
+from cloob_cli.evaluation.class_names import Labels, class_texts
 from cloob_cli.evaluation.embeddings import Embedder, OnImage
-from cloob_cli.evaluation.naming import Labels, class_texts
-from cloob_cli.evaluation.probe import few_shot, linear_probe
+from cloob_cli.evaluation.linear_probe import few_shot, linear_probe
 from cloob_cli.evaluation.results import LEARNING, Record, Task
 from cloob_cli.evaluation.retrieval import retrieval
 from cloob_cli.evaluation.zero_shot import zero_shot

@@ -13,7 +13,7 @@ from cloob_cli.errors import NotExportableError
 if TYPE_CHECKING:
     from cloob_cli.core.config import ModelConfig
     from cloob_cli.core.model import CloobModel
-    from cloob_cli.data.text import Tokenizer
+    from cloob_cli.data.tokenizer import Tokenizer
 
 _CLIP_VOCABULARY = 49408
 # Patterns of what cleaning does before it takes lower case, where a file can express it: straight quotation marks, and
@@ -123,7 +123,7 @@ def write_readme(folder: Path, target: Path, library: str, usage: str) -> None:
 
 def tokenizer_of(model: CloobModel) -> Tokenizer:
     """The tokenizer that a model was opened with."""
-    from cloob_cli.data.text import Tokenizer
+    from cloob_cli.data.tokenizer import Tokenizer
 
     assert isinstance(model.tokenize, Tokenizer)  # open_model brings it
     return model.tokenize

@@ -13,7 +13,7 @@ from torch import Tensor
 from cloob_cli.core.calibration import keeping_threshold
 from cloob_cli.core.rejection import cosine_score, empty_pattern_share, energy_score, softmax_score
 from cloob_cli.inference.labels import Label
-from cloob_cli.inference.rows import Choice, Classified
+from cloob_cli.inference.result_rows import Choice, Classified
 from cloob_cli.inference.scoring import Scores
 
 Rejection = Literal["energy", "cosine", "softmax", "empty"]

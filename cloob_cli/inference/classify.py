@@ -15,10 +15,10 @@ from cloob_cli.data.images import Preprocess
 from cloob_cli.errors import Failure
 from cloob_cli.inference.answers import Answers
 from cloob_cli.inference.encoding import device_of, encode_images
+from cloob_cli.inference.image_batches import OnImage, image_batches
 from cloob_cli.inference.labels import Label
 from cloob_cli.inference.prefetch import prefetched
-from cloob_cli.inference.reading import OnImage, image_batches
-from cloob_cli.inference.rows import Classified
+from cloob_cli.inference.result_rows import Classified
 from cloob_cli.inference.scoring import AnyScorer
 
 # Called while labels are encoded: with the number of their texts that are done, and of all.

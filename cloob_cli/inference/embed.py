@@ -15,12 +15,12 @@ from cloob_cli.core.model import CloobModel
 from cloob_cli.data.images import Preprocess
 from cloob_cli.errors import Failure
 from cloob_cli.inference.encoding import device_of, encode_in_passes, encode_texts, encode_texts_in_passes, pass_size
+from cloob_cli.inference.image_batches import OnImage, image_batches
+from cloob_cli.inference.index.file_stamp import Stamp
 from cloob_cli.inference.index.files import IndexFiles
-from cloob_cli.inference.index.stamp import Stamp
 from cloob_cli.inference.index.writing import Chunk, write_chunks
 from cloob_cli.inference.prefetch import prefetched
-from cloob_cli.inference.reading import OnImage, image_batches
-from cloob_cli.inference.tokens import count_cut
+from cloob_cli.inference.text_checks import count_cut
 
 if TYPE_CHECKING:
     import pyarrow

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from cloob_cli.inference.reading import ImageBatch
+from cloob_cli.inference.image_batches import ImageBatch
 
 
 def prefetched(batches: Iterable[ImageBatch], device: torch.device) -> Iterator[ImageBatch]:

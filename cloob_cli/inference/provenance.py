@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from cloob_cli.inference.output_files import MADE_BY, Command
+from cloob_cli.inference.output_paths import MADE_BY, Command
 
 if TYPE_CHECKING:
     from cloob_cli.core.config import ModelConfig

@@ -16,11 +16,11 @@ from cloob_cli.checkpoint.folder import (
     check_fingerprint,
     is_model_folder,
     read_config,
-    read_header,
     save_model,
     store_fingerprint,
     write_config,
 )
+from cloob_cli.checkpoint.tensor_file import read_header
 from cloob_cli.convert.folder_forms import foreign_form
 from cloob_cli.errors import ModelFolderError
 from cloob_cli.files import link_or_copy
@@ -119,7 +119,7 @@ def _fill_from_weights(folder: Path, weights: Path) -> None:
     if tokenizer.is_file():
         shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
     elif config.tokenizer.kind == "clip":
-        from cloob_cli.data.text import clip_tokenizer
+        from cloob_cli.data.tokenizer import clip_tokenizer
 
         clip_tokenizer(config.text.context_length).save(folder / TOKENIZER_FILE)
 

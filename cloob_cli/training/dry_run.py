@@ -11,9 +11,9 @@ from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.towers import freeze
 from cloob_cli.data.loader import check_enough
-from cloob_cli.data.text import clip_tokenizer
+from cloob_cli.data.tokenizer import clip_tokenizer
 from cloob_cli.recipe import Recipe
-from cloob_cli.training.build import choose_device
+from cloob_cli.training.build_run import choose_device
 from cloob_cli.training.data_split import open_data
 from cloob_cli.training.initial_model import FindModel, check_architecture
 from cloob_cli.training.new_model import check_frozen_parts, model_config

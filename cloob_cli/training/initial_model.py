@@ -25,8 +25,8 @@ from cloob_cli.checkpoint.folder import (
 )
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import CloobModel, build, with_weights
-from cloob_cli.core.positions import fitted_positions
-from cloob_cli.data.text import Tokenizer, clip_tokenizer, train_bpe
+from cloob_cli.core.positional_embeddings import fitted_positions
+from cloob_cli.data.tokenizer import Tokenizer, clip_tokenizer, train_bpe
 from cloob_cli.errors import DataError, RecipeError, UsageError
 from cloob_cli.recipe import Recipe
 from cloob_cli.training.checkpoints import Progress

@@ -18,7 +18,7 @@ from cloob_cli.checkpoint.folder import WEIGHTS_FILE
 from cloob_cli.core.blending import blended
 from cloob_cli.errors import one_line
 from cloob_cli.files import replacing
-from cloob_cli.training.build import Run
+from cloob_cli.training.build_run import Run
 from cloob_cli.training.events import Blended, Event, Notice
 
 ALPHAS = [number / 10 for number in range(11)]

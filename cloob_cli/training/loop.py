@@ -15,14 +15,16 @@ from cloob_cli.data.batch import PairBatch
 from cloob_cli.errors import DataError, Failure, Interrupted, LossInputError, NonFiniteEmbeddingsError
 from cloob_cli.recipe import Recipe
 from cloob_cli.training import processes
-from cloob_cli.training.build import Run, build_run
+from cloob_cli.training.build_run import Run, build_run
 from cloob_cli.training.checkpoints import full_disk_as_error, save_checkpoint
 from cloob_cli.training.events import CheckpointSaved, Event, Notice, StepDone, Validated
-from cloob_cli.training.finish import finish
+from cloob_cli.training.finish_run import finish
+from cloob_cli.training.finite_check import check_finite, not_finite
 from cloob_cli.training.interrupt import stop_on_signals
-from cloob_cli.training.reporting import check_finite, not_finite, report_skips, started, step_done, validate
+from cloob_cli.training.metrics_file import MetricsFile, read_rows
+from cloob_cli.training.run_events import report_skips, started, step_done, validate
 from cloob_cli.training.schedules import image_size
-from cloob_cli.training.telemetry import MetricsFile, Window, read_rows
+from cloob_cli.training.step_window import Window
 
 
 def train_recipe(

@@ -7,7 +7,7 @@ RUN/loss.png                         the loss curve (extra `report`)
 RUN/skipped.jsonl                    pairs that could not be read
 RUN/checkpoints/step-00001000/       see checkpoints.py
 RUN/start/                           the model that the run started from (with model.init), see initial_model.py
-RUN/features/image, text/            features of a frozen tower, see data/kept_features.py
+RUN/features/image, text/            features of a frozen tower, see data/feature_cache.py
 RUN/end/                             the last weights, where the finished model lies between start and end
 RUN/interpolation.json               the scores on the way from start to end (finetune.interpolate)
 RUN/model/                           the finished model
@@ -33,8 +33,8 @@ from cloob_cli.recipe import Recipe
 from cloob_cli.schema import parse
 from cloob_cli.training.checkpoints import Progress, load_progress, newest_valid
 from cloob_cli.training.events import Finished
+from cloob_cli.training.metrics_file import last_loss, read_rows
 from cloob_cli.training.precision import pick_precision
-from cloob_cli.training.telemetry import last_loss, read_rows
 
 LOCK_FILE = "run.lock"
 

@@ -22,18 +22,18 @@ from cloob_cli.checkpoint.folder import open_model, read_config
 from cloob_cli.core.distillation import TeacherProjection, embeddings_loss, joined, scores_loss, teacher_projection
 from cloob_cli.core.model import CloobModel, unit_norm
 from cloob_cli.data.batch import PairBatch
-from cloob_cli.data.captions import caption_id
+from cloob_cli.data.caption_tokens import caption_id
+from cloob_cli.data.feature_cache import FeatureTable
 from cloob_cli.data.images import Preprocess
-from cloob_cli.data.kept_features import FeatureTable
 from cloob_cli.data.loader import captions_or_none
-from cloob_cli.data.text import Tokenizer
+from cloob_cli.data.tokenizer import Tokenizer
 from cloob_cli.errors import CloobError, ModelFolderError, RecipeError, UsageError
 from cloob_cli.files import replacing
 from cloob_cli.recipe import Recipe, TeacherSection
 from cloob_cli.training.checkpoints import Progress
 from cloob_cli.training.data_split import DataSplit
 from cloob_cli.training.events import Event, Preparing
-from cloob_cli.training.features import ImageWork, TextWork, data_key, hash_of, kept_table
+from cloob_cli.training.frozen_features import ImageWork, TextWork, data_key, hash_of, kept_table
 from cloob_cli.training.initial_model import FindModel
 from cloob_cli.training.interrupt import StopRequest
 from cloob_cli.training.new_model import shown_name

@@ -17,7 +17,7 @@ import torch
 from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import PairLoader
 from cloob_cli.data.pairs import open_pairs
-from cloob_cli.data.text import clip_tokenizer
+from cloob_cli.data.tokenizer import clip_tokenizer
 from cloob_cli.recipe import AugmentSection, DataSection
 
 CHANGES = {

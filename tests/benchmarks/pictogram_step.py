@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from cloob_cli.recipe import load_recipe
-from cloob_cli.training.build import build_run, built
+from cloob_cli.training.build_run import build_run, built
 from cloob_cli.training.interrupt import StopRequest, stop_on_signals
 from cloob_cli.training.loop import batches
 

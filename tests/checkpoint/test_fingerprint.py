@@ -15,7 +15,7 @@ from cloob_cli.checkpoint.behavior_fingerprint import FINGERPRINT_FILE, TEXTS, f
 from cloob_cli.checkpoint.folder import CONFIG_KEY, check_fingerprint, open_model, save_model
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import build
-from cloob_cli.data.text import clip_tokenizer, train_bpe
+from cloob_cli.data.tokenizer import clip_tokenizer, train_bpe
 from cloob_cli.errors import ModelFolderError, VerificationError
 
 DESCRIPTION = {

@@ -21,12 +21,12 @@ from cloob_cli.checkpoint.folder import (
     TOKENIZER_FILE,
     WEIGHTS_FILE,
     open_model,
-    read_header,
     save_model,
     weights_sha256,
 )
+from cloob_cli.checkpoint.tensor_file import read_header
 from cloob_cli.core.model import CloobModel
-from cloob_cli.data.text import Tokenizer
+from cloob_cli.data.tokenizer import Tokenizer
 from cloob_cli.errors import ModelFolderError
 
 
@@ -235,7 +235,7 @@ def test_the_folder_of_a_training_run_names_the_model_in_it(model_folder: Path) 
 
 
 def test_the_tokenizer_of_another_model_is_refused(model_folder: Path, tokenizer: Tokenizer) -> None:
-    from cloob_cli.data.text import clip_tokenizer
+    from cloob_cli.data.tokenizer import clip_tokenizer
 
     clip_tokenizer(12).save(model_folder / TOKENIZER_FILE)
     fails(model_folder, "tokenizer.json", "49408", str(tokenizer.vocab_size))

@@ -12,7 +12,7 @@ from tiny_model import save_tiny_model
 from tiny_run import write_class_folders
 
 from cloob_cli import load
-from cloob_cli.data.captioned import open_captioned_set
+from cloob_cli.data.captioned_images import open_captioned_set
 from cloob_cli.evaluation import analysis
 from cloob_cli.evaluation.embeddings import Embedder
 

@@ -347,7 +347,7 @@ def test_wrong_usage_is_one_line_and_a_hint(place: Path, monkeypatch: pytest.Mon
     assert (texts.returncode, texts.stderr.splitlines()[-1]) == (2, "hint: use one of: .npy .lance")
     assert embed(place, "foreign layout") == 10
     monkeypatch.setitem(sys.modules, "lancedb", None)
-    monkeypatch.setattr("cloob_cli.inference.index.place.has_lancedb", lambda: False)
+    monkeypatch.setattr("cloob_cli.inference.index.output_place.has_lancedb", lambda: False)
     missing = cloob_here("embed", "images", "-m", "model", "-o", "emb.lance", cwd=place)
     assert missing.returncode == 1
     assert missing.stderr.splitlines()[-1] == "hint: pip install 'cloob[search]'"

@@ -17,7 +17,7 @@ from margins import close
 from safetensors.torch import load_file
 from tiny_run import write_pairs, write_recipe
 
-from cloob_cli.training.telemetry import read_rows
+from cloob_cli.training.metrics_file import read_rows
 
 TWO_PROCESSES = [
     sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
@@ -28,7 +28,7 @@ CHECKPOINTS = {"train__checkpoint_every": 20, "train__keep_checkpoints": 3}
 # Kills the process 10 steps after the first checkpoint.
 KILLED = """
 import os
-from cloob_cli.training.telemetry import MetricsFile
+from cloob_cli.training.metrics_file import MetricsFile
 add = MetricsFile.add
 def killed(self, event):
     add(self, event)

@@ -21,7 +21,7 @@ from cloob_cli.checkpoint.behavior_fingerprint import TEXTS, fixed_images
 from cloob_cli.checkpoint.folder import open_model, read_config, weights_sha256
 from cloob_cli.convert import convert_checkpoint
 from cloob_cli.convert.transformers_names import to_transformers
-from cloob_cli.data.text import train_bpe
+from cloob_cli.data.tokenizer import train_bpe
 from cloob_cli.errors import ConversionError, ModelFolderError, UnsafeCheckpointError
 from cloob_cli.export import export_model
 from cloob_cli.files import sha256_of

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import CloobModel, build
-from cloob_cli.core.positions import fitted_positions
+from cloob_cli.core.positional_embeddings import fitted_positions
 
 VIT = {"kind": "vit", "image_size": 64, "patch_size": 8, "width": 32, "layers": 2, "heads": 2}
 RESNET = {"kind": "resnet", "image_size": 64, "width": 8, "layers": [1, 1, 1, 1], "heads": 4}

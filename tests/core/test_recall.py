@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cloob_cli.core import recall
-from cloob_cli.core.recall import retrieval_places
+from cloob_cli.core import retrieval_recall
+from cloob_cli.core.retrieval_recall import retrieval_places
 from cloob_cli.errors import NonFiniteEmbeddingsError
 
 
@@ -23,8 +23,8 @@ def by_sorting(queries: torch.Tensor, keys: torch.Tensor, own: torch.Tensor) -> 
 
 @pytest.mark.parametrize(("images", "captions"), [(2, 1), (60, 1), (60, 5), (300, 3)])
 def test_places_equal_a_full_sort(images: int, captions: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recall, "_QUERIES", 64)
-    monkeypatch.setattr(recall, "_KEYS", 50)
+    monkeypatch.setattr(retrieval_recall, "_QUERIES", 64)
+    monkeypatch.setattr(retrieval_recall, "_KEYS", 50)
     owners = torch.arange(images).repeat_interleave(captions)[torch.randperm(images * captions)]
     pictures = unit(images, 16, 0)
     texts = torch.nn.functional.normalize(pictures[owners] + 1.2 * unit(images * captions, 16, 1), dim=1)

@@ -14,7 +14,7 @@ from cloob_cli.core.zero_shot import class_embeddings
 from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import PairLoader
 from cloob_cli.data.pairs import open_pairs
-from cloob_cli.data.text import train_bpe
+from cloob_cli.data.tokenizer import train_bpe
 from cloob_cli.recipe import AugmentSection, DataSection
 
 END = 599

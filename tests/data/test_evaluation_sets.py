@@ -16,9 +16,9 @@ import pytest
 from pair_files import captions_of, encoded, image, write_folder, write_parquet
 from tiny_run import COLORS, write_class_folders
 
-from cloob_cli.data.captioned import open_captioned_set
+from cloob_cli.data.captioned_images import open_captioned_set
 from cloob_cli.data.classification import open_classification_set
-from cloob_cli.data.content import digest_of_images
+from cloob_cli.data.content_digest import digest_of_images
 from cloob_cli.errors import DataError
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 import cloob_cli
 from cloob_cli.data.images import Preprocess, normalize
 from cloob_cli.errors import ImageError
-from cloob_cli.inference.reading import image_batches
+from cloob_cli.inference.image_batches import image_batches
 
 SIZE = 32
 RANDOM = np.random.default_rng(0)

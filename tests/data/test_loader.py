@@ -28,7 +28,7 @@ from cloob_cli.data.pairs import PairSource, open_pairs
 from cloob_cli.data.sample_order import epoch_order
 from cloob_cli.data.sources.parquet import ParquetSource
 from cloob_cli.data.streaming import PairStream
-from cloob_cli.data.text import Tokenizer, train_bpe
+from cloob_cli.data.tokenizer import Tokenizer, train_bpe
 from cloob_cli.errors import DataError
 from cloob_cli.recipe import AugmentSection, DataSection
 
@@ -279,7 +279,7 @@ def start_streaming(folder: Path) -> tuple[subprocess.Popen, list[int]]:
             from cloob_cli.data.images import Preprocess
             from cloob_cli.data.loader import PairLoader
             from cloob_cli.data.pairs import open_pairs
-            from cloob_cli.data.text import clip_tokenizer
+            from cloob_cli.data.tokenizer import clip_tokenizer
             from cloob_cli.recipe import AugmentSection, DataSection
 
             def main():

@@ -13,7 +13,7 @@ from PIL import Image
 from cloob_cli.core.config import PreprocessConfig
 from cloob_cli.data.decoding_memory import MemoryBudget
 from cloob_cli.data.images import Preprocess, open_image, read_crop
-from cloob_cli.data.scaled import AVERAGE_RESERVE, averaged
+from cloob_cli.data.scaled_decoding import AVERAGE_RESERVE, averaged
 
 BUDGET = MemoryBudget(10**9)
 # Sides of which neither 8, 5 nor 2 is a divisor: the last row and column of a smaller image stand for part of a pixel.

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloob_cli.core.config import TokenizerConfig
-from cloob_cli.data.text import Tokenizer, clean, clip_tokenizer, train_bpe
+from cloob_cli.data.tokenizer import Tokenizer, clean, clip_tokenizer, train_bpe
 from cloob_cli.errors import InputError, ModelFolderError
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "tokens.json").read_text(encoding="utf-8"))

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from cloob_cli.core.config import PreprocessConfig
-from cloob_cli.data import images, upright
+from cloob_cli.data import images, upright_rgb
 from cloob_cli.data.images import Preprocess
-from cloob_cli.data.upright import Upright
+from cloob_cli.data.upright_rgb import Upright
 
 RANDOM = np.random.default_rng(0)
 NOISE = RANDOM.integers(0, 256, (90, 130, 4), dtype=np.uint8)
@@ -44,7 +44,7 @@ KINDS = {
 @pytest.fixture(params=[None, 1000, 1], ids=["whole", "bands of 7 rows", "bands of one row"])
 def bands(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param:
-        monkeypatch.setattr(upright, "BAND_PIXELS", request.param)
+        monkeypatch.setattr(upright_rgb, "BAND_PIXELS", request.param)
         monkeypatch.setattr(images, "BAND_PIXELS", request.param)
     return
 

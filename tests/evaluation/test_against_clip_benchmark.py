@@ -27,7 +27,7 @@ from tiny_run import COLORS, PLACES, write_class_folders
 
 from cloob_cli import load
 from cloob_cli.core.model import CloobModel
-from cloob_cli.data.captioned import CaptionedSet, open_captioned_set
+from cloob_cli.data.captioned_images import CaptionedSet, open_captioned_set
 from cloob_cli.data.classification import open_classification_set
 from cloob_cli.evaluation.embeddings import Embedder
 from cloob_cli.evaluation.retrieval import retrieval

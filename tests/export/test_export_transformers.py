@@ -17,7 +17,7 @@ from cloob_cli.checkpoint.folder import open_model, save_model
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import build
 from cloob_cli.data.images import open_image
-from cloob_cli.data.text import Tokenizer, clip_tokenizer, train_bpe
+from cloob_cli.data.tokenizer import Tokenizer, clip_tokenizer, train_bpe
 from cloob_cli.errors import NotExportableError
 from cloob_cli.export import export_model
 

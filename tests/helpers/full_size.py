@@ -55,7 +55,7 @@ def write(name: str, folder: Path) -> None:
     from safetensors.torch import save_file
 
     from cloob_cli.core.model import build
-    from cloob_cli.data.text import clip_tokenizer
+    from cloob_cli.data.tokenizer import clip_tokenizer
 
     config = configuration(name)
     model = build(config, seed=0).eval().requires_grad_(False)

@@ -20,7 +20,7 @@ from cloob_cli.core import distributed as collectives
 from cloob_cli.core.loss import contrastive_loss
 from cloob_cli.core.loss.steps import TILE_SIZES, TileSizes
 from cloob_cli.errors import LossInputError, NonFiniteEmbeddingsError
-from cloob_cli.training.cached import cached_gradient_step
+from cloob_cli.training.gradient_cache import cached_gradient_step
 
 
 class Towers(nn.Module):

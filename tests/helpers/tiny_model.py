@@ -13,7 +13,7 @@ from PIL import Image
 from cloob_cli.checkpoint.folder import save_model
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import build
-from cloob_cli.data.text import train_bpe
+from cloob_cli.data.tokenizer import train_bpe
 
 CAPTIONS = ["a red bicycle", "two cats on a roof", "the sea at night", "a bicycle under the roof"]
 VIT = {"kind": "vit", "image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "heads": 2}

@@ -6,7 +6,7 @@ import torch
 
 from cloob_cli.inference.answers import Answers, Rules, further_names, stored_threshold
 from cloob_cli.inference.labels import Label
-from cloob_cli.inference.rows import Classified
+from cloob_cli.inference.result_rows import Classified
 from cloob_cli.inference.scoring import Scorer
 
 TREE = [

@@ -13,8 +13,8 @@ from pyarrow import parquet
 
 from cloob_cli.inference.arrow_file import arrow_file
 from cloob_cli.inference.index.files import IndexFiles
-from cloob_cli.inference.index.stored import find_index
-from cloob_cli.inference.output_files import rows_of_parquet
+from cloob_cli.inference.index.reading import find_index
+from cloob_cli.inference.output_paths import rows_of_parquet
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names there are Unicode")

@@ -23,7 +23,7 @@ from cloob_cli.inference.cluster import parts, places
 from cloob_cli.inference.cluster.embedder import ImageEmbedder, Settings, read_parts
 from cloob_cli.inference.cluster.parts import Part, find_parts
 from cloob_cli.inference.cluster.places import place_of
-from cloob_cli.inference.cluster.table import failures_of, write_table
+from cloob_cli.inference.cluster.result_table import failures_of, write_table
 from cloob_cli.inference.embed import embed_images
 from cloob_cli.inference.encoding import prepare_for_inference
 

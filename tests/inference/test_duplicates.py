@@ -20,8 +20,8 @@ from cloob_cli.inference.duplicates import components
 from cloob_cli.inference.duplicates.components import connected_rows
 from cloob_cli.inference.duplicates.groups import Copy, Limits, duplicate_groups, identical_index
 from cloob_cli.inference.duplicates.perceptual_hash import hash_of, perceptual_hashes
-from cloob_cli.inference.index.stamp import Stamp
-from cloob_cli.inference.index.stored import StoredIndex
+from cloob_cli.inference.index.file_stamp import Stamp
+from cloob_cli.inference.index.reading import StoredIndex
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from cloob_cli.inference.encoding import (
     pass_size,
     prepare_for_inference,
 )
-from cloob_cli.inference.reading import image_batches
+from cloob_cli.inference.image_batches import image_batches
 
 UNIT_ROWS = "elements below 1 through a dozen layers in float32: 16 EPS"
 

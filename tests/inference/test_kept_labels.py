@@ -13,10 +13,10 @@ from tiny_model import save_images, save_tiny_model
 
 from cloob_cli import load
 from cloob_cli.core.model import CloobModel
-from cloob_cli.data.text import train_bpe
-from cloob_cli.inference import kept_labels
+from cloob_cli.data.tokenizer import train_bpe
+from cloob_cli.inference import label_cache
 from cloob_cli.inference.classify import encode_labels
-from cloob_cli.inference.kept_labels import recall_labels
+from cloob_cli.inference.label_cache import recall_labels
 from cloob_cli.inference.labels import Label
 
 LABELS = [Label(f"a bicycle {number}", (f"a bicycle {number}", f"cat {number}")) for number in range(16)]
@@ -37,7 +37,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         counts.append(len(labels))
         return encode_labels(model, labels, *further)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(kept_labels, "encode_labels", counted)
+    monkeypatch.setattr(label_cache, "encode_labels", counted)
     return counts
 
 
@@ -77,7 +77,7 @@ def test_what_changes_the_numbers_is_another_key(
         recall()
 
     def another_version() -> None:
-        monkeypatch.setattr(kept_labels, "__version__", "0")
+        monkeypatch.setattr(label_cache, "__version__", "0")
         recall()
 
     recall()
@@ -141,7 +141,7 @@ def test_files_that_were_used_longest_ago_make_room(
             os.utime(path, ns=(0, path.stat().st_mtime_ns - 10**12))  # older by a quarter of an hour
     recall_labels(folder, model, "0", LABELS, TEMPLATES)  # the oldest, but used now
     size = kept_files(folder)[0].stat().st_size
-    monkeypatch.setattr(kept_labels, "MOST_BYTES", 3 * size)
+    monkeypatch.setattr(label_cache, "MOST_BYTES", 3 * size)
     recall_labels(folder, model, "3", LABELS, TEMPLATES)
     assert len(encoded) == 4
     for weights in ("0", "2", "3"):

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cloob_cli.errors import Failure, UsageError
-from cloob_cli.inference.output_files import Command, check_output, failures_path, made_by
-from cloob_cli.inference.outputs import write_failures
-from cloob_cli.inference.rows import Choice, Classified, open_rows
+from cloob_cli.inference.output_paths import Command, check_output, failures_path, made_by
+from cloob_cli.inference.result_rows import Choice, Classified, open_rows
+from cloob_cli.inference.row_writers import write_failures
 
 SUFFIXES: dict[Command, list[str]] = {"embed": [".npy"], "classify": [".csv", ".jsonl", ".parquet"]}
 LEGACY = dict.fromkeys(("model", "weights_sha256", "preprocessing", "version"), "?")

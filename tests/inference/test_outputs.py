@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloob_cli.inference.outputs import NpyRows
+from cloob_cli.inference.row_writers import NpyRows
 
 
 @given(st.lists(st.integers(0, 40), max_size=6), st.integers(1, 5), st.sampled_from(["float32", "float16"]))

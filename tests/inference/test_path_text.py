@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloob_cli.inference.rows import Choice, Classified, open_rows
+from cloob_cli.inference.result_rows import Choice, Classified, open_rows
 from cloob_cli.path_text import path_of, path_text
 
 posix = pytest.mark.skipif(os.name != "posix", reason="file names of any bytes")

@@ -14,8 +14,8 @@ from tiny_model import RESNET, save_images, save_tiny_model
 from cloob_cli.checkpoint.folder import open_model
 from cloob_cli.inference.embed import embed_images
 from cloob_cli.inference.encoding import prepare_for_inference
+from cloob_cli.inference.image_batches import ImageBatch
 from cloob_cli.inference.prefetch import prefetched
-from cloob_cli.inference.reading import ImageBatch
 
 
 def test_on_a_cpu_batches_pass_through_one_by_one() -> None:

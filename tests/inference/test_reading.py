@@ -19,8 +19,8 @@ from tiny_model import save_hostile_images, save_images
 
 from cloob_cli.data.images import Preprocess
 from cloob_cli.errors import Failure, InputError
-from cloob_cli.inference import reading
-from cloob_cli.inference.reading import collect_images, image_batches
+from cloob_cli.inference import image_batches as image_batches_module
+from cloob_cli.inference.image_batches import collect_images, image_batches
 from cloob_cli.path_text import path_text
 
 PREPROCESS = Preprocess(32)
@@ -69,14 +69,14 @@ def test_every_image_is_told_as_soon_as_it_is_read(tmp_path: Path) -> None:
 def test_a_decoder_that_raises_anything_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = save_images(tmp_path, 3)
     broken = paths[1]
-    original = reading.read_crop
+    original = image_batches_module.read_crop
 
     def read_crop(path: Path, *further: Any, **options: Any) -> np.ndarray:
         if path == broken:
             raise RecursionError("too deep")
         return original(path, *further, **options)
 
-    monkeypatch.setattr(reading, "read_crop", read_crop)
+    monkeypatch.setattr(image_batches_module, "read_crop", read_crop)
     failed, batch = image_batches(paths, PREPROCESS, batch_size=8, workers=2)
     assert [failure.reason for failure in failed.failures] == ["RecursionError: too deep"]
     assert len(batch.paths) == 2

@@ -8,7 +8,7 @@ from tiny_model import save_tiny_model
 import cloob_cli
 from cloob_cli.core.model import CloobModel
 from cloob_cli.inference.labels import Label
-from cloob_cli.inference.tokens import count_cut, label_tokens
+from cloob_cli.inference.text_checks import count_cut, label_tokens
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from cloob_cli import load
 from cloob_cli.checkpoint.folder import TOKENIZER_FILE, WEIGHTS_FILE, read_config
-from cloob_cli.data.text import Tokenizer, clip_tokenizer, train_bpe
+from cloob_cli.data.tokenizer import Tokenizer, clip_tokenizer, train_bpe
 from cloob_cli.errors import ModelFolderError, RegistryError
 from cloob_cli.registry import install, inventory, paths
 from cloob_cli.registry.bundle import MANIFEST, write_bundle

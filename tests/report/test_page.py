@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloob_cli.inference.output_files import made_by
+from cloob_cli.inference.output_paths import made_by
 from cloob_cli.report.gallery import Gallery, Item, open_gallery
 from cloob_cli.report.links import link_to
 from cloob_cli.report.page import script_json

@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 
-from cloob_cli.training import finish
+from cloob_cli.training import finish_run
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -15,5 +15,5 @@ def no_loss_curve() -> Iterator[None]:
     """Runs draw no loss curve, which would be a third of the time of a tiny one; the run `straight` in test_loop.py
     draws its own.
     """
-    with mock.patch.object(finish, "draw_loss_curve"):
+    with mock.patch.object(finish_run, "draw_loss_curve"):
         yield

@@ -13,7 +13,7 @@ from torch import nn
 from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.loss import contrastive_loss
 from cloob_cli.core.model import CloobModel, build
-from cloob_cli.training.cached import cached_gradient_step, find_micro_batch_size
+from cloob_cli.training.gradient_cache import cached_gradient_step, find_micro_batch_size
 
 pytestmark = pytest.mark.numeric
 

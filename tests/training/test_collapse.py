@@ -9,7 +9,7 @@ import torch
 
 from cloob_cli.core.loss import contrastive_loss
 from cloob_cli.recipe import ObjectiveSection
-from cloob_cli.training.telemetry import CollapseWatch
+from cloob_cli.training.collapse_watch import CollapseWatch
 
 
 def watch(name: str, warm_up: int = 0) -> CollapseWatch:

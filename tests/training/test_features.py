@@ -22,13 +22,13 @@ from tiny_run import equal_weights, write_pairs, write_recipe
 
 from cloob_cli.checkpoint.folder import open_model, read_config, save_model
 from cloob_cli.core.model import CloobModel
-from cloob_cli.data.kept_features import FeatureFile, FeatureTable
+from cloob_cli.data.feature_cache import FeatureFile, FeatureTable
 from cloob_cli.errors import NotExportableError
 from cloob_cli.export import export_model
 from cloob_cli.recipe import load_recipe
-from cloob_cli.training import features, loop
+from cloob_cli.training import frozen_features, loop
 from cloob_cli.training.events import Event, Notice, PairSkipped
-from cloob_cli.training.telemetry import read_rows
+from cloob_cli.training.metrics_file import read_rows
 
 HEADS = {"adapter": {"layers": 2, "width": 24}}
 CASES = [
@@ -138,8 +138,8 @@ def test_features_of_other_weights_or_data_are_computed_anew_and_that_is_told(da
 
 KILLED = """
 import os, signal, sys
-from cloob_cli.data import kept_features
-from cloob_cli.training import features
+from cloob_cli.data import feature_cache
+from cloob_cli.training import frozen_features
 features.BLOCK = 8
 plain, blocks = kept_features.FeatureFile.add, []
 
@@ -179,7 +179,7 @@ def test_a_run_killed_while_features_are_written_ends_with_the_same_bits(data, i
     again = command(0)
     assert again.returncode == 3, again.stderr  # two pairs cannot be used
     assert "going on after 24 of 64" in again.stderr
-    monkeypatch.setattr(features, "BLOCK", 8)
+    monkeypatch.setattr(frozen_features, "BLOCK", 8)
     run(tmp_path / "straight", load_recipe(recipe, init=lambda *_: read_config(init)))
     assert equal_weights(model(tmp_path / "cut"), model(tmp_path / "straight"))
 

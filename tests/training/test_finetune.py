@@ -25,8 +25,8 @@ from torch import Tensor
 import cloob_cli
 from cloob_cli.checkpoint.folder import open_model, read_config, save_model
 from cloob_cli.core.config import CLIP_VOCAB_SIZE, TokenizerConfig
-from cloob_cli.core.positions import fitted_positions
-from cloob_cli.data.text import Tokenizer
+from cloob_cli.core.positional_embeddings import fitted_positions
+from cloob_cli.data.tokenizer import Tokenizer
 from cloob_cli.errors import DataError, RecipeError, UsageError
 from cloob_cli.recipe import OptimizerSection
 from cloob_cli.training import loop

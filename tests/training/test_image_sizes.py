@@ -87,7 +87,7 @@ def test_without_crops_a_smaller_image_is_the_model_s_image_resized(data: Path, 
     from cloob_cli.data.images import Preprocess
     from cloob_cli.data.loader import PairLoader
     from cloob_cli.data.pairs import open_pairs
-    from cloob_cli.data.text import clip_tokenizer
+    from cloob_cli.data.tokenizer import clip_tokenizer
     from cloob_cli.recipe import AugmentSection, DataSection
 
     source, preprocess = open_pairs(DataSection(train=str(data))), Preprocess(32)

@@ -9,8 +9,8 @@ import torch
 
 from cloob_cli.core.distributed import RowLayout
 from cloob_cli.core.loss import TILED_FROM
-from cloob_cli.training import implementation
-from cloob_cli.training.implementation import choose_implementation, measure_implementations
+from cloob_cli.training import loss_implementation
+from cloob_cli.training.loss_implementation import choose_implementation, measure_implementations
 
 CPU = torch.device("cpu")
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 def cost(monkeypatch):
     """Seconds that each implementation seems to take, in place of a clock; the losses themselves are computed."""
     seconds = {"definition": 3.0, "tiled": 2.0, "triton": 1.0}
-    now, real = [0.0], implementation.contrastive_loss
+    now, real = [0.0], loss_implementation.contrastive_loss
     ran = []
 
     def loss(x, y, objective, *, implementation, **options):
@@ -27,8 +27,8 @@ def cost(monkeypatch):
         now[0] += seconds[implementation] if len(ran) % 2 == 0 else 100.0  # the first time compiles
         return real(x, y, objective, implementation="tiled", **options)
 
-    monkeypatch.setattr(implementation, "contrastive_loss", loss)
-    monkeypatch.setattr(implementation.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(loss_implementation, "contrastive_loss", loss)
+    monkeypatch.setattr(loss_implementation.time, "perf_counter", lambda: now[0])
     seconds["ran"] = ran
     return seconds
 
@@ -58,6 +58,6 @@ def test_the_fastest_at_the_runs_own_shape_is_taken(cost):
 
 
 def test_a_batch_too_large_for_the_definition_is_not_tried_with_it(cost, monkeypatch):
-    monkeypatch.setattr(implementation, "_DEFINITION_UP_TO", 47)
+    monkeypatch.setattr(loss_implementation, "_DEFINITION_UP_TO", 47)
     found = measure_implementations(RowLayout((48,)), 16, CPU, "cloob", "fp32", kernels=False, scale_hopfield=8.0)
     assert found == ("tiled", "measured: tiled 2000.0 ms")

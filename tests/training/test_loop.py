@@ -24,7 +24,7 @@ import cloob_cli
 from cloob_cli.core.zero_shot import DEFAULT_TEMPLATES, class_embeddings
 from cloob_cli.errors import DataError, DiskSpaceError, NonFiniteLossError, TrainingError, UsageError
 from cloob_cli.recipe import load_recipe
-from cloob_cli.training import finish, loop, step
+from cloob_cli.training import finish_run, loop, step
 from cloob_cli.training.events import (
     CheckpointSaved,
     Event,
@@ -35,8 +35,9 @@ from cloob_cli.training.events import (
     StepDone,
     Validated,
 )
+from cloob_cli.training.loss_curve import draw_loss_curve
+from cloob_cli.training.metrics_file import read_rows
 from cloob_cli.training.run_folder import RunFolder, RunLock, claim, find_start
-from cloob_cli.training.telemetry import draw_loss_curve, read_rows
 from cloob_cli.training.validation import Validator
 
 
@@ -76,7 +77,7 @@ def of_kind(events: list[Event], kind: type) -> list:
 def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that others are compared with."""
     folder = tmp_path_factory.mktemp("straight") / "run"
-    with mock.patch.object(finish, "draw_loss_curve", draw_loss_curve):
+    with mock.patch.object(finish_run, "draw_loss_curve", draw_loss_curve):
         run(folder, tiny_recipe(data))
     return folder
 
@@ -341,7 +342,7 @@ def test_what_fails_after_the_last_step_does_not_cost_the_model(straight, data, 
         raise RuntimeError("out of paper\nand more")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Validator if failing == "run" else finish, failing, fails)
+        patch.setattr(Validator if failing == "run" else finish_run, failing, fails)
         if failing == "draw_loss_curve":
             events = run(tmp_path / "run", recipe)
             assert any("out of paper" in event.text for event in of_kind(events, Notice))

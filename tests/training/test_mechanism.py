@@ -11,8 +11,8 @@ from tiny_run import run_weights, tiny_recipe, write_class_folders, write_pairs
 from cloob_cli.recipe import ObjectiveSection
 from cloob_cli.training import loop
 from cloob_cli.training.events import Finished, StepDone
-from cloob_cli.training.mechanism import MechanismWatch, measure
-from cloob_cli.training.telemetry import read_rows
+from cloob_cli.training.hopfield_metrics import MechanismWatch, measure
+from cloob_cli.training.metrics_file import read_rows
 
 
 def alike(count: int = 64) -> torch.Tensor:

@@ -19,8 +19,8 @@ from cloob_cli.schema import parse
 from cloob_cli.training import loop
 from cloob_cli.training.checkpoints import Progress, checkpoints, newest_valid, save_checkpoint
 from cloob_cli.training.events import CheckpointSaved, Event, StepDone, Validated
+from cloob_cli.training.metrics_file import MetricsFile, read_rows
 from cloob_cli.training.run_folder import RunFolder
-from cloob_cli.training.telemetry import MetricsFile, read_rows
 
 
 @pytest.fixture(scope="module")

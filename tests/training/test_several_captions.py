@@ -19,10 +19,10 @@ from cloob_cli.data.batch import PairBatch
 from cloob_cli.data.images import normalize
 from cloob_cli.training import loop
 from cloob_cli.training.events import CheckpointSaved
+from cloob_cli.training.metrics_file import read_rows
 from cloob_cli.training.new_model import model_config
 from cloob_cli.training.processes import start_accelerator, start_processes
 from cloob_cli.training.step import TrainingStep
-from cloob_cli.training.telemetry import read_rows
 
 
 def several_captions(folder: Path) -> Path:

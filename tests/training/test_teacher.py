@@ -22,7 +22,7 @@ import cloob_cli
 from cloob_cli.core.distillation import embeddings_loss, scores_loss
 from cloob_cli.errors import RecipeError, UsageError
 from cloob_cli.training import loop, teacher
-from cloob_cli.training.telemetry import read_rows
+from cloob_cli.training.metrics_file import read_rows
 
 pytestmark = pytest.mark.numeric
 

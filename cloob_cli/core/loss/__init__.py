@@ -70,7 +70,7 @@ def contrastive_loss(
             its own positive. A row without any negative exists only where all ids are equal, which is refused.
         implementation: "definition" keeps N x N matrices, "tiled" does not; "triton" is "tiled" with fused kernels
             where these can serve (`kernels_obstacle`). "auto" is "tiled" from 256 pairs on, or several processes.
-            Training measures instead which one is the fastest on a GPU (`training/implementation.py`).
+            Training measures instead which one is the fastest on a GPU (`training/loss_implementation.py`).
         precision: of the operands of the matrix products of "tiled" and "triton"; sums are float32 always. None is
             "fp32". Ignored for float64; "bf16" becomes "tf32" for scale_hopfield above 20. "definition" multiplies as
             torch is set to (`torch.backends.cuda.matmul`).

@@ -17,11 +17,11 @@ from cloob_cli.core.model import CloobModel
 from cloob_cli.data.decoding_memory import MemoryBudget, default_budget
 from cloob_cli.data.images import Preprocess, read_crop
 from cloob_cli.errors import UsageError
-from cloob_cli.inference.cluster.contents import Content, read_part
 from cloob_cli.inference.cluster.parts import Part
+from cloob_cli.inference.cluster.read_part import Content, read_part
 from cloob_cli.inference.encoding import encode_in_passes, pass_size, prepare_for_inference
+from cloob_cli.inference.image_batches import result_or_reason
 from cloob_cli.inference.provenance import describe_computation
-from cloob_cli.inference.reading import result_or_reason
 from cloob_cli.parallel import map_in_order
 
 _BLOCK_BYTES = 32 << 20  # of images that are passed on together

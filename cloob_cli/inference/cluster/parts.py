@@ -15,7 +15,7 @@ from cloob_cli.data.image_folder import Watch, is_excluded, is_hidden, passed_ov
 from cloob_cli.data.sources.columns import IMAGE_NAMES, find_column
 from cloob_cli.errors import CloobError, DataError, Failure, InputError, NothingFoundError
 from cloob_cli.inference.cluster.places import Place, file_system, open_place, place_of
-from cloob_cli.inference.collecting import collect_images
+from cloob_cli.inference.find_images import collect_images
 from cloob_cli.text_format import first_line
 
 Kind = Literal["images", "tar", "parquet", "failure"]

@@ -13,15 +13,15 @@ import numpy as np
 from cloob_cli.errors import Failure
 from cloob_cli.files import sha256_of
 from cloob_cli.inference.duplicates.components import connected_rows
-from cloob_cli.inference.duplicates.contents import Content, content_of
+from cloob_cli.inference.duplicates.file_contents import Content, content_of
 from cloob_cli.inference.duplicates.perceptual_hash import perceptual_hashes
-from cloob_cli.inference.index.stamp import Stamp
-from cloob_cli.inference.index.stored import StoredIndex
+from cloob_cli.inference.index.file_stamp import Stamp
+from cloob_cli.inference.index.reading import StoredIndex
 from cloob_cli.path_text import path_text
 from cloob_cli.text_format import os_reason
 
 if TYPE_CHECKING:
-    from cloob_cli.inference.reading import OnImage
+    from cloob_cli.inference.image_batches import OnImage
 
 Match = Literal["best", "exact", "near"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from cloob_cli.inference.reading import OnImage
+    from cloob_cli.inference.image_batches import OnImage
 
 _SIDE = 32  # pixels of the gray image whose frequencies are looked at
 _KEPT = 8  # lowest frequencies in either direction
@@ -30,7 +30,7 @@ def perceptual_hashes(
         return []
     from cloob_cli.core.config import PreprocessConfig
     from cloob_cli.data.images import Preprocess
-    from cloob_cli.inference.reading import image_batches
+    from cloob_cli.inference.image_batches import image_batches
 
     squash = Preprocess(_SIDE, PreprocessConfig(resize="squash", interpolation="bilinear"))
     found: list[int | None] = []

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cloob_cli.errors import Failure
+from cloob_cli.inference.index.file_stamp import Stamp
 from cloob_cli.inference.index.journal import Journal, read_journal, read_part
-from cloob_cli.inference.index.known import Kept, KnownRows
-from cloob_cli.inference.index.stamp import Stamp
-from cloob_cli.inference.index.stored import CAPTION, StoredIndex
+from cloob_cli.inference.index.known_rows import Kept, KnownRows
+from cloob_cli.inference.index.reading import CAPTION, StoredIndex
 from cloob_cli.inference.index.writing import Chunk
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cloob_cli.inference.index.known import KnownRows
-from cloob_cli.inference.index.stamp import Stamp
+from cloob_cli.inference.index.file_stamp import Stamp
+from cloob_cli.inference.index.known_rows import KnownRows
 from cloob_cli.inference.provenance import with_decoding
 
 if TYPE_CHECKING:

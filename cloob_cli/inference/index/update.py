@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cloob_cli.errors import Failure
 from cloob_cli.inference.index.captions import Captions
+from cloob_cli.inference.index.file_stamp import stamped
 from cloob_cli.inference.index.files import IndexFiles
 from cloob_cli.inference.index.journal import Journal, read_part
-from cloob_cli.inference.index.known import Kept, KnownRows
-from cloob_cli.inference.index.stamp import stamped
-from cloob_cli.inference.index.stored import StoredIndex, image_index_schema
+from cloob_cli.inference.index.known_rows import Kept, KnownRows
+from cloob_cli.inference.index.reading import StoredIndex, image_index_schema
 from cloob_cli.inference.index.writing import Chunk, write_chunks
 from cloob_cli.parallel import core_count, map_in_order
 from cloob_cli.path_text import path_text

@@ -14,7 +14,7 @@ import numpy as np
 from cloob_cli.errors import Failure, NothingFoundError
 from cloob_cli.files import replacing, replacing_folder, replacing_together
 from cloob_cli.inference.index.files import IndexFiles
-from cloob_cli.inference.outputs import NpyRows, parquet_rows, write_failures
+from cloob_cli.inference.row_writers import NpyRows, parquet_rows, write_failures
 
 if TYPE_CHECKING:
     import pyarrow

@@ -27,13 +27,13 @@ from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.towers import TOWERS, TowerName, tower, trunk_is_frozen
 from cloob_cli.data.augment import changes_images
 from cloob_cli.data.batch import PairReader
-from cloob_cli.data.captions import CaptionStore
+from cloob_cli.data.caption_tokens import CaptionStore
 from cloob_cli.data.decoded_images import ImageDecoder
+from cloob_cli.data.feature_cache import FeatureFile, FeatureTable
 from cloob_cli.data.images import Preprocess, normalize
-from cloob_cli.data.kept_features import FeatureFile, FeatureTable
 from cloob_cli.data.loader import captions_or_none, worker_count
 from cloob_cli.data.streaming import PairStream
-from cloob_cli.data.text import Tokenizer
+from cloob_cli.data.tokenizer import Tokenizer
 from cloob_cli.recipe import AugmentSection, Recipe
 from cloob_cli.training.checkpoints import full_disk_as_error
 from cloob_cli.training.data_split import DataSplit

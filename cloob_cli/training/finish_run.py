@@ -13,12 +13,12 @@ from cloob_cli.checkpoint.folder import save_model
 from cloob_cli.core.device import PRECISIONS
 from cloob_cli.errors import MissingExtraError, TrainingError, one_line
 from cloob_cli.recipe import MODEL_KEYS, PATH_KEYS, Recipe
-from cloob_cli.training.build import VALIDATION_KEYS, Run
+from cloob_cli.training.build_run import VALIDATION_KEYS, Run
 from cloob_cli.training.events import Event, Finished, Notice, Validated
 from cloob_cli.training.interpolation import WeightPath, compare_alphas
+from cloob_cli.training.loss_curve import draw_loss_curve
 from cloob_cli.training.new_model import shown_name
-from cloob_cli.training.reporting import started, validate
-from cloob_cli.training.telemetry import draw_loss_curve
+from cloob_cli.training.run_events import started, validate
 
 
 def finish(run: Run) -> Iterator[Event]:

@@ -22,8 +22,8 @@ from cloob_cli.data.decoding_memory import MemoryBudget, default_budget
 from cloob_cli.data.images import Preprocess, read_crop
 from cloob_cli.data.thumbnails import thumbnail
 from cloob_cli.errors import Failure, ImageError, one_line
-from cloob_cli.inference.collecting import Collected, collect_images
-from cloob_cli.inference.index.stamp import Stamp, stamped
+from cloob_cli.inference.find_images import Collected, collect_images
+from cloob_cli.inference.index.file_stamp import Stamp, stamped
 from cloob_cli.parallel import core_count, map_in_order
 from cloob_cli.path_text import path_text
 from cloob_cli.text_format import os_reason

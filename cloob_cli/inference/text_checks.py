@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.zero_shot import fill_template
-from cloob_cli.data.text import Tokenizer
+from cloob_cli.data.tokenizer import Tokenizer
 from cloob_cli.inference.labels import Label
 
 

@@ -1,4 +1,4 @@
-"""Reports of a run on its way: its start, its steps, skipped pairs, scores, and numbers that are not finite."""
+"""Make the events of a run on its way: its start, its steps, skipped pairs, scores."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from statistics import fmean
 
 from accelerate.utils import gather_object
 
-from cloob_cli.errors import Failure, NonFiniteLossError, one_line
-from cloob_cli.training.build import Run
+from cloob_cli.errors import Failure, one_line
+from cloob_cli.training.build_run import Run
 from cloob_cli.training.events import Event, Notice, PairSkipped, Started, StepDone, Validated
-from cloob_cli.training.telemetry import Window, memory_gib
+from cloob_cli.training.finite_check import check_finite
+from cloob_cli.training.step_window import Window, memory_gib
 
 
 def started(run: Run) -> Started:
@@ -57,27 +58,6 @@ def step_done(run: Run, window: Window, mechanism: dict[str, float]) -> StepDone
         gradient_norm=fmean([norm for norm in window.norms() if math.isfinite(norm)] or [0.0]),
         inv_tau=float(run.model.inv_tau.detach()),
         mechanism=mechanism,
-    )
-
-
-def check_finite(run: Run, window: Window) -> None:
-    """Raise NonFiniteLossError where a loss or a gradient in `window` is not finite."""
-    losses = window.losses()
-    for step, (loss, norm) in enumerate(zip(losses, window.norms(), strict=True), run.step - len(losses) + 1):
-        if not math.isfinite(loss):
-            raise not_finite(run, "the loss is", step)
-        # In fp16 a step whose gradient overflows is left out and the scale lowered: that is no failure.
-        if not math.isfinite(norm) and run.progress.precision != "fp16":
-            raise not_finite(run, "the gradient is", step)
-
-
-def not_finite(run: Run, what: str, step: int) -> NonFiniteLossError:
-    """The error that ends a run whose numbers are not finite, with the checkpoint that is left."""
-    saved = f"the last valid checkpoint is {run.checkpoint}" if run.checkpoint else "no checkpoint was saved before it"
-    return NonFiniteLossError(
-        f"{what} no longer finite at step {step}; {saved}",
-        "try a lower optimizer.learning_rate, more warm-up, a smaller optimizer.gradient_clip "
-        'or train.precision = "fp32"',
     )
 
 

@@ -10,7 +10,7 @@ import typer
 
 from cloob_cli import console
 from cloob_cli.commands import completion
-from cloob_cli.commands.download_report import reporting
+from cloob_cli.commands.download_progress import reporting
 from cloob_cli.commands.options import JsonOption, QuietOption
 from cloob_cli.errors import Interrupted, UsageError, VerificationError
 
@@ -149,7 +149,7 @@ def verify(
     The exit code is 1 where one differs. With --scores, scores must agree to 0.1 points; those whose data is not
     here are named, and the exit code is then 3.
     """
-    from cloob_cli.commands.zoo_scores import check_scores
+    from cloob_cli.commands.zoo_verify_scores import check_scores
     from cloob_cli.registry.verify import verify_model
 
     checks = verify_model(name, deep)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cloob_cli.checkpoint.tensor_file import write_tensors
 from cloob_cli.core.model import CloobModel
-from cloob_cli.data.text import Tokenizer
+from cloob_cli.data.tokenizer import Tokenizer
 from cloob_cli.files import replacing
 from cloob_cli.inference.classify import OnTexts, encode_labels
 from cloob_cli.inference.labels import Label

@@ -13,8 +13,8 @@ from torch import Tensor
 from cloob_cli.errors import DataError, InputError
 from cloob_cli.files import sha256_of
 from cloob_cli.inference.index.files import source_files
-from cloob_cli.inference.index.given import open_given
-from cloob_cli.inference.index.stored import EMBED_ANEW
+from cloob_cli.inference.index.given_embeddings import open_given
+from cloob_cli.inference.index.reading import EMBED_ANEW
 
 _SAME = "embed the reference images with this model, or choose theirs with --model"
 

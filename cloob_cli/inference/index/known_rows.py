@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from cloob_cli.inference.index.stamp import Stamp
+from cloob_cli.inference.index.file_stamp import Stamp
 
 
 class Rows(Protocol):

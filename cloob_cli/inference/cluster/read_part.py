@@ -12,7 +12,7 @@ from cloob_cli.data.sources.tar_index import COMPRESSED, TarScan
 from cloob_cli.errors import DataError, ImageError
 from cloob_cli.inference.cluster.parts import Part, find_image_column
 from cloob_cli.inference.cluster.places import Place, check_size, open_place, read_place
-from cloob_cli.inference.reading import result_or_reason
+from cloob_cli.inference.image_batches import result_or_reason
 from cloob_cli.parallel import map_in_order
 from cloob_cli.path_text import path_text
 from cloob_cli.text_format import first_line, os_reason

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloob_cli.inference.outputs import parquet_rows
+from cloob_cli.inference.row_writers import parquet_rows
 
 OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
 

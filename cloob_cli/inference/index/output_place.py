@@ -1,6 +1,6 @@
 """The place that an index is to be written at: refused before any work where it cannot be, or would harm others' files.
 
-What `cloob embed` wrote itself it may replace; how that is known stands in output_files.py. A Lance table is known by
+What `cloob embed` wrote itself it may replace; how that is known stands in output_paths.py. A Lance table is known by
 the metadata of its schema, and clip-retrieval's layout by its Parquet file, which has as many rows.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from cloob_cli.errors import MissingExtraError, UsageError
 from cloob_cli.inference.index.files import LANCE, IndexFiles
 from cloob_cli.inference.lance_tables import has_data_with, has_lancedb, is_table, open_table
-from cloob_cli.inference.output_files import (
+from cloob_cli.inference.output_paths import (
     MADE_BY,
     Command,
     check_output,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from cloob_cli.data.upright import EXTREME_RATIO, Upright, orientation
+from cloob_cli.data.upright_rgb import EXTREME_RATIO, Upright, orientation
 
 # Both sides keep at least so many times the model's: of a JPEG whose decoder leaves the high frequencies out (by 2, 4
 # or 8), and of an image whose pixels are averaged in squares, which filters less well.

@@ -12,10 +12,10 @@ import numpy as np
 
 from cloob_cli.errors import InputError, MissingExtraError, UsageError
 from cloob_cli.inference.arrow_file import arrow_file
+from cloob_cli.inference.index.file_stamp import Stamp
 from cloob_cli.inference.index.files import IndexFiles
-from cloob_cli.inference.index.known import KnownRows, Rows
+from cloob_cli.inference.index.known_rows import KnownRows, Rows
 from cloob_cli.inference.index.row_parts import RowParts
-from cloob_cli.inference.index.stamp import Stamp
 from cloob_cli.inference.index.writing import EMBEDDING
 from cloob_cli.inference.lance_tables import LanceRows, lance_reason, open_table
 from cloob_cli.inference.npy_file import open_rows

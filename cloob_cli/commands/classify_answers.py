@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cloob_cli.inference.answers import Rejection, Rules
     from cloob_cli.inference.calibration import Calibration
     from cloob_cli.inference.labels import Label
-    from cloob_cli.inference.rows import Classified
+    from cloob_cli.inference.result_rows import Classified
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,18 @@ from cloob_cli.core.device import pick_device
 from cloob_cli.core.model import CloobModel
 from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import PairLoader, check_enough
-from cloob_cli.data.text import Tokenizer
+from cloob_cli.data.tokenizer import Tokenizer
 from cloob_cli.recipe import Recipe
 from cloob_cli.training import processes
 from cloob_cli.training.checkpoints import Progress, load_checkpoint
+from cloob_cli.training.collapse_watch import CollapseWatch
 from cloob_cli.training.data_split import DataSplit, compare_parts, open_data
 from cloob_cli.training.ema import EMA
 from cloob_cli.training.events import Event, Notice, Preparing
-from cloob_cli.training.features import kept_features
+from cloob_cli.training.frozen_features import kept_features
+from cloob_cli.training.hopfield_metrics import REPORTS_BETWEEN, MechanismWatch
 from cloob_cli.training.initial_model import FindModel, check_same_start, fit_initial_model, keep_initial_model
 from cloob_cli.training.interrupt import StopRequest
-from cloob_cli.training.mechanism import REPORTS_BETWEEN, MechanismWatch
 from cloob_cli.training.new_model import (
     build_model,
     check_frozen_parts,
@@ -42,7 +43,6 @@ from cloob_cli.training.run_folder import RunFolder, RunLock, Start, claim, find
 from cloob_cli.training.schedules import warmup_length
 from cloob_cli.training.step import TrainingStep
 from cloob_cli.training.teacher import check_teacher, open_teacher
-from cloob_cli.training.telemetry import CollapseWatch
 from cloob_cli.training.validation import Validator, open_sets
 from cloob_cli.version import __version__
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from cloob_cli.errors import InputError
 from cloob_cli.inference.index.files import IndexFiles
 from cloob_cli.inference.index.layout_parts import PARTS_HINT
+from cloob_cli.inference.index.reading import EMBED_ANEW, OpenIndex, holds_texts, open_index
 from cloob_cli.inference.index.row_parts import RowParts
-from cloob_cli.inference.index.stored import EMBED_ANEW, OpenIndex, holds_texts, open_index
 
 if TYPE_CHECKING:
     from pathlib import Path

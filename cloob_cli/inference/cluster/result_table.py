@@ -15,7 +15,7 @@ from cloob_cli.errors import CloobError, Failure, NothingFoundError
 from cloob_cli.files import replacing, replacing_folder, replacing_together
 from cloob_cli.inference.index.files import LANCE
 from cloob_cli.inference.lance_tables import fill_table
-from cloob_cli.inference.outputs import write_failures
+from cloob_cli.inference.row_writers import write_failures
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -9,7 +9,7 @@ import numpy as np
 
 from cloob_cli.data.augment import draw
 from cloob_cli.data.random_numbers import uniforms
-from cloob_cli.data.text import Tokenizer
+from cloob_cli.data.tokenizer import Tokenizer
 
 _AT_ONCE = 20_000  # texts that are tokenized together
 _FURTHER_DRAWS = 2**32  # a sample's random numbers from here on choose its second, third, ... caption

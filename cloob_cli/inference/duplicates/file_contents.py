@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from cloob_cli.errors import ImageError
 from cloob_cli.files import sha256_of
-from cloob_cli.inference.index.stamp import Stamp
-from cloob_cli.inference.index.stored import StoredIndex
+from cloob_cli.inference.index.file_stamp import Stamp
+from cloob_cli.inference.index.reading import StoredIndex
 
 
 @dataclass
