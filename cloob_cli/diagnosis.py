@@ -48,15 +48,16 @@ def diagnose() -> dict[str, Any]:
     """Collect everything as plain values; `warnings` is a list of sentences, empty where nothing looks wrong."""
     devices, chosen, warnings = _devices()
     model, model_warnings = default_model()
+    folders = _folders()
     return {
         "versions": _versions(),
         "devices": devices,
         "used": chosen,
         "default_model": model,
-        "folders": _folders(),
+        "folders": folders,
         "decoders": decoders(),
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
-        "warnings": [*warnings, *model_warnings, *_space_warnings()],
+        "warnings": [*warnings, *model_warnings, *_folder_warnings(folders)],
     }
 
 
@@ -203,14 +204,33 @@ def _folders() -> dict[str, dict[str, Any]]:
         "recipes": assets.recipes_folder(),
     }
     return {
-        what: {"path": str(path), "exists": path.is_dir(), "free_bytes": free_space(path)}
+        what: {
+            "path": str(path),
+            "exists": path.is_dir(),
+            "writable": _is_writable(path),
+            "free_bytes": free_space(path),
+        }
         for what, path in places.items()
     }
 
 
-def _space_warnings() -> list[str]:
-    return [
+def _is_writable(folder: Path) -> bool:
+    """True where files can be made in a folder, or where it could be made."""
+    while not folder.exists():
+        folder = folder.parent
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def _folder_warnings(folders: dict[str, dict[str, Any]]) -> list[str]:
+    warnings = [
         f"only {folder['free_bytes'] / 1e9:.1f} GB are free for {what} in {folder['path']}"
-        for what, folder in _folders().items()
+        for what, folder in folders.items()
         if what in {"installed models", "Hub cache"} and folder["free_bytes"] < 2e9
     ]
+    home = folders["installed models"]
+    if not home["writable"]:
+        warnings.append(
+            f"{home['path']} cannot be written: no model can be installed, and nothing is kept for the next run "
+            "(CLOOB_HOME names another folder)"
+        )
+    return warnings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -95,5 +96,22 @@ def _expected(problem: Exception) -> CloobError | None:
         )
     if isinstance(problem, OSError):
         path = f": {problem.filename}" if problem.filename else ""
-        return CloobError(f"{problem.strerror or problem}{path}", "CLOOB_DEBUG=1 shows where")
+        return CloobError(f"{problem.strerror or problem}{path}", _remedy(problem))
     return None
+
+
+def _remedy(problem: OSError) -> str:
+    """The hint about a file that cannot be read or written."""
+    import errno
+    from pathlib import Path
+
+    from cloob_cli.registry import paths
+
+    if problem.errno == errno.ENOSPC:
+        return "free some room on that disk; `cloob zoo prune` removes what is no longer needed"
+    if problem.errno in {errno.EROFS, errno.EACCES, errno.EPERM} and problem.filename:
+        home = paths.home().absolute()
+        named = Path(os.path.abspath(os.fsdecode(problem.filename)))
+        if named == home or named in home.parents or home in named.parents:
+            return "CLOOB_HOME names another folder for models, indexes and what is kept"
+    return "CLOOB_DEBUG=1 shows where"

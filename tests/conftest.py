@@ -6,12 +6,16 @@ import gc
 import os
 import signal
 
-import margins
 import pytest
 from hypothesis import Phase, settings
 
-# One thread a process: two test workers share the cores, and sums are added in the same order everywhere.
+# One thread a process: two test workers share the cores, and sums are added in the same order everywhere. torch reads
+# this when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The commands that tests start are compiled once, not by each of some hundred processes.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+import margins
 
 # How long an example takes says something about the machine and nothing about the program.
 settings.register_profile("cloob", deadline=None)

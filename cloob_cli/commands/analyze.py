@@ -13,6 +13,7 @@ from cloob_cli.commands import completion
 from cloob_cli.commands.options import (
     BatchSizeOption,
     DeviceOption,
+    ForceOption,
     JsonOption,
     PrecisionOption,
     QuietOption,
@@ -46,6 +47,7 @@ def analyze(
     precision: PrecisionOption = None,
     batch_size: BatchSizeOption = 64,
     workers: WorkersOption = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -59,12 +61,13 @@ def analyze(
     scales = scale_hopfield or []
     if any(scale <= 0 for scale in scales):
         raise UsageError("--scale-hopfield is above 0")
-    if output is not None and output.suffix.lower() != ".json":
-        raise UsageError(f"cannot write '{output.name}': unknown file type", "use .json")
     with signals.leaving_at_once():
         from cloob_cli.commands.eval_data import located
         from cloob_cli.evaluation.plots import check_plotting, plot_analysis
         from cloob_cli.evaluation.run import Asked, open_data
+        from cloob_cli.inference.output_files import check_output
+    if output is not None:
+        check_output(output, "analyze", [".json"], force=force)
     if plots is not None:
         check_plotting()
     asked = Asked(split=split, limit=limit)
@@ -77,6 +80,7 @@ def analyze(
         raise Interrupted("interrupted", "embeddings of the whole data set are kept, if it came so far") from None
     if output is not None:
         _write(output, found)
+        console.info(f"wrote {output}")
     if plots is not None:
         for path in plot_analysis(found, plots):
             console.info(f"wrote {path}")

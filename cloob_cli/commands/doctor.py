@@ -40,6 +40,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("default model", f"{model['name']} (chosen by {model['chosen_by']})"))
     for what, folder in found["folders"].items():
         state = "" if folder["exists"] else ", not made yet"
+        state += "" if folder["writable"] else ", read-only"
         rows.append((what, f"{folder['path']} ({console.file_size(folder['free_bytes'])} free{state})"))
     missing = {"heif": "no (pip install 'cloob[heif]')"}
     rows += [(name, "yes" if there else missing.get(name, "no")) for name, there in found["decoders"].items()]

@@ -147,6 +147,8 @@ def evaluate(
         kept = f"{output} holds those; --skip-existing goes on" if output and work.records else None
         raise Interrupted(done, kept or "embeddings of whole data sets are kept and will be used again") from None
     work.show(as_json)
+    if output is not None and work.records:
+        console.info(f"wrote {output}")
     if html is not None:
         write_page(html, work.detailed, found.jobs, models, workers)
     if work.failures or found.missing:

@@ -67,7 +67,10 @@ def find_data_sets(names: list[str], asked: Asked, folder: Path | None, only: se
 def _job(path: Path, asked: Asked) -> Job:
     from cloob_cli.evaluation.run import open_data, open_train
 
-    return Job(open_data(path, asked), asked, open_train(path, asked))
+    data, train = open_data(path, asked), open_train(path, asked)
+    for line in dict.fromkeys(line for part in (data, train) for line in getattr(part, "left_out", ())):
+        console.warn(f"{path}: {line}")
+    return Job(data, asked, train)
 
 
 def located(name: str, asked: Asked) -> Path:

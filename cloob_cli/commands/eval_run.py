@@ -52,6 +52,7 @@ class Evaluations:
         self._output, self._details, self._page, self._cache = output, details, page, cache
         self._device, self._precision = device, precision
         self._batch_size, self._workers = batch_size, workers
+        self._asked_for: list[str] = []  # for each record its model, as it was named on the command line
         self._earlier: list[dict[str, Any]] = []
         if skip_existing and output is not None and output.exists():
             from cloob_cli.evaluation.results import read_records
@@ -76,6 +77,7 @@ class Evaluations:
                 shown = model_name(model, folder)
                 existing = self._existing(shown, identity, job)
                 record = existing or self._measure(embedder, shown, identity, job)
+                self._asked_for.append(name)
                 self.detailed.append(record)
                 self.records.append(record if existing or self._details else _without_details(record))
                 self._write()
@@ -87,7 +89,7 @@ class Evaluations:
         if as_json:
             console.json_document(self.records)
             return
-        console.table(*_table(self.records), dispensable=["model", "task", "images"])
+        console.table(*_table(self.records, self._asked_for), dispensable=["model", "task", "images"])
         if self._details:
             for record in self.records:
                 _show_details(record)
@@ -156,15 +158,23 @@ class Evaluations:
             temporary.write_text(text, encoding="utf-8")
 
 
-def _table(records: list[dict[str, Any]]) -> tuple[list[str], list[list[object]]]:
-    """The columns and rows of a table, scores in percent with their intervals."""
+def _table(records: list[dict[str, Any]], asked_for: list[str]) -> tuple[list[str], list[list[object]]]:
+    """The columns and rows of a table, scores in percent with their intervals.
+
+    Args:
+        asked_for: for each record its model as it was asked for, which tells models of one name apart.
+    """
     from cloob_cli.evaluation.results import metric_names
 
     names = metric_names(records)
     beside = any("published" in record for record in records)
-    rows: list[list[object]] = []
+    weights: dict[str, set[str]] = {}
     for record in records:
-        cells: list[object] = [record["dataset"], record["model"], record["task"], record.get("images")]
+        weights.setdefault(record["model"], set()).add(record.get("settings", {}).get("weights_sha256", ""))
+    rows: list[list[object]] = []
+    for record, asked in zip(records, asked_for, strict=True):
+        model = record["model"] if len(weights[record["model"]]) == 1 else f"{record['model']} ({asked})"
+        cells: list[object] = [record["dataset"], model, record["task"], record.get("images")]
         for name in names:
             cells.append(_percent(record["metrics"].get(name), record.get("intervals", {}).get(name)))
         if beside:

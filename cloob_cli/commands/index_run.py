@@ -86,6 +86,7 @@ def update_index(
     options: IndexOptions,
     name_of: NameOf | None = None,
     helpers: Helpers | None = None,
+    model: CloobModel | None = None,
 ) -> Updated:
     """Embed what is new or changed among the images, drop the rows of others, and write the index where it changes.
 
@@ -94,13 +95,14 @@ def update_index(
     Args:
         name_of: the name of a path in the index; None: `path_text`.
         helpers: other processes that embed with this one; names are then `path_text`.
+        model: the one that `options` name, where it is open already.
 
     Raises:
         UsageError: the index was made with another model, preprocessing, version or option that changes numbers.
         NothingFoundError: not one image can be read.
     """
     from cloob_cli.inference.index.journal import read_journal
-    from cloob_cli.inference.index.stored import difference, find_index, known_rows, refuse_other
+    from cloob_cli.inference.index.stored import difference, find_index, known_rows, refuse_other, told_difference
     from cloob_cli.inference.index.update import plan_update, write_index
     from cloob_cli.path_text import path_text
 
@@ -132,15 +134,19 @@ def update_index(
             return Updated(rows, [])
         with signals.leaving_at_once():
             from cloob_cli.inference import embed  # noqa: F401 - torch, among others
-        model, _ = open_model(options.model, options.device, options.precision)
+        if model is None:
+            model, _ = open_model(options.model, options.device, options.precision)
         complete = wanted | _describe_opened(model, options)
         if stored:
             refuse_other(files.embeddings, stored.metadata, complete)
-        if all(not difference(rest, complete) for rest in (resumed, captions and captions.made_with) if rest):
+        rests = [rest for rest in (resumed, captions and captions.made_with) if rest]
+        other = next(filter(None, (told_difference(rest, complete) for rest in rests)), None)
+        if other is None:
             return _embed_new(files, plan, known, captions, model, options, complete, name_of, helpers)
-    # What the killed run has done was computed on another device, say.
+    # Only the opened model tells on what kind of device it computes, and in which precision.
+    console.info(f"what an unfinished run has embedded is not used: it was made with {other}")
     _remove_journals(files)
-    return update_index(files, paths, options, name_of, helpers)
+    return update_index(files, paths, options, name_of, helpers, model)
 
 
 def _remove_journals(files: IndexFiles) -> None:

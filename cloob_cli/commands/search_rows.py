@@ -126,5 +126,6 @@ def _description(index: ApproximateIndex) -> str:
 
 
 def _tell_failure(problem: Exception) -> None:
-    reason = str(problem).strip().partition("\n")[0] or type(problem).__name__
-    console.warn(f"all rows are compared: the search index cannot be used ({reason})")
+    from cloob_cli.inference.lance_tables import lance_reason
+
+    console.warn(f"all rows are compared: the search index cannot be used ({lance_reason(problem)})")

@@ -21,6 +21,8 @@ def undo(
     That is, what --sort-into and --xmp did. Copies and links go, moved images return, sidecars get their old
     contents, and folders that were made and are empty go; then the undo file itself. What was changed since is kept
     and named: the exit code is then 1, and the undo file stays.
+
+    FILE is the undo file of one run. To take back several runs, begin with the last one.
     """
     console.configure(quiet=quiet)
     from cloob_cli.filing.undo import undo as take_back

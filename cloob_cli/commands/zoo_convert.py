@@ -76,15 +76,21 @@ def export(
 def bundle(
     name: InputNameArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is not a bundle.")] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Write a model into one file.
 
     `cloob zoo pull FILE` installs it on a machine without network.
     """
+    from cloob_cli.inference.output_files import check_writable
+    from cloob_cli.registry.bundle import is_bundle
     from cloob_cli.registry.publish import bundle_model
 
     console.configure(quiet=quiet)
+    check_writable(output, "--output")
+    if output.exists() and output.stat().st_size and not (force or is_bundle(output)):
+        raise UsageError(f"{output} exists, and is no bundle", "choose another --output, or overwrite it with --force")
     bundle_model(name, output)
     console.line(str(output))
 
@@ -106,6 +112,9 @@ def push(
 
 
 def must_be_new(output: Path) -> None:
-    """Raise UsageError where there is something at `output`."""
+    """Raise UsageError where there is something at `output`, or no folder can be made there."""
+    from cloob_cli.inference.output_files import check_place_of
+
+    check_place_of(output, "--output")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output} exists already", "name a folder that does not exist")

@@ -11,10 +11,11 @@ The layouts:
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from cloob_cli.core.zero_shot import DEFAULT_TEMPLATES
-from cloob_cli.data.image_folder import list_images
+from cloob_cli.data.image_folder import describe_passed_over, scan, suffixes
 from cloob_cli.data.labeled_set import SPLITS, ClassificationSet, Source, no_split, read_lines
 from cloob_cli.data.labeled_tables import open_labeled_table
 from cloob_cli.data.sources.tar_index import Member, index_tar, read_member
@@ -115,12 +116,26 @@ def _class_folders(folder: Path, split: str) -> ClassificationSet:
     elif split != "test":
         raise no_split(folder, split, [])
     sources, labels = [], []
+    passed_over: Counter[str] = Counter()
     for label, subfolder in enumerate(subfolders):
-        images = list_images(subfolder)
-        sources += [Source(path) for path in images]
-        labels += [label] * len(images)
+        found = scan(subfolder)
+        sources += [Source(path) for path in found.images]
+        labels += [label] * len(found.images)
+        passed_over += found.passed_over
     classes = [path.name.replace("_", " ").replace("-", " ") for path in subfolders]
-    return ClassificationSet(folder.name, classes, list(DEFAULT_TEMPLATES), sources, labels)
+    left_out = _beside(subfolders[0].parent) if subfolders else []
+    if passed_over:
+        left_out.append(describe_passed_over(passed_over))
+    return ClassificationSet(folder.name, classes, list(DEFAULT_TEMPLATES), sources, labels, left_out=tuple(left_out))
+
+
+def _beside(folder: Path) -> list[str]:
+    """A line about the images that lie beside the folders of classes, if there are any."""
+    count = sum(
+        path.suffix.lower() in suffixes() and not path.name.startswith(".") and path.is_file()
+        for path in folder.iterdir()
+    )
+    return [f"{counted(count, 'image')} beside the folders of the classes left out"] if count else []
 
 
 def _subfolders(folder: Path) -> list[Path]:

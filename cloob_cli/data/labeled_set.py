@@ -57,6 +57,7 @@ class ClassificationSet:
     """Images with one label each; `labels[i]` counts into `classes`.
 
     `synonyms`: for each class all texts that stand for it; None: its name alone.
+    `left_out`: lines that tell of images which are there and not in the set.
     """
 
     name: str
@@ -65,6 +66,7 @@ class ClassificationSet:
     sources: Sequence[ImageSource]
     labels: list[int]
     synonyms: list[list[str]] | None = None
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.sources)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -56,15 +56,12 @@ class Tokenizer:
         self.context_length = context_length
         self.id_limit = id_limit
         self._name = "the tokenizer" if isinstance(source, bytes) else str(source)
-        self._vocabulary = _read(source, self._name)
+        own_normalizer = self.config.kind == "roberta"
+        with tokenizer_errors(self._name, "is not a tokenizer.json"):
+            self._vocabulary, self._normalizer = _shared(_read(source, self._name), own_normalizer)
         check_parts(self._vocabulary, self.config.kind, self._name)
-        self._vocabulary.no_padding()
-        self._vocabulary.no_truncation()
-        self._normalizer = self._vocabulary.normalizer
         self._start = self._end = -1
-        if self.config.kind != "roberta":
-            # `clean` has done that already, and once more is not always the same: lower case can undo NFC.
-            self._vocabulary.normalizer = None
+        if not own_normalizer:
             self._start, self._end = (self._special(name) for name in (self.config.start_token, self.config.end_token))
 
     def __call__(self, texts: str | list[str]) -> torch.Tensor:
@@ -120,7 +117,7 @@ class Tokenizer:
     @cached_property
     def vocab_size(self) -> int:
         """One more than the highest id."""
-        return highest_id(self._vocabulary) + 1
+        return _shared_highest_id(self._vocabulary) + 1
 
     def to_json(self) -> str:
         """The contents of a `tokenizer.json` that also pads and cuts to `context_length`."""
@@ -244,10 +241,28 @@ def _byte_order() -> list[str]:
     return [chr(byte) for byte in printable] + [chr(256 + position) for position in range(others)]
 
 
-def _read(source: Path | str | bytes, name: str) -> Vocabulary:
+def _read(source: Path | str | bytes, name: str) -> bytes:
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        return source if isinstance(source, bytes) else Path(source).read_bytes()
     except OSError as problem:
         raise ModelFolderError(f"{name}: {os_reason(problem)}") from None
-    with tokenizer_errors(name, "is not a tokenizer.json"):
-        return Vocabulary.from_buffer(data)
+
+
+@lru_cache(maxsize=2)
+def _shared(data: bytes, own_normalizer: bool) -> tuple[Vocabulary, normalizers.Normalizer | None]:
+    """The vocabulary in a `tokenizer.json` and the normalizer that it came with, which stays in it if wanted.
+
+    Reading CLIP's 49,408 entries takes 50 ms, and a model's file is read several times while the model is converted,
+    saved and opened: all that read the same contents share one vocabulary, which nobody may change.
+    """
+    vocabulary = Vocabulary.from_buffer(data)
+    vocabulary.no_padding()
+    vocabulary.no_truncation()
+    normalizer = vocabulary.normalizer
+    if not own_normalizer:
+        # `clean` has done that already, and once more is not always the same: lower case can undo NFC.
+        vocabulary.normalizer = None
+    return vocabulary, normalizer
+
+
+_shared_highest_id = lru_cache(maxsize=2)(highest_id)

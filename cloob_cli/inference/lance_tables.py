@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 VECTOR = "vector"
 _TABLE = "rows"
+_TAIL = 1 << 20  # bytes at the end of a data file in which its schema stands
+_WRAPPERS = re.compile(r"(?:lance error|LanceError\(\w+\)|Generic \S+ error|Wrapped error|External error): ")
+_SOURCE_FILE = re.compile(r",?\s*\S+\.rs:\d+.*")
+_TWICE = re.compile(r"^(.+?: )\1+")
 
 
 def has_lancedb() -> bool:
@@ -28,6 +33,29 @@ def has_lancedb() -> bool:
 def is_table(folder: Path) -> bool:
     """True where a folder is a Lance table, by what it holds; LanceDB need not be installed."""
     return (folder / "_versions").is_dir()
+
+
+def has_data_with(folder: Path, key: str, value: str) -> bool:
+    """True where the data of a damaged table have `key` = `value` in the metadata of their schema."""
+    # An entry of a map in the encoding of Protocol Buffers; the schema is behind the rows.
+    entry = b"".join(
+        tag + bytes([len(text)]) + text for tag, text in ((b"\n", key.encode()), (b"\x12", value.encode()))
+    )
+    for path in folder.glob("data/*.lance"):
+        try:
+            with path.open("rb") as stream:
+                stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL))
+                if entry in stream.read():
+                    return True
+        except OSError:
+            pass
+    return False
+
+
+def lance_reason(problem: BaseException) -> str:
+    """The reason of an error of LanceDB, without the errors wrapped around it and the places in the source code."""
+    line = first_line(problem)
+    return _TWICE.sub(r"\1", _SOURCE_FILE.sub("", _WRAPPERS.sub("", line))).strip() or line
 
 
 def connect(folder: Path) -> Any:
@@ -142,6 +170,6 @@ class LanceRows:
         try:
             column = query().select([self._column]).to_arrow().column(self._column).combine_chunks()
         except Exception as problem:  # LanceDB has no class of errors for a damaged table
-            raise InputError(f"{self._folder} cannot be read ({first_line(problem)})", self._hint) from None
+            raise InputError(f"{self._folder} cannot be read ({lance_reason(problem)})", self._hint) from None
         rows: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.shape[1])
         return rows

@@ -7,7 +7,7 @@ That it wrote a file is known
   told belongs to that .parquet file too, and reading it says what is wrong;
 * of a .csv or .jsonl file of labels by its first line: the columns, or the keys, that `classify` writes;
 * of a report, .html, by the name of the generator in its head, whichever command asked for it;
-* of a .json or .csv file of scores by its keys, or its first line;
+* of a .json or .csv file of scores by its keys, or its first line, and of a .json file of `analyze` by its keys;
 * of a .failures.jsonl file by all its lines, and by an output of the same command beside it.
 
 An empty file holds nothing that could be lost.
@@ -23,13 +23,15 @@ from pathlib import Path
 from typing import Literal
 
 from cloob_cli.errors import UsageError
+from cloob_cli.inference.arrow_file import arrow_file
 
-Command = Literal["classify", "embed", "embed --engine ray", "eval", "report"]
+Command = Literal["classify", "embed", "embed --engine ray", "eval", "analyze", "report"]
 
 MADE_BY = "made_by"  # the key in a Parquet file's metadata; its value is the command, "cloob embed"
 RAY: Command = "embed --engine ray"  # its .parquet file has embeddings, that of `embed` is the index of a .npy file
 _EMBED_KEYS = {b"model", b"weights_sha256", b"preprocessing", b"version"}
 _CHOICE = ["label", "probability", "cosine"]
+_ANALYSIS = {"dataset", "model", "pairs", "embeddings", "retrieval"}  # among the keys of a document of `analyze`
 _SCORES = ("dataset", "model", "task")  # the first columns, or keys of each record
 _FURTHER = [
     "rejection",
@@ -53,7 +55,7 @@ def failures_path(output: Path) -> Path:
 
 def output_files(output: Path, command: Command) -> list[Path]:
     """All files that `command -o output` writes, `output` first and the failures last."""
-    if command in ("eval", "report"):
+    if command in ("eval", "analyze", "report"):
         return [output]
     index = [output.with_suffix(".parquet")] if command == "embed" else []
     return [output, *index, failures_path(output)]
@@ -121,6 +123,15 @@ def check_writable(path: Path, option: str) -> None:
         raise UsageError(f"{path} is a folder, a file was expected", f"choose another {option}")
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is not a regular file", f"choose another {option}")
+    check_place_of(path, option)
+
+
+def check_place_of(path: Path, option: str) -> None:
+    """Refuse a path where neither a file nor a folder can be made.
+
+    Raises:
+        UsageError: that.
+    """
     folder = Path(os.path.realpath(path)).parent
     while not folder.exists():
         folder = folder.parent
@@ -168,6 +179,8 @@ def made_by(path: Path) -> Command | None:
                 return "classify" if _CSV_HEADER.fullmatch(header) else None
             case ".json":
                 records = json.loads(path.read_text(encoding="utf-8"))
+                if isinstance(records, dict):
+                    return "analyze" if records.keys() >= _ANALYSIS else None
                 ours = isinstance(records, list) and all(record.keys() >= {*_SCORES, "metrics"} for record in records)
                 return "eval" if ours else None
             case ".html" | ".htm":
@@ -190,8 +203,8 @@ def _is_row(keys: list[str]) -> bool:
 def _maker_of_parquet(path: Path) -> Command | None:
     from pyarrow import parquet
 
-    with path.open("rb") as stream:  # pyarrow itself opens only paths that are UTF-8
-        schema = parquet.read_schema(stream)
+    with arrow_file(path) as opened:
+        schema = parquet.read_schema(opened)
     metadata = schema.metadata or {}
     commands: tuple[Command, ...] = ("classify", "embed", RAY)
     for command in commands:
@@ -206,8 +219,8 @@ def rows_of_parquet(path: Path) -> int:
     """The number of rows of a Parquet file."""
     from pyarrow import parquet
 
-    with path.open("rb") as stream:
-        return int(parquet.read_metadata(stream).num_rows)
+    with arrow_file(path) as opened:
+        return int(parquet.read_metadata(opened).num_rows)
 
 
 def may_have_rows(path: Path, rows: int) -> bool:

@@ -21,12 +21,15 @@ from cloob_cli.errors import ChecksumError, DiskSpaceError, DownloadError
 from cloob_cli.files import replacing, sha256_of
 from cloob_cli.registry.events import Notice, Received, Report, Started, unreported
 from cloob_cli.registry.http import (
+    NO_NETWORK,
+    TRY_AGAIN,
     RetryPolicy,
     answer_of,
     certificate_error,
     check_address,
     distrusted_certificate,
     http_client,
+    plain,
     retry_after,
     shown_address,
     validator_of,
@@ -99,8 +102,9 @@ def finished(url: str) -> Iterator[Downloaded | None]:
 class _TryAgain(Exception):
     """Nothing came; `after`: the seconds that the server wants to be left alone."""
 
-    def __init__(self, reason: str, after: float = 0.0) -> None:
+    def __init__(self, reason: str, after: float = 0.0, hint: str = TRY_AGAIN) -> None:
         super().__init__(reason)
+        self.hint = hint
         self.after = after
 
 
@@ -195,7 +199,7 @@ class Transfer:
                     complete = retrying(self._advance, client)
                 except _TryAgain as problem:
                     kept = f"; the {self.have:,} bytes that came are kept for the next try" if self.have else ""
-                    raise DownloadError(f"{shown_address(self.url)}: {problem}{kept}", "try again later") from None
+                    raise DownloadError(f"{shown_address(self.url)}: {problem}{kept}", problem.hint) from None
 
     def _say_again(self, state: RetryCallState) -> None:
         problem = state.outcome.exception() if state.outcome else None
@@ -210,7 +214,7 @@ class Transfer:
         """One request. True: the file is complete; False: some of it came; _TryAgain: next to nothing came."""
         import httpx2
 
-        before = self.have
+        before, hint = self.have, TRY_AGAIN
         try:
             return self._request(client)
         except _StartOver as problem:
@@ -221,7 +225,7 @@ class Transfer:
         except httpx2.ConnectError as problem:
             if distrust := distrusted_certificate(problem):
                 raise certificate_error(self.url, distrust) from None
-            reason = f"no connection ({problem})"
+            reason, hint = plain(problem), NO_NETWORK
         except httpx2.TransportError as problem:
             reason = f"the connection broke ({problem or type(problem).__name__})"
         except (httpx2.HTTPError, httpx2.InvalidURL) as problem:
@@ -229,7 +233,7 @@ class Transfer:
         except OSError as problem:
             self._give_up_on(problem)
         if self.have - before < self.retry_policy.progress_bytes:
-            raise _TryAgain(reason)
+            raise _TryAgain(reason, hint=hint)
         self.report(Notice(f"{reason} after {self.have:,} bytes; going on from there"))
         return False
 
@@ -323,7 +327,7 @@ class Transfer:
     def _start_over(self, reason: str) -> None:
         self.restarts += 1
         if self.restarts >= self.retry_policy.attempts:
-            raise DownloadError(f"{shown_address(self.url)}: {reason}, {self.restarts} times", "try again later")
+            raise DownloadError(f"{shown_address(self.url)}: {reason}, {self.restarts} times", TRY_AGAIN)
         self.report(Notice(f"{reason}; starting over"))
         self.have, self.validator, self.hash = 0, None, hashlib.sha256()
         self.partial.unlink(missing_ok=True)

@@ -106,7 +106,10 @@ def _from_address(origin: Origin, url: str, options: Options, report: Report, he
     if offline(options):
         done = held.enter_context(download.finished(url))
         if done is None:
-            raise DownloadError(f"{origin.name} is not on this machine, and offline mode forbids to fetch it")
+            raise DownloadError(
+                f"{origin.name} is not on this machine, and offline mode forbids to fetch it",
+                "leave out --offline and HF_HUB_OFFLINE, or give a file fetched elsewhere with --from FILE",
+            )
         _check(origin.public, done.sha256, known, _remedy(origin).replace("{found}", done.sha256))
         got = done
     else:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from cloob_cli.errors import DownloadError, UsageError
+from cloob_cli.text_format import first_line
 
 if TYPE_CHECKING:
     import httpx2
@@ -39,6 +40,8 @@ class RetryPolicy:
     sleep: Callable[[float], None] = time.sleep
 
 
+TRY_AGAIN = "try again later"
+NO_NETWORK = "check the network of this machine; HTTPS_PROXY names a proxy"
 _PROXY_VARIABLES = ("all_proxy", "https_proxy", "http_proxy")
 
 
@@ -131,6 +134,21 @@ def validator_of(response: httpx2.Response) -> str | None:
     return str(modified) if modified else None
 
 
+def plain(problem: Exception) -> str:
+    """The reason that a failed request gives, in one line."""
+    import httpx2
+
+    said = first_line(problem)
+    return f"no connection ({said})" if isinstance(problem, httpx2.ConnectError) else said
+
+
+def remedy(problem: Exception) -> str:
+    """The hint about a failed request."""
+    import httpx2
+
+    return NO_NETWORK if isinstance(problem, httpx2.ConnectError) else TRY_AGAIN
+
+
 def remote_size(url: str) -> int | None:
     """The size of a file in bytes, where the server says so.
 
@@ -147,7 +165,7 @@ def remote_size(url: str) -> int | None:
     except (httpx2.HTTPError, httpx2.InvalidURL) as problem:
         if distrust := distrusted_certificate(problem):
             raise certificate_error(url, distrust) from None
-        raise DownloadError(f"{shown_address(url)}: {problem}", "try again later") from None
+        raise DownloadError(f"{shown_address(url)}: {plain(problem)}", remedy(problem)) from None
     if response.is_error:
         raise DownloadError(f"{shown_address(url)}: {answer_of(response)}")
     length = response.headers.get("Content-Length", "")

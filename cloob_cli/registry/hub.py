@@ -16,7 +16,7 @@ from cloob_cli.convert.folder_forms import FOREIGN_FILES, OPEN_CLIP_WEIGHTS, TRA
 from cloob_cli.errors import ChecksumError, DownloadError, RegistryError, UsageError
 from cloob_cli.files import sha256_of
 from cloob_cli.registry.events import Received, Report, Started, unreported
-from cloob_cli.registry.http import check_proxies, distrusted_certificate
+from cloob_cli.registry.http import check_proxies, distrusted_certificate, plain, remedy
 from cloob_cli.registry.storage import check_space, quarantine
 from cloob_cli.text_format import first_line
 
@@ -224,7 +224,7 @@ def plain_errors(reference: Reference) -> Iterator[None]:
                 f"{reference}: the Hub's certificate is not trusted here ({distrust})",
                 "the authority of a company or of its proxy is named with SSL_CERT_FILE",
             ) from None
-        raise DownloadError(f"{reference}: {first_line(problem)}", "try again later") from None
+        raise DownloadError(f"{reference}: {plain(problem)}", remedy(problem)) from None
 
 
 def _bar_class(report: Report) -> Any:

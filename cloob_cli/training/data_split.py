@@ -98,13 +98,16 @@ def open_data(section: DataSection, retrieval_pairs: int) -> DataSplit:
     source = open_pairs(section)
     if section.validation is not None:
         other = open_pairs(section, section.validation)
+        if len(other) < 2:
+            raise DataError(f"data.validation holds {counted(len(other), 'pair')}, which is too few")
         held_out = _spread(np.arange(len(other)), retrieval_pairs)
         return DataSplit(source, np.arange(len(source)), HeldOut(other, held_out))
     # The same pairs are held out whatever the recipe's seed, so that runs can be compared.
     indices, held_out = hold_out(len(source), section.validation_fraction)
     if section.validation_fraction and len(held_out) < 2:
         raise DataError(
-            f"data.validation_fraction holds out {len(held_out)} of {counted(len(source), 'pair')}, which is too few"
+            f"data.validation_fraction holds out {len(held_out)} of {counted(len(source), 'pair')}, which is too few",
+            "two are needed; --set data.validation_fraction=0 holds out none",
         )
     return DataSplit(source, indices, HeldOut(source, _spread(held_out, retrieval_pairs)) if len(held_out) else None)
 

@@ -57,6 +57,21 @@ def test_classes_as_texts_and_a_table(place: Path) -> None:
     assert len(rows) == 2 + 4 * len(analysis.SCALES)
 
 
+def test_a_document_of_its_own_is_replaced_and_no_other(place: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.json"
+    for text in ('{"my": "settings"}', "[]", "{"):
+        output.write_text(text, encoding="utf-8")
+        done = cloob_here("analyze", "model", "pairs", "-o", output, cwd=place)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "`cloob analyze` did not write it" in done.stderr
+        assert output.read_text(encoding="utf-8") == text
+    command = ["analyze", "model", "pairs", "--scale-hopfield", 8, "-o", output]
+    assert cloob_here(*command, "--force", cwd=place).returncode == 0
+    done = cloob_here(*command, "--limit", 3, cwd=place)
+    assert f"wrote {output}" in done.stderr
+    assert json.loads(output.read_text(encoding="utf-8"))["pairs"] == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

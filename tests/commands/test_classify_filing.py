@@ -100,6 +100,20 @@ def test_sidecars_alone_have_an_undo_file_too(place: Path, model: Path) -> None:
     assert digest(place) == before
 
 
+def test_several_runs_are_taken_back_one_by_one_from_the_last(place: Path, model: Path) -> None:
+    before = digest(place)
+    for label in ("cat", "dog"):
+        options = ["--label", label, "-m", model, "--xmp", "-q", "--undo-file", f"{label}.jsonl"]
+        assert cloob_here("classify", "images", *options, cwd=place).returncode == 0
+    both = cloob_here("undo", "dog.jsonl", "cat.jsonl", cwd=place)
+    assert (both.returncode, both.stdout) == (2, "")
+    assert "cat.jsonl" in both.stderr
+    runs = ["cat.jsonl", "dog.jsonl", "cat.jsonl"]
+    said = [cloob_here("undo", name, cwd=place).stdout for name in runs]
+    assert said == ["0 undone, 7 kept\n", "7 undone, 0 kept\n", "7 undone, 0 kept\n"]
+    assert digest(place) == before
+
+
 def test_an_image_that_cannot_be_filed_is_named_and_the_exit_code_is_3(place: Path, model: Path) -> None:
     (place / "images/0002.xmp").write_bytes(b"<!DOCTYPE a><a/>")
     command = ["classify", "images", "--label", "cat", "-m", model, "--xmp", "-q", "-o", "out.csv"]

@@ -59,6 +59,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+def test_embeddings_of_texts_are_not_searched_for_images(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "queries.txt").write_text("a cat\na dog\n", encoding="utf-8")
+    model = str(made / "model")
+    assert cloob_here("embed", "--text", "queries.txt", "-o", "q.npy", "-m", model, cwd=tmp_path).returncode == 0
+    classify = ["classify", str(made / "images"), "--label", "cat", "--unknown", "x", "--reference", "q.npy"]
+    for command in (["search", "q.npy", "a cat"], classify):
+        result = cloob_here(*command, "-m", model, cwd=tmp_path)
+        assert (result.returncode, result.stdout) == (2, ""), result.stderr
+        error, hint = result.stderr.splitlines()[-2:]
+        assert "q.npy holds embeddings of texts, not of images" in error
+        assert hint == "hint: `cloob embed DIR -o FILE` makes those of images"
+
+
 @pytest.mark.parametrize("case", DAMAGED)
 def test_search_reference_and_embed_say_what_is_wrong(made: Path, tmp_path: Path, case: str) -> None:
     place = Path(shutil.copytree(made, tmp_path / "place"))

@@ -55,6 +55,16 @@ def test_the_default_model_is_shown_and_a_wrong_one_is_told(tmp_path: Path) -> N
     assert "warning: CLOOB_MODEL names a model that is not there: unknown model 'nonsense'" in table.stderr
 
 
+def test_a_home_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "not" / "made"
+    monkeypatch.setattr(diagnosis.os, "access", lambda path, mode: Path(path) != tmp_path)
+    done = cloob_here("doctor", cwd=tmp_path, CLOOB_HOME=str(home))
+    said = dict(line.split("\t", 1) for line in done.stdout.splitlines())
+    assert said["installed models"].endswith("not made yet, read-only)")
+    assert f"warning: {home} cannot be written" in done.stderr
+    assert "CLOOB_HOME" in done.stderr
+
+
 def test_decoders_are_what_pillow_can_open(tmp_path: Path) -> None:
     from PIL import Image
 

@@ -365,3 +365,64 @@ def test_a_damaged_table_or_layout_is_refused_until_it_is_made_anew(place: Path)
         assert "--rebuild" in refused.stderr.splitlines()[-1]
         assert embed(place, output, "--rebuild") == 10
         check_like_new(place, output)
+
+
+def damage(table: Path, what: str) -> None:
+    """Empty the versions of a Lance table, cut the latest, or cut or remove its rows."""
+    [data], [version] = (table / "data").iterdir(), (table / "_versions").glob("*.manifest")
+    if what == "no version":
+        for path in (table / "_versions").iterdir():
+            path.unlink()
+    elif what == "no data":
+        data.unlink()
+    else:
+        path = version if what == "a cut version" else data
+        path.write_bytes(path.read_bytes()[: 50 if what == "a cut version" else 500])
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("no version", r"Table 'emb' was not found"),
+        ("a cut version", r"[^/(]+"),
+        ("cut data", r"Invalid range [^/(]+ bytes"),
+        ("no data", r"Not found: \S+\.lance"),
+    ],
+)
+def test_a_damaged_table_of_ours_is_known_and_its_reason_is_short(place: Path, what: str, reason: str) -> None:
+    pytest.importorskip("lancedb")
+    damage(place / "emb.lance", what)
+    for command in (arguments("emb.lance"), ["search", "emb.lance", "a cat", "-m", "model"]):
+        refused = cloob_here(*command, cwd=place)
+        assert refused.returncode == 2, refused.stderr
+        error, hint = refused.stderr.splitlines()[-2:]
+        assert re.fullmatch(rf"error: emb\.lance cannot be read \({reason}\)", error), error
+        assert "--rebuild" in hint
+    assert embed(place, "emb.lance", "--rebuild") == 10
+    check_like_new(place, "emb.lance")
+
+
+@pytest.mark.parametrize("made_by", [None, "cloob embed --engine ray", "cloob embed of another kind", "cloob embe"])
+def test_a_damaged_table_of_others_is_not_replaced(place: Path, made_by: str | None) -> None:
+    lancedb = pytest.importorskip("lancedb")
+    table = pq.read_table(place / "emb.parquet").replace_schema_metadata({"made_by": made_by} if made_by else {})
+    lancedb.connect(place).create_table("other", table)
+    damage(place / "other.lance", "no version")
+    refused = cloob_here(*arguments("other.lance", "--rebuild"), cwd=place)
+    assert refused.returncode == 2
+    assert "`cloob embed` did not write it" in refused.stderr
+
+
+def test_a_reason_of_lance_is_its_first_sentence() -> None:
+    from cloob_cli.inference.lance_tables import lance_reason
+
+    nested = (
+        "lance error: LanceError(IO): Generic N/A error: Wrapped error: Not found: Wrapped error: Not found: a.lance, "
+    )
+    nested += "/rustc/12ab/library/core/src/result.rs:1896:29, /x/y.rs:1:2"
+    assert lance_reason(RuntimeError(nested)) == "Not found: a.lance"
+    assert lance_reason(ValueError("Table 'emb' was not found")) == "Table 'emb' was not found"
+    assert lance_reason(RuntimeError("lance error: LanceError(IO): /rustc/12ab/library/core.rs:1:2")).startswith(
+        "lance"
+    )
+    assert lance_reason(OSError(28, "No space left on device")) == "[Errno 28] No space left on device"

@@ -199,6 +199,26 @@ def test_what_a_run_of_another_model_left_is_of_no_use(place: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
+    ("options", "other"),
+    [
+        (["--precision", "bf16"], "precision bfloat16, not with precision float32"),
+        (["--batch-size", 4], "passes of 4 images, not with passes of 8 images"),
+    ],
+)
+def test_the_model_is_opened_once_where_a_killed_run_computed_in_another_way(
+    place: Path, monkeypatch: pytest.MonkeyPatch, options: list[object], other: str
+) -> None:
+    for path in place.glob("emb.*"):
+        path.unlink()
+    interrupt_after(place, 2, monkeypatch, *options)
+    done = cloob_here(*arguments(), cwd=place)
+    assert (done.returncode, done.stderr.count("model tiny on cpu")) == (0, 1), done.stderr
+    assert f"what an unfinished run has embedded is not used: it was made with {other}\n" in done.stderr
+    assert "embedded 40 images" in done.stderr
+    check_like_new(place)
+
+
+@pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
         (["-m", "other"], "was made with the model tiny", "start anew with --rebuild"),

@@ -160,6 +160,24 @@ def test_as_a_process_with_a_second_model(place: Path) -> None:
     assert rows[0][4].endswith(" %")
 
 
+def test_two_models_of_one_name_are_told_apart(place: Path, tmp_path: Path) -> None:
+    """The weights before and after a run, for example."""
+    save_tiny_model(tmp_path / "after", inv_tau=20.0)  # of the name that the other has
+    before, after = str(place / "model"), str(tmp_path / "after")
+    done = cloob_here("eval", before, place / "colors", "--model", after, "--bootstrap", 0, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = [line.split("\t")[1] for line in done.stdout.splitlines()]
+    assert names == ["model", f"tiny ({before})", f"tiny ({after})"]
+
+
+def test_images_beside_the_class_folders_are_told(place: Path, tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "colors")
+    (folder / "a.png").write_bytes((folder / "red" / "left.png").read_bytes())
+    done = cloob_here("eval", place / "model", folder, "--device", "cpu", "--bootstrap", 0, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"warning: {folder}: 1 image beside the folders of the classes left out" in done.stderr.splitlines()
+
+
 def test_unreadable_images_are_skipped_and_counted(place: Path) -> None:
     write_class_folders(place / "broken")
     names = save_hostile_images(place / "broken" / "red")

@@ -6,6 +6,7 @@ import errno
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -41,6 +42,19 @@ def test_an_expected_failure_is_a_code_and_a_line(
     assert len(done.stderr.splitlines()) <= 2  # the second is the hint
     with pytest.raises(type(problem)):
         cloob_here("doctor", cwd=tmp_path, CLOOB_DEBUG="1")
+
+
+def test_a_place_that_cannot_be_written_has_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, number = tmp_path / "home", errno.EROFS
+    for path, hint in ((home, "CLOOB_HOME"), (home / "locks" / "a", "CLOOB_HOME"), (tmp_path / "b", "CLOOB_DEBUG=1")):
+        monkeypatch.setattr(
+            diagnosis, "diagnose", Mock(side_effect=OSError(number, "Read-only file system", str(path)))
+        )
+        done = cloob_here("doctor", cwd=tmp_path, CLOOB_HOME=str(home))
+        assert done.stderr.splitlines()[0] == f"error: Read-only file system: {path}"
+        assert done.stderr.splitlines()[1].startswith(f"hint: {hint}")
+    monkeypatch.setattr(diagnosis, "diagnose", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    assert "hint: free some room" in cloob_here("doctor", cwd=tmp_path).stderr
 
 
 def test_a_fault_of_the_program_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from command_line import COMMAND, environment
+from command_line import cloob_here, environment
 from terminal import SUPPORTED, Terminal
 from tiny_model import save_images, save_tiny_model
 
@@ -37,8 +37,7 @@ ARGUMENTS = ["classify", "images", "-l", "labels.txt", "-m", "model", "--batch-s
 
 @cache
 def expected(place: Path, *further: object) -> list[dict]:
-    command = [*COMMAND, *ARGUMENTS, *map(str, further), "--json", "-q"]
-    done = subprocess.run(command, cwd=place, env=environment(), capture_output=True, timeout=120, check=False)
+    done = cloob_here(*ARGUMENTS, *further, "--json", "-q", cwd=place)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -100,7 +99,9 @@ def test_rows_come_while_the_work_goes_on_and_ctrl_c_keeps_them(place: Path, tmp
 
 
 def test_ctrl_c_says_that_no_file_was_written(place: Path, tmp_path: Path) -> None:
-    save_images(tmp_path / "many", 300, size=(800, 600), suffix=".jpg")
+    [image] = save_images(tmp_path / "many", 1, size=(800, 600), suffix=".jpg")
+    for copy in range(299):
+        os.link(image, image.with_name(f"copy{copy:03}.jpg"))
     out = tmp_path / "emb.npy"
     terminal = Terminal("embed", tmp_path / "many", "-m", "model", "-o", out, cwd=place, columns=200)
     terminal.read_until(lambda text: "/300" in text)

@@ -23,19 +23,33 @@ TWO_PROCESSES = [
     sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
     "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m", "cloob_cli",
 ]  # fmt: skip
-LONG = {"train__steps": 300, "train__checkpoint_every": 20, "train__keep_checkpoints": 3}
+FORKED = [sys.executable, Path(__file__).parents[1] / "helpers" / "forked_processes.py", ".", "2"]
+CHECKPOINTS = {"train__checkpoint_every": 20, "train__keep_checkpoints": 3}
+# Kills the process 10 steps after the first checkpoint.
+KILLED = """
+import os
+from cloob_cli.training.telemetry import MetricsFile
+add = MetricsFile.add
+def killed(self, event):
+    add(self, event)
+    if event.step == 30:
+        os.kill(os.getpid(), 9)
+MetricsFile.add = killed
+from cloob_cli.main import run
+run()
+"""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pairs and two recipes; `straight` is a whole run of the longer one."""
+    """A folder with pairs and three recipes; `straight` is a whole run of the middle one."""
     folder = tmp_path_factory.mktemp("train")
     write_pairs(folder / "pairs")
     write_recipe(folder / "short.toml", "pairs")
-    write_recipe(folder / "long.toml", "pairs", **LONG)
-    result = cloob("train", "long.toml", "--out", "straight", cwd=folder)
+    write_recipe(folder / "middle.toml", "pairs", train__steps=60, **CHECKPOINTS)
+    write_recipe(folder / "long.toml", "pairs", train__steps=300, **CHECKPOINTS)
+    result = cloob_here("train", "middle.toml", "--out", "straight", cwd=folder)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == f"{Path('straight', 'model')}\n"
     return folder
 
 
@@ -89,21 +103,29 @@ def test_a_signal_saves_and_leaves_with_130_and_resume_ends_alike(place, number)
     assert "--resume" in talk
     assert "Traceback" not in talk
     assert not (place / out / "model").exists()
+    if not (place / "long").exists():
+        assert cloob("train", "long.toml", "--out", "long", cwd=place).returncode == 0
     result = cloob("train", "long.toml", "--out", out, "--resume", cwd=place)
     assert result.returncode == 0, result.stderr
-    assert same_weights(place / "straight", place / out)
+    assert same_weights(place / "long", place / out)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_a_killed_run_resumes_to_the_same_bits(place):
-    code, _ = start_and_stop(place, "killed", signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM)
-    assert code != 0
-    result = cloob("train", "long.toml", "--out", "killed", "--resume", cwd=place)
+    arguments = ["train", "middle.toml", "--out", "killed"]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *arguments], cwd=place, env=environment(), capture_output=True, text=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [path.name for path in (place / "killed" / "checkpoints").iterdir()] == ["step-00000020"]
+    result = cloob(*arguments, "--resume", cwd=place)
     assert result.returncode == 0, result.stderr
-    assert "from step" in result.stderr
+    assert result.stdout == f"{Path('killed', 'model')}\n"
+    assert "from step 20" in result.stderr
     assert same_weights(place / "straight", place / "killed")
     steps = [row["step"] for row in read_rows(place / "killed" / "metrics.jsonl")]
     assert steps == sorted(set(steps))
-    assert steps[-1] == 300
+    assert steps[-1] == 60
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -243,25 +265,37 @@ def test_a_dry_run_shows_the_whole_recipe_and_writes_nothing(place):
 def test_a_runs_own_recipe_can_be_used_again(place):
     result = cloob_here("train", place / "straight" / "recipe.json", "--dry-run", "--json", cwd=place)
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["recipe"]["train"]["steps"] == 300
+    assert json.loads(result.stdout)["recipe"]["train"]["steps"] == 60
 
 
 @pytest.mark.numeric
-def test_two_processes_train_like_one(place):
+@pytest.mark.parametrize(
+    "start", [FORKED, pytest.param(TWO_PROCESSES, marks=pytest.mark.slow)], ids=["forked", "launched"]
+)
+def test_two_processes_train_like_one(place, tmp_path, start):
     """The same batches are shared out: losses agree to rounding, step by step."""
     changes = ["--set", "train.log_every=1", "--set", "train.steps=12", "--set", "objective.mask_equal_captions=true"]
     changes += ["--set", "objective.learn_inv_tau=true", "--set", "train.micro_batch_size=3"]
     changes += ["--set", "data.validation_fraction=0.1", "--set", "validation.every=6"]
-    one = cloob_here("train", "short.toml", "--device", "cpu", "--out", "one", *changes, cwd=place)
+    arguments = [
+        "train",
+        str(place / "short.toml"),
+        "--set",
+        f"data.train={place / 'pairs'}",
+        "--device",
+        "cpu",
+        *changes,
+    ]
+    one = cloob_here(*arguments, "--out", "one", cwd=tmp_path)
     assert one.returncode == 0, one.stderr
     two = subprocess.run(
-        [*TWO_PROCESSES, "train", "short.toml", "--device", "cpu", "--out", "two", *changes],
-        cwd=place, env=environment(), capture_output=True, text=True, timeout=300, check=False,
+        [*start, *arguments, "--out", "two"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert two.returncode == 0, two.stderr
     assert two.stdout == f"{Path('two', 'model')}\n"
     assert "on 2 processes" in two.stderr
-    rows = [read_rows(place / out / "metrics.jsonl") for out in ("one", "two")]
+    rows = [read_rows(tmp_path / out / "metrics.jsonl") for out in ("one", "two")]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
     for name in ("loss", "gradient_norm", "inv_tau"):
         values = [[row[name] for row in run if name in row] for run in rows]

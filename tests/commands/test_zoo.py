@@ -23,6 +23,7 @@ from cloob_cli.core.config import ARCHITECTURES, ModelConfig
 from cloob_cli.core.model import CloobModel
 from cloob_cli.errors import ZooEntryError
 from cloob_cli.registry import entries
+from cloob_cli.registry.bundle import is_bundle
 from cloob_cli.registry.resolve import find_model
 
 Cloob = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -530,6 +531,12 @@ def test_pull_dry_run_of_a_entry(cloob: Cloob, home: Path) -> None:
     assert not home.exists()
 
 
+def test_pull_offline_says_how_to_bring_the_file(cloob: Cloob) -> None:
+    done = cloob("zoo", "pull", "cloob-rn50-yfcc", "--offline")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "--from FILE" in done.stderr.splitlines()[-1]
+
+
 def test_a_wrong_sha256_option_is_wrong_usage(cloob: Cloob) -> None:
     assert cloob("zoo", "pull", "https://example.com/x.pt", "--sha256", "12").returncode == 2
 
@@ -550,6 +557,18 @@ def test_bundle_and_back(cloob: Cloob, installed: Path, tmp_path: Path) -> None:
     done = cloob("zoo", "pull", tmp_path / "m.tar")
     assert done.stdout == f"{installed}\n", done.stderr
     assert cloob("zoo", "verify", "mine").returncode == 0
+
+
+def test_a_bundle_replaces_bundles_only(cloob: Cloob, installed: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.tar"
+    output.write_bytes(b"somebody's")
+    done = cloob("zoo", "bundle", "mine", "-o", output)
+    assert (done.returncode, done.stdout, output.read_bytes()) == (2, "", b"somebody's")
+    assert "is no bundle" in done.stderr
+    assert "--force" in done.stderr
+    for further in (["--force"], []):
+        assert cloob("zoo", "bundle", "mine", "-o", output, *further).returncode == 0
+    assert is_bundle(output)
 
 
 def test_the_earlier_name_of_a_model_means_the_model_and_stays_taken(cloob: Cloob) -> None:

@@ -51,6 +51,22 @@ def test_class_folders(tmp_path):
     assert "{c}" in opened.templates
 
 
+def test_images_that_are_not_in_the_set_are_told(tmp_path):
+    folder = write_class_folders(tmp_path / "colors")
+    assert open_classification_set(folder).left_out == ()
+    image = (folder / "red" / "left.png").read_bytes()
+    for name in ("a.png", "b.JPG", ".hidden.png", "labels.txt"):
+        (folder / name).write_bytes(image)
+    for name in ("red/drawing.svg", "blue/drawing.svg"):
+        (folder / name).write_bytes(b"<svg/>")
+    opened = open_classification_set(folder)
+    assert len(opened) == 4 * len(COLORS)
+    assert opened.left_out == (
+        "2 images beside the folders of the classes left out",
+        "passed over: 2 SVG (convert them to PNG or JPEG)",
+    )
+
+
 def test_one_broken_image_is_an_error_of_its_own(tmp_path):
     folder = write_class_folders(tmp_path / "colors")
     (folder / "black" / "left.png").write_bytes(b"")

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import torch
 from pair_files import FatalSource, captions_of, image, write_folder, write_parquet, write_tar
+from torch.utils.data import dataloader as torch_loader
 
 from cloob_cli.data import loader as loader_module
 from cloob_cli.data.batch import PairBatch
@@ -252,7 +253,11 @@ def test_a_killed_worker_is_one_line(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_a_worker_that_is_killed_between_two_epochs_is_one_line(source: PairSource, tokenizer: Tokenizer) -> None:
+def test_a_worker_that_is_killed_between_two_epochs_is_one_line(
+    source: PairSource, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torch looks after its workers every five seconds.
+    monkeypatch.setattr(torch_loader._MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
     streaming = loader(source, tokenizer, in_memory=False, workers=2)
     before = set(multiprocessing.active_children())
     list(streaming.batches(0))

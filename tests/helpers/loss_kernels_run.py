@@ -1,4 +1,4 @@
-"""`loss_kernels_run.py compile`: every kernel through Triton's compiler for an H100, which needs no GPU.
+"""`loss_kernels_run.py compile|compile-short`: every kernel through Triton's compiler for an H100; needs no GPU.
 
 `TRITON_INTERPRET=1 loss_kernels_run.py interpret|short`: the loss with kernels, run by Triton's interpreter, against
 the definition in float64. Both print one JSON document.
@@ -29,10 +29,16 @@ def type_of(argument: str, operands: str) -> str:
     return "i32" if argument in ("rows", "columns", "diagonal") else "*fp32"
 
 
-def compile_all() -> dict[str, int]:
+OPERANDS = (("*bf16", True), ("*fp32", True), ("*bf16", False))  # dtype, and whether sizes are multiples of 16
+
+
+def compile_all(short: bool) -> dict[str, int]:
     """Count the kernels' variants that compile to machine code for compute capability 9.0: with every set of flags,
     with operands in both dtypes, and with sizes that are and that are not multiples of 16.
+
+    The short form takes one kind of operands for each set of flags, every kind in turn.
     """
+    kinds = itertools.cycle(OPERANDS)
     compiled: dict[str, int] = {}
     for name, kernel in vars(triton_steps).items():
         if not name.endswith("_kernel"):
@@ -40,7 +46,7 @@ def compile_all() -> dict[str, int]:
         flags = [key for key in kernel.arg_names if key.isupper()]
         for values in itertools.product([False, True], repeat=len(flags)):
             constants = dict(zip(flags, values, strict=True))
-            for operands, aligned in (("*bf16", True), ("*fp32", True), ("*bf16", False)):
+            for operands, aligned in [next(kinds)] if short else OPERANDS:
                 signature = {
                     key: "constexpr" if key in constants else type_of(key, operands) for key in kernel.arg_names
                 }
@@ -99,4 +105,5 @@ def gradient(x, y, dtype, implementation="definition", **options) -> torch.Tenso
 
 
 if __name__ == "__main__":
-    print(json.dumps(compile_all() if sys.argv[1] == "compile" else interpret_all(short=sys.argv[1] == "short")))
+    done = compile_all if sys.argv[1].startswith("compile") else interpret_all
+    print(json.dumps(done(short=sys.argv[1].endswith("short"))))

@@ -280,8 +280,9 @@ def test_what_a_server_may_say_of_its_pause(text: str) -> None:
 def test_nobody_listens() -> None:
     with serving() as gone:
         pass
-    with pytest.raises(DownloadError, match="no connection"):
+    with pytest.raises(DownloadError, match="no connection") as caught:
         get(gone)
+    assert "check the network" in str(caught.value.hint)
 
 
 def test_another_part_than_was_asked_for_is_not_glued_on(server: FileServer) -> None:

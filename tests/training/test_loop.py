@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 from pathlib import Path
+from unittest import mock
 
 import pyarrow
 import pyarrow.parquet
@@ -35,7 +36,7 @@ from cloob_cli.training.events import (
     Validated,
 )
 from cloob_cli.training.run_folder import RunFolder, RunLock, claim, find_start
-from cloob_cli.training.telemetry import read_rows
+from cloob_cli.training.telemetry import draw_loss_curve, read_rows
 from cloob_cli.training.validation import Validator
 
 
@@ -75,7 +76,8 @@ def of_kind(events: list[Event], kind: type) -> list:
 def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that others are compared with."""
     folder = tmp_path_factory.mktemp("straight") / "run"
-    run(folder, tiny_recipe(data))
+    with mock.patch.object(finish, "draw_loss_curve", draw_loss_curve):
+        run(folder, tiny_recipe(data))
     return folder
 
 
@@ -297,8 +299,9 @@ def test_too_few_pairs_and_missing_validation_data_fail_at_once(data, tmp_path):
         run(tmp_path / "a", tiny_recipe(data, train__batch_size=65))
     with pytest.raises(DataError, match="no data set"):
         run(tmp_path / "b", tiny_recipe(data, validation__zero_shot=[str(tmp_path / "nowhere")]))
-    with pytest.raises(DataError, match="too few"):
+    with pytest.raises(DataError, match="too few") as caught:
         run(tmp_path / "c", tiny_recipe(data, data__validation_fraction=0.01))
+    assert "data.validation_fraction=0 holds out none" in str(caught.value.hint)
 
 
 def test_training_works_outside_the_main_thread(straight, data, tmp_path):

@@ -9,7 +9,7 @@ from cloob_cli.errors import InputError
 from cloob_cli.inference.index.files import IndexFiles
 from cloob_cli.inference.index.layout_parts import PARTS_HINT
 from cloob_cli.inference.index.row_parts import RowParts
-from cloob_cli.inference.index.stored import EMBED_ANEW, OpenIndex, open_index
+from cloob_cli.inference.index.stored import EMBED_ANEW, OpenIndex, holds_texts, open_index
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,11 +24,17 @@ def open_given(files: IndexFiles) -> OpenIndex:
     """Open embeddings to look at some of their rows, as `open_index` does; all parts of them, as one.
 
     Raises:
-        InputError: a file is missing, is damaged, or does not belong to the others; or there is no row.
+        InputError: a file is missing, is damaged, or does not belong to the others; or there is no row,
+            or rows of texts.
     """
     try:
         index = _open_parts(files) if files.parts else open_index(files)
     except InputError as problem:
+        if holds_texts(files):
+            raise InputError(
+                f"{files.embeddings} holds embeddings of texts, not of images",
+                "`cloob embed DIR -o FILE` makes those of images",
+            ) from None
         raise InputError(problem.message, problem.hint if files.parts else EMBED_ANEW) from None
     if not len(index.rows):
         raise InputError(f"{files.embeddings} holds no rows", EMBED_ANEW)

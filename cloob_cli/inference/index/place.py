@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cloob_cli.errors import MissingExtraError, UsageError
 from cloob_cli.inference.index.files import LANCE, IndexFiles
-from cloob_cli.inference.lance_tables import has_lancedb, is_table, open_table
+from cloob_cli.inference.lance_tables import has_data_with, has_lancedb, is_table, open_table
 from cloob_cli.inference.output_files import (
     MADE_BY,
     Command,
@@ -96,8 +96,8 @@ def check_lance_place(
 def _made_table(output: Path, command: Command) -> bool:
     try:
         metadata = open_table(output).schema.metadata or {}
-    except Exception:  # whatever LanceDB says of what is no table
-        return False
+    except Exception:  # whatever LanceDB says of what is no table, or a damaged one
+        return has_data_with(output, MADE_BY, f"cloob {command}")
     return bool(metadata.get(MADE_BY.encode()) == f"cloob {command}".encode())
 
 

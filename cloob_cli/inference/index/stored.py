@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from cloob_cli.errors import InputError, MissingExtraError, UsageError
+from cloob_cli.inference.arrow_file import arrow_file
 from cloob_cli.inference.index.files import IndexFiles
 from cloob_cli.inference.index.known import KnownRows, Rows
 from cloob_cli.inference.index.row_parts import RowParts
 from cloob_cli.inference.index.stamp import Stamp
 from cloob_cli.inference.index.writing import EMBEDDING
-from cloob_cli.inference.lance_tables import LanceRows, open_table
+from cloob_cli.inference.lance_tables import LanceRows, lance_reason, open_table
 from cloob_cli.inference.npy_file import open_rows
 from cloob_cli.inference.provenance import with_decoding
 from cloob_cli.text_format import counted, first_line
@@ -105,8 +106,8 @@ def _read(files: IndexFiles, columns: list[str] | None) -> tuple[pyarrow.Table, 
             names = columns or [name for name in opened.schema.names if name != EMBEDDING]
             table = opened.search().select(names).to_arrow().replace_schema_metadata(opened.schema.metadata)
             return table, _checked(files.embeddings, files.index, rows, table)
-        with files.index.open("rb") as stream:  # pyarrow itself opens only paths that are UTF-8
-            table = parquet.ParquetFile(stream).read(columns)  # `read_table` imports twice as much of pyarrow
+        with arrow_file(files.index) as opened_index:
+            table = parquet.ParquetFile(opened_index).read(columns)  # `read_table` imports twice as much of pyarrow
         array = open_rows(files.embeddings, _HINT)
         table.column(files.column)
     return table, _checked(files.embeddings, files.index, array, table)
@@ -135,9 +136,10 @@ def _told_as_damaged(files: IndexFiles) -> Iterator[None]:
     except FileNotFoundError as problem:
         raise InputError(f"no embeddings at {problem.filename}", "`cloob embed DIR -o emb.npy` makes them") from None
     except Exception as problem:  # whatever pyarrow and NumPy say of damaged files
-        index = "" if files.form == "lance" else f" {files.index.name}"
+        if files.form == "lance":
+            raise InputError(f"{files.embeddings} cannot be read ({lance_reason(problem)})", _HINT) from None
         raise InputError(
-            f"{files.embeddings} cannot be read with its index{index} ({first_line(problem)})", _HINT
+            f"{files.embeddings} cannot be read with its index {files.index.name} ({first_line(problem)})", _HINT
         ) from None
 
 
@@ -163,13 +165,22 @@ def find_index(files: IndexFiles) -> StoredIndex | None:
     return read_index(files) if {files.column, *_STAMP} <= columns else None
 
 
+def holds_texts(files: IndexFiles) -> bool:
+    """True where rows are told to be embeddings of texts (`cloob embed --text`), not of files."""
+    try:
+        names = _schema(files).names
+    except Exception:  # damaged, or not there
+        return False
+    return "text" in names and files.column not in names
+
+
 def _schema(files: IndexFiles) -> pyarrow.Schema:
     from pyarrow import parquet
 
     if files.form == "lance":
         return open_table(files.embeddings).schema
-    with files.index.open("rb") as stream:
-        return parquet.read_schema(stream)
+    with arrow_file(files.index) as opened:
+        return parquet.read_schema(opened)
 
 
 @contextmanager
@@ -200,10 +211,20 @@ def refuse_other(what: Path, stored: Mapping[str, str], wanted: Mapping[str, str
         UsageError: model, preprocessing, version or an option that changes numbers is another one.
     """
     if key := difference(stored, wanted):
-        show = _SHOWN.get(key) or (lambda one: f"{key} {one[key]}")
         option = _COMPARED[key]
         hint = f"choose {option} as before, or {remedy}" if option else remedy
-        raise UsageError(f"{what} was made with {show(stored)}, not with {show(wanted)}", hint)
+        raise UsageError(f"{what} was made with {_contrast(key, stored, wanted)}", hint)
+
+
+def told_difference(stored: Mapping[str, str], wanted: Mapping[str, str]) -> str | None:
+    """The first such difference in words: "device mps, not with device cpu"; None where rows may be mixed."""
+    key = difference(stored, wanted)
+    return _contrast(key, stored, wanted) if key else None
+
+
+def _contrast(key: str, stored: Mapping[str, str], wanted: Mapping[str, str]) -> str:
+    show = _SHOWN.get(key) or (lambda one: f"{key} {one[key]}")
+    return f"{show(stored)}, not with {show(wanted)}"
 
 
 _SHOWN: dict[str, Callable[[Mapping[str, str]], str]] = {
