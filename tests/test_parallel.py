@@ -77,7 +77,7 @@ def told_to_wait(**chosen: str) -> Iterator[None]:
 
 
 def told_when_begun(**chosen: str) -> dict[str, str]:
-    """What the environment says of them when the command begins, before torch is imported."""
+    """The settings for waiting threads that the command finds when it begins, before torch is imported."""
     told: dict[str, str] = {}
 
     def note() -> None:
