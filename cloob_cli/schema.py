@@ -26,6 +26,12 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+class FiniteModel(StrictModel):
+    """The same without infinite numbers and those that are none."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` most likely meant, or None where nothing is near."""
     candidates = list(known)

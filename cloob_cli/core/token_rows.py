@@ -24,5 +24,5 @@ def cut_to_longest(tokens: Tensor, text: TextConfig) -> Tensor:
 
 
 def end_of_longest(tokens: Tensor) -> int:
-    """Columns up to and including the last end token, which is the highest id of its row."""
-    return int(tokens.argmax(-1).max()) + 1
+    """Columns up to and including the last end token, which is the highest id of its row; all where there is no row."""
+    return int(tokens.argmax(-1).max()) + 1 if tokens.numel() else tokens.shape[-1]

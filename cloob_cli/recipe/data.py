@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cloob_cli.schema import StrictModel
+from cloob_cli.schema import FiniteModel
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # s3://bucket/..., https://...
 
@@ -21,7 +21,7 @@ def local_paths(value: str | list[str] | None) -> str | list[str] | None:
     return value
 
 
-class DataSection(StrictModel):
+class DataSection(FiniteModel):
     """The training pairs. `train` is a folder, a file or a pattern like `data/{00000..00099}.tar`, or a list."""
 
     train: Annotated[str | list[str], AfterValidator(local_paths)] = Field(description="the training pairs")
@@ -41,7 +41,7 @@ class DataSection(StrictModel):
     workers: int | Literal["auto"] = Field(default="auto", description="processes that read and decode; 0: none")
 
 
-class AugmentSection(StrictModel):
+class AugmentSection(FiniteModel):
     """Random changes of a training image; all off gives the same crop as inference."""
 
     crop_scale: tuple[float, float] = Field(default=(1.0, 1.0), description="area fraction of a random resized crop")
@@ -62,7 +62,7 @@ class AugmentSection(StrictModel):
         return self
 
 
-class ValidationSection(StrictModel):
+class ValidationSection(FiniteModel):
     every: int | None = Field(default=None, gt=0, description="steps between validations; left out: only at the end")
     retrieval_pairs: int = Field(default=5000, gt=1, description="at most so many held-out pairs")
     zero_shot: Annotated[list[str], AfterValidator(local_paths)] = Field(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from cloob_cli.core.config import ARCHITECTURES, PreprocessConfig, TextConfig, TokenizerConfig, VisionConfig
-from cloob_cli.schema import StrictModel, nearest
+from cloob_cli.schema import FiniteModel, nearest
 
 
 class TextSection(TextConfig):
@@ -19,7 +19,7 @@ class TextSection(TextConfig):
     )
 
 
-class ModelSection(StrictModel):
+class ModelSection(FiniteModel):
     """Either `architecture`, a name (RN50, RN50x4, ViT-B-32, ViT-B-16, each also with -quickgelu), or `embed_dim` with
     `vision` and `text`, or `init`, a model to start from: it brings everything below, and what is named here changes.
     See [fine-tuning](finetuning.md).
@@ -64,7 +64,7 @@ class ModelSection(StrictModel):
         return self
 
 
-class TokenizerSection(StrictModel):
+class TokenizerSection(FiniteModel):
     """`clip` is CLIP's 49,408 entries; `bpe` trains one of `vocab_size` entries on the recipe's own captions; `init` is
     that of `model.init`, and the default there. Another one than that gives the text tower a new table of tokens.
     """

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from cloob_cli.schema import StrictModel, nearest
+from cloob_cli.schema import FiniteModel, nearest
 
 
-class ObjectiveSection(StrictModel):
+class ObjectiveSection(FiniteModel):
     """The loss. See docs/loss.md."""
 
     name: Literal["cloob", "infoloob", "clip", "clip_hopfield"] = Field(
@@ -36,7 +36,7 @@ class ObjectiveSection(StrictModel):
     )
 
 
-class OptimizerSection(StrictModel):
+class OptimizerSection(FiniteModel):
     """AdamW, alone or beside Muon. Biases and the temperature never decay; for the rest see `decay`."""
 
     name: Literal["adamw", "muon"] = Field(
@@ -103,7 +103,7 @@ def _parts(value: list[str]) -> list[str]:
     return value
 
 
-class TrainSection(StrictModel):
+class TrainSection(FiniteModel):
     """Length of the training and size of its batches.
 
     `batch_size` is the contrastive batch over all processes: every pair sees that many minus one negatives.
@@ -181,7 +181,7 @@ class TrainSection(StrictModel):
         return self
 
 
-class FinetuneSection(StrictModel):
+class FinetuneSection(FiniteModel):
     """The last step of a run that started from a model (`model.init`)."""
 
     interpolate: float | None = Field(
@@ -193,7 +193,7 @@ class FinetuneSection(StrictModel):
     )
 
 
-class TeacherSection(StrictModel):
+class TeacherSection(FiniteModel):
     """A model whose embeddings of the training pairs the new one learns from, besides the objective.
 
     They are computed once, of images without random changes, and kept in the run's folder.

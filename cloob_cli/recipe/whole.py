@@ -8,17 +8,17 @@ from cloob_cli.core.config import CLIP_VOCAB_SIZE
 from cloob_cli.recipe.data import AugmentSection, DataSection, ValidationSection
 from cloob_cli.recipe.model import ModelSection, TokenizerSection
 from cloob_cli.recipe.training import FinetuneSection, ObjectiveSection, OptimizerSection, TeacherSection, TrainSection
-from cloob_cli.schema import StrictModel
+from cloob_cli.schema import FiniteModel
 
 
-class Recipe(StrictModel):
+class Recipe(FiniteModel):
     """A whole recipe. `name` is also the model's."""
 
     name: str = Field(
         min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits, `.`, `_`, `-`"
     )
     description: str = Field(default="", description="a sentence for the model card")
-    seed: int = Field(default=0, ge=0, description="of the weights, the order and the augmentation")
+    seed: int = Field(default=0, ge=0, lt=2**64, description="of the weights, the order and the augmentation")
     model: ModelSection
     tokenizer: TokenizerSection = TokenizerSection()
     data: DataSection

@@ -16,7 +16,7 @@ import errno
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,10 @@ def save_checkpoint(
     keep: int,
     projection: torch.nn.Module | None = None,
 ) -> Path:
-    """Write the checkpoint of a finished step under `folder`, then remove all but the newest `keep`."""
+    """Write the checkpoint of a finished step under `folder`, then remove all but the newest `keep` up to that step.
+
+    Later ones are damaged, or the run would have gone on from there: they do not count.
+    """
     from safetensors.torch import save_file
 
     path = folder / f"step-{progress.step:08d}"
@@ -87,14 +90,18 @@ def save_checkpoint(
             "sha256": {file.name: sha256_of(file) for file in sorted(temporary.iterdir())},
         }
         (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    for old in checkpoints(folder)[:-keep]:
+    for old in [one for one in checkpoints(folder) if _step(one) <= progress.step][:-keep]:
         _remove(old)
     return path
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoint folders under `folder`, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name))
+    return sorted((p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name)), key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
@@ -193,8 +200,10 @@ def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _remove(checkpoint: Path) -> None:
-    # state.json goes first: a removal that is cut short leaves a folder that is known to be damaged.
-    (checkpoint / "state.json").unlink(missing_ok=True)
-    for file in checkpoint.iterdir():
-        file.unlink()
-    checkpoint.rmdir()
+    # What another program has open, or has put there, must not end the run: the next save tries again.
+    with suppress(OSError):
+        # state.json goes first: a removal that is cut short leaves a folder that is known to be damaged.
+        (checkpoint / "state.json").unlink(missing_ok=True)
+        for file in checkpoint.iterdir():
+            file.unlink()
+        checkpoint.rmdir()

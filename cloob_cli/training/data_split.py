@@ -98,6 +98,8 @@ def open_data(section: DataSection, retrieval_pairs: int) -> DataSplit:
     source = open_pairs(section)
     if section.validation is not None:
         other = open_pairs(section, section.validation)
+        if len(other) < 2:
+            raise DataError(f"data.validation holds {counted(len(other), 'pair')}, which is too few")
         held_out = _spread(np.arange(len(other)), retrieval_pairs)
         return DataSplit(source, np.arange(len(source)), HeldOut(other, held_out))
     # The same pairs are held out whatever the recipe's seed, so that runs can be compared.

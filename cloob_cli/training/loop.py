@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from cloob_cli.data.batch import PairBatch
-from cloob_cli.errors import Failure, Interrupted, NonFiniteEmbeddingsError
+from cloob_cli.errors import DataError, Failure, Interrupted, LossInputError, NonFiniteEmbeddingsError
 from cloob_cli.recipe import Recipe
 from cloob_cli.training import processes
 from cloob_cli.training.build import Run, build_run
@@ -22,7 +22,7 @@ from cloob_cli.training.finish import finish
 from cloob_cli.training.interrupt import stop_on_signals
 from cloob_cli.training.reporting import check_finite, not_finite, report_skips, started, step_done, validate
 from cloob_cli.training.schedules import image_size
-from cloob_cli.training.telemetry import MetricsFile, Window
+from cloob_cli.training.telemetry import MetricsFile, Window, read_rows
 
 
 def train_recipe(
@@ -80,15 +80,12 @@ def train(run: Run) -> Iterator[Event]:
         saved = f"the newest checkpoint is {run.checkpoint}" if run.checkpoint else "no checkpoint was saved"
         return f"{saved}; make room, then give the same command with --resume"
 
-    try:
-        with full_disk_as_error(run.folder.path, how_to_go_on):
-            for event in chain(_steps(run), finish(run)):
-                if metrics_file and isinstance(event, StepDone | Validated):
-                    metrics_file.add(event)
-                yield event
-    finally:
-        if metrics_file:
-            metrics_file.close()
+    # Closing the file writes once more what did not fit.
+    with full_disk_as_error(run.folder.path, how_to_go_on), closing(metrics_file) if metrics_file else nullcontext():
+        for event in chain(_steps(run), finish(run)):
+            if metrics_file and isinstance(event, StepDone | Validated):
+                metrics_file.add(event)
+            yield event
 
 
 def batches(run: Run) -> Generator[PairBatch, None, None]:
@@ -107,6 +104,8 @@ def batches(run: Run) -> Generator[PairBatch, None, None]:
 def _steps(run: Run) -> Iterator[Event]:
     section, window = run.recipe.train, Window()
     skipped: list[Failure] = []
+    if _lacks_validation(run):
+        yield from _validate_on_the_way(run)
     with closing(batches(run)) as coming:
         while run.step < run.steps:
             with window.waiting():
@@ -118,6 +117,8 @@ def _steps(run: Run) -> Iterator[Event]:
             except NonFiniteEmbeddingsError:
                 check_finite(run, window)
                 raise not_finite(run, "the embeddings are", run.step + 1) from None
+            except LossInputError as problem:
+                raise _too_few(batch, run.step + 1) or problem from None
             run.step += 1
             run.stop.nothing_to_save = None
             skipped += batch.skipped
@@ -142,8 +143,35 @@ def _steps(run: Run) -> Iterator[Event]:
                     raise Interrupted(text, "the same command with --resume goes on")
                 every = run.recipe.validation.every
                 if every and run.step % every == 0 and not last:
-                    with run.ema.applied_to(run.model) if run.ema else nullcontext():
-                        yield from validate(run)
+                    yield from _validate_on_the_way(run)
+
+
+def _validate_on_the_way(run: Run) -> Iterator[Event]:
+    with run.ema.applied_to(run.model) if run.ema else nullcontext():
+        yield from validate(run)
+
+
+def _lacks_validation(run: Run) -> bool:
+    """True where a run goes on from a step whose validation did not come about any more."""
+    every = run.recipe.validation.every
+    if not every or not run.step or run.step % every or run.step == run.steps:
+        return False
+
+    def lacks() -> bool:
+        return not any(row["step"] == run.step and "loss" not in row for row in read_rows(run.folder.metrics))
+
+    return processes.on_main(lacks)
+
+
+def _too_few(batch: PairBatch, step: int) -> DataError | None:
+    """The error that says which pairs of a batch are missing; None where none is."""
+    if not batch.skipped:
+        return None
+    first = batch.skipped[0]
+    return DataError(
+        f"too few pairs of the batch of step {step} can be read; {first.name}: {first.reason}",
+        "repair or remove such pairs, or use a larger train.batch_size",
+    )
 
 
 def _any_process(run: Run, flag: bool) -> bool:

@@ -147,6 +147,8 @@ class RunFolder:
         """Remove what a killed process left half written."""
         for folder in (self.path, self.checkpoints):
             remove_abandoned(folder)
+        if self.skipped.exists():  # what is appended to a line that was cut short is lost with it
+            os.truncate(self.skipped, self.skipped.read_bytes().rfind(b"\n") + 1)
 
     def finish(self, finished: Finished) -> None:
         """Write down that the run is done: a resumption then has nothing to do."""

@@ -134,13 +134,15 @@ class CollapseWatch:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line that was cut off by a crash is left out."""
+    """The rows of a metrics.jsonl; what a crash left of a last line is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except ValueError:  # of text that is none, too
             continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
 
 
@@ -176,5 +178,5 @@ def draw_loss_curve(metrics: Path, image: Path) -> None:
 
 
 def _line(row: dict[str, Any]) -> str:
-    # Not-a-number has no place in JSON; a run with one has stopped anyway.
-    return json.dumps({k: None if v != v else v for k, v in row.items()}) + "\n"
+    # What is not finite has no place in JSON; a run whose loss is not has stopped anyway.
+    return json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}) + "\n"
