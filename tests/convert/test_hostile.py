@@ -215,9 +215,10 @@ def test_a_compressed_archive(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"PAR1\x15\x04", b"path,label\na.jpg,cat\n", b"\xff\xd8\xff\xe0", b"\xef\xbb\xbfcat\r\n", b'[{"a": 1}]'],
+    "content",
+    [b"", b"PAR1\x15\x04", b"path,label\na.jpg,cat\n", b"\xff\xd8\xff\xe0", b"\xef\xbb\xbfcat\r\n", b'[{"a": 1}]'],
     ids=["empty", "parquet", "table", "jpeg", "text", "json"],
-)  # fmt: skip
+)
 def test_a_file_of_another_kind_is_no_checkpoint_and_no_danger(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(ConversionError, match="is not a checkpoint: neither") as caught:
