@@ -1,13 +1,19 @@
-"""Ordered work on threads, and the number of cores."""
+"""Ordered work on threads, the number of cores, and threads that wait."""
 
 from __future__ import annotations
 
 import os
+import re
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
 
 import pytest
+from command_line import cloob
 
+from cloob_cli import __main__, main
 from cloob_cli.parallel import core_count, map_in_order
 
 
@@ -57,3 +63,48 @@ def test_the_cores_are_those_that_the_process_may_use(monkeypatch: pytest.Monkey
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert core_count() == 1
+
+
+WAITING = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY"]
+
+
+@contextmanager
+def told_to_wait(**chosen: str) -> Iterator[None]:
+    """An environment that says of waiting threads only what is chosen."""
+    kept = {name: value for name, value in os.environ.items() if name not in WAITING}
+    with mock.patch.dict(os.environ, kept | chosen, clear=True):
+        yield
+
+
+def told_when_begun(**chosen: str) -> dict[str, str]:
+    """The settings for waiting threads that the command finds when it begins, before torch is imported."""
+    told: dict[str, str] = {}
+
+    def note() -> None:
+        told.update({name: os.environ[name] for name in WAITING if name in os.environ})
+
+    with (
+        told_to_wait(**chosen),
+        mock.patch.object(main, "run", note),
+        mock.patch("cloob_cli.signals.leave_at_once"),
+    ):
+        __main__.run()
+    return told
+
+
+def test_waiting_threads_are_told_to_sleep() -> None:
+    assert told_when_begun() == {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_how_threads_wait_stays_as_the_environment_says(name: str) -> None:
+    assert told_when_begun(**{name: "1"}) == {name: "1"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the OpenMP libraries of other systems print in other forms")
+@pytest.mark.parametrize(("chosen", "rounds"), [({}, "0"), ({"GOMP_SPINCOUNT": "700"}, "700")])
+def test_the_openmp_library_of_torch_heeds_it(chosen: dict[str, str], rounds: str) -> None:
+    with told_to_wait(**chosen):
+        done = cloob("doctor", OMP_DISPLAY_ENV="verbose")
+    assert set(re.findall(r"GOMP_SPINCOUNT = '(\w+)'", done.stderr)) == {rounds}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cloob_cli.checkpoint.folder import WEIGHTS_FILE
 from cloob_cli.core.blending import blended
-from cloob_cli.errors import one_line
+from cloob_cli.errors import Interrupted, one_line
 from cloob_cli.files import replacing
 from cloob_cli.training.build import Run
 from cloob_cli.training.events import Blended, Event, Notice
@@ -65,6 +65,8 @@ def compare_alphas(run: Run, path: WeightPath, chosen: float, known: Mapping[str
             path.go_to(alpha)
             try:
                 found = known if alpha == chosen else run.validator.run(run.model, run.accelerator.autocast)
+            except Interrupted:
+                raise
             except Exception as problem:
                 yield Notice(f"the comparison failed at alpha {alpha:g}: {one_line(problem)}")
                 break

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from accelerate.utils import gather_object
 
-from cloob_cli.errors import Failure, NonFiniteLossError, one_line
+from cloob_cli.errors import Failure, Interrupted, NonFiniteLossError, one_line
 from cloob_cli.training.build import Run
 from cloob_cli.training.events import Event, Notice, PairSkipped, Started, StepDone, Validated
 from cloob_cli.training.telemetry import Window, memory_gib
@@ -98,6 +98,9 @@ def validate(run: Run) -> Iterator[Event]:
     """Score the model as it is; only the main process computes, the others wait.
 
     A validation that fails is reported and remembered in `run.validation_error`; it does not end the run.
+
+    Raises:
+        Interrupted: stopped meanwhile, where a signal is to be heard at once.
     """
     if not run.validator:
         return
@@ -105,6 +108,9 @@ def validate(run: Run) -> Iterator[Event]:
     if run.is_main:
         try:
             scores = run.validator.run(run.model, run.accelerator.autocast)
+            run.stop.check()
+        except Interrupted:
+            raise
         except Exception as problem:
             run.validation_error = problem
             yield Notice(f"validation failed after step {run.step}: {one_line(problem)}")

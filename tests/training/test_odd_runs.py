@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from finetune import finetuning
+from margins import close
 from tiny_model import RESNET, VIT, save_tiny_model
 from tiny_run import settings, tiny_recipe, write_pairs
 
 from cloob_cli.checkpoint.folder import open_model
 from cloob_cli.core.model import build
-from cloob_cli.errors import DataError, DiskSpaceError, RecipeError
+from cloob_cli.errors import DataError, DiskSpaceError, Interrupted, RecipeError
 from cloob_cli.recipe import Recipe
 from cloob_cli.schema import parse
 from cloob_cli.training import loop
 from cloob_cli.training.checkpoints import Progress, checkpoints, newest_valid, save_checkpoint
-from cloob_cli.training.events import CheckpointSaved, Event, StepDone, Validated
+from cloob_cli.training.events import CheckpointSaved, Event, Finished, StepDone, Validated
 from cloob_cli.training.run_folder import RunFolder
 from cloob_cli.training.telemetry import MetricsFile, read_rows
+from cloob_cli.training.validation import Validator
+
+WHOLE_AND_SLICED: list[dict[str, Any]] = [{}, {"train__micro_batch_size": 1}]
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +157,36 @@ def test_a_validation_that_came_about_is_not_repeated(data: Path, tmp_path: Path
     assert [event.step for event in again if isinstance(event, Validated)] == [4]
 
 
+@pytest.mark.parametrize(("call", "alpha"), [(1, None), (2, 0.5)], ids=["scores", "comparison"])
+def test_ctrl_c_in_the_final_validation_is_no_failure_of_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, alpha: float | None
+) -> None:
+    """The first call gives the model's scores, the second one those of the start that it is compared with."""
+    init = save_tiny_model(tmp_path / "init")
+    changes = {"data__validation": str(data), "finetune__interpolate": alpha, "train__steps": 2}
+    recipe = finetuning(data, init, **changes)
+    real, calls = Validator.run, []
+
+    def interrupted(self: Validator, *arguments: Any) -> dict[str, float]:
+        calls.append(None)
+        if len(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Validator, "run", interrupted)
+        with pytest.raises(Interrupted, match="stopped in the final validation") as raised:
+            run(tmp_path / "run", recipe)
+    assert raised.value.hint == "the same command with --resume adds them"
+    assert len(calls) == call
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert not (tmp_path / "run" / "interpolation.json").exists()
+    finished = run(tmp_path / "run", recipe, resume=True)[-1]
+    assert isinstance(finished, Finished)
+    assert "retrieval/image_to_text/recall_1" in finished.metrics
+    assert (tmp_path / "run" / "interpolation.json").exists() == (alpha is not None)
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize(
     "key", ["train__epochs", "optimizer__learning_rate", "objective__inv_tau", "augment__crop_ratio"]
@@ -185,6 +221,19 @@ def test_a_batch_of_which_nothing_can_be_read_names_what_cannot(tmp_path: Path) 
         DataError, match=r"too few pairs of the batch of step 1 can be read; .*\.png: the file is empty"
     ):
         run(tmp_path / "run", tiny_recipe(pairs, train__batch_size=2, train__steps=40))
+
+
+@pytest.mark.numeric
+def test_slices_of_one_pair_train_where_some_cannot_be_read(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs")
+    for name in ("07", "12"):
+        (pairs / f"{name}.png").write_bytes(b"")
+    recipes = [tiny_recipe(pairs, train__steps=4, train__log_every=1, **changes) for changes in WHOLE_AND_SLICED]
+    losses = [
+        torch.tensor([event.loss for event in run(tmp_path / str(number), recipe) if isinstance(event, StepDone)])
+        for number, recipe in enumerate(recipes)
+    ]
+    close(losses[1], losses[0], "rounding, enlarged by three steps of Adam", rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [VIT, RESNET], ids=["vit", "resnet"])
