@@ -38,8 +38,8 @@ class FilingOptions:
         """Refuse what cannot be done before any work.
 
         Raises:
-            UsageError: a target within a source, or where nothing can be written; an undo file without anything to undo,
-                or one that is there already.
+            UsageError: a target within a source, or where nothing can be written; an undo file without anything to
+                undo, or one that is there already.
         """
         from cloob_cli.filing.filing import refuse_nested
         from cloob_cli.inference.output_files import check_place_of
