@@ -156,6 +156,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def is_unfinished(name: str) -> bool:
+    """True for the name of a file that is not finished, or of one that was moved aside for it."""
+    return _UNFINISHED.fullmatch(name) is not None
+
+
 def remove_abandoned(*folders: Path) -> None:
     """Remove unfinished files of killed processes from folders, and restore those that they had moved aside.
 

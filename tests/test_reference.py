@@ -81,6 +81,9 @@ def test_the_readme_shows_the_classification_of_the_example_images() -> None:
     assert "cloob classify examples/pictures --labels examples/labels.txt" in shown
     for image in (ROOT / "examples" / "pictures").glob("*.png"):
         assert f"examples/pictures/{image.name} " in shown
+    # The lines around the table are in the words that the command has now.
+    assert re.search(r"model cloob-xs-pictograms on \w+( \(\d+ threads?\))? in \w+\n", shown)
+    assert re.search(r"classified 24 images in [\d.]+ s \([\d.]+ a second\)\n", shown)
     assert "@font-face" not in drawing  # nothing is fetched to show it
 
 

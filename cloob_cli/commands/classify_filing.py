@@ -38,14 +38,21 @@ class FilingOptions:
         """Refuse what cannot be done before any work.
 
         Raises:
-            UsageError: a target within a source; an undo file without anything to undo.
+            UsageError: a target within a source, or where nothing can be written; an undo file without anything to
+                undo, or one that is there already.
         """
         from cloob_cli.filing.filing import refuse_nested
+        from cloob_cli.inference.output_paths import check_place_of
 
         if self.sort_into is not None:
             refuse_nested(self.sort_into, sources)
+            check_place_of(self.sort_into / "label", "--sort-into")
         if self.undo_file is not None and not self.asked:
             raise UsageError("--undo-file is for --sort-into and --xmp")
+        if self.undo_file is not None:
+            check_place_of(self.undo_file, "--undo-file")
+            if os.path.lexists(self.undo_file):  # under another name a script would undo with the wrong one
+                raise UsageError(f"{self.undo_file} exists already", "choose another --undo-file")
 
     def check_labels(self, several: bool) -> None:
         """Refuse to move an image into several folders.

@@ -192,7 +192,7 @@ class Work:
         took = f"{seconds:.1f} s" if seconds < 100 else duration(seconds)
         rate = self.rows / max(seconds, 1e-9)
         done = counted(self.rows, self._unit.removesuffix("s"))
-        console.info(f"{verb} {done} in {took} ({rate:,.3g} a second)")
+        console.info(f"{verb} {done} in {took}" + (f" ({rate:,.3g} a second)" if self.rows else ""))
         if self.failures:
             where = f", listed in {self._listing}" if self._listing else ""
             console.warn(f"{len(self.failures)} image(s) skipped{where}")

@@ -18,6 +18,7 @@ from cloob_cli.errors import ConversionError, UnsafeCheckpointError
 from cloob_cli.text_format import os_reason
 
 _NUMBER_TYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
+_NO_START = (b"", b"P", b"p")  # "PAR1" of Parquet files, "path,..." of tables: a pickle would need a stack first
 _DEEPEST = 16  # containers within containers; real checkpoints have five
 
 
@@ -31,6 +32,10 @@ def read_haiku_pickle(path: Path) -> Any:
     path = Path(path)
     try:
         with path.open("rb") as stream:
+            start = stream.read(1)
+            if start in _NO_START:
+                raise _no_checkpoint(path)
+            stream.seek(0)
             return _finish(_Reader(Bounded(stream, path.stat().st_size)).load())
     except RefusedError as problem:
         raise UnsafeCheckpointError(
@@ -40,7 +45,16 @@ def read_haiku_pickle(path: Path) -> Any:
     except OSError as problem:
         raise ConversionError(f"{path}: {os_reason(problem)}") from None
     except DAMAGE as problem:
+        if start != b"\x80":  # with which pickles begin, but for those of ancient form
+            raise _no_checkpoint(path) from None
         raise ConversionError(f"{path} is not a valid Haiku checkpoint ({type(problem).__name__}: {problem})") from None
+
+
+def _no_checkpoint(path: Path) -> ConversionError:
+    return ConversionError(
+        f"{path} is not a checkpoint: neither safetensors nor a file of PyTorch nor a pickle of Haiku",
+        "`cloob zoo convert --help` names the formats",
+    )
 
 
 class _NumberType:

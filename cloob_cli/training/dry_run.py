@@ -17,6 +17,7 @@ from cloob_cli.training.build_run import choose_device
 from cloob_cli.training.data_split import open_data
 from cloob_cli.training.initial_model import FindModel, check_architecture
 from cloob_cli.training.new_model import check_frozen_parts, model_config
+from cloob_cli.training.precision import check_precision
 from cloob_cli.training.run_folder import check_writable
 from cloob_cli.training.teacher import check_teacher
 from cloob_cli.training.validation import open_sets
@@ -38,9 +39,10 @@ def dry_run(
     Raises:
         InputError: what would keep the run from starting: data or data sets that are missing, fewer pairs than a
             batch, a folder that cannot be made.
-        DeviceError: no such device.
+        DeviceError: no such device, or one that does not train in the recipe's precision.
     """
     chosen = choose_device(device)
+    check_precision(recipe.train.precision, chosen)
     check_writable(folder)
     data = open_data(recipe.data, recipe.validation.retrieval_pairs)
     check_enough(len(data.indices), recipe.train.batch_size)

@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 
 from cloob_cli import exchange
 from cloob_cli.errors import CloobError, DeviceError, TrainingError, one_line
-from cloob_cli.training.precision import Precision
+from cloob_cli.training.precision import Precision, check_precision
 
 Result = TypeVar("Result")
 
@@ -41,6 +41,7 @@ def start_accelerator(device: torch.device, precision: Precision) -> Accelerator
     Raises:
         DeviceError: the device does not train in this precision.
     """
+    check_precision(precision, device)
     try:
         return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=device.type == "cpu")
     except ValueError as problem:

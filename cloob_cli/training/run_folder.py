@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from cloob_cli.checkpoint.folder import is_model_folder
 from cloob_cli.errors import UsageError
-from cloob_cli.files import remove_abandoned, replacing
+from cloob_cli.files import is_unfinished, remove_abandoned, replacing
 from cloob_cli.recipe import Recipe
 from cloob_cli.schema import parse
 from cloob_cli.training.checkpoints import Progress, load_progress, newest_valid
@@ -114,7 +114,9 @@ class RunFolder:
                 raise UsageError(f"{self.path} already holds a run", "go on with --resume, or choose another --out")
             return
         check_writable(self.path)
-        if self.path.exists() and any(entry.name != LOCK_FILE for entry in self.path.iterdir()):
+        entries = self.path.iterdir() if self.path.exists() else []
+        # A lock, and what a process left that was killed before the recipe had its name.
+        if any(entry.name != LOCK_FILE and not is_unfinished(entry.name) for entry in entries):
             raise UsageError(f"{self.path} exists and is not a run's folder", "choose another with --out")
 
     def check(self, recipe: Recipe, resume: bool) -> None:
@@ -138,10 +140,10 @@ class RunFolder:
             raise UsageError(f"{self.path} was made by another recipe: {shown}{more}", "choose another --out")
 
     def create(self, recipe: Recipe) -> None:
-        """Make the folder and write the resolved recipe."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        """Write the resolved recipe, by which the folder is known as a run's, then what belongs beside it."""
         with replacing(self.recipe) as temporary:
             temporary.write_text(json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+        self.checkpoints.mkdir(exist_ok=True)
 
     def clean(self) -> None:
         """Remove what a killed process left half written."""

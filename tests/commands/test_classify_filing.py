@@ -114,6 +114,31 @@ def test_several_runs_are_taken_back_one_by_one_from_the_last(place: Path, model
     assert digest(place) == before
 
 
+def test_an_undo_file_that_is_there_is_refused(place: Path, model: Path) -> None:
+    """Under another name than was asked for, a script that takes the run back would take back an earlier one."""
+    command = ["classify", "images", "--label", "cat", "-m", model, "--xmp", "-q", "--undo-file", "undo.jsonl"]
+    assert cloob_here(*command, cwd=place).returncode == 0
+    before = digest(place)
+    result = cloob_here(*command, cwd=place)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.splitlines() == ["error: undo.jsonl exists already", "hint: choose another --undo-file"]
+    assert digest(place) == before
+
+
+def test_a_target_where_nothing_can_be_written_is_refused_at_once(
+    place: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "closed").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed" and access(path, mode))
+    command = ["classify", "images", "--label", "cat", "-m", model]
+    for option in (["--sort-into", "closed/deeper"], ["--xmp", "--undo-file", "closed/undo.jsonl"]):
+        result = cloob_here(*command, *option, cwd=place)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert "no permission to write" in result.stderr
+        assert result.stderr.splitlines()[-1] == f"hint: choose another {option[-2]}"
+
+
 def test_an_image_that_cannot_be_filed_is_named_and_the_exit_code_is_3(place: Path, model: Path) -> None:
     (place / "images/0002.xmp").write_bytes(b"<!DOCTYPE a><a/>")
     command = ["classify", "images", "--label", "cat", "-m", model, "--xmp", "-q", "-o", "out.csv"]

@@ -212,3 +212,15 @@ def test_a_compressed_archive(tmp_path: Path) -> None:
             target.writestr(entry.filename, source.read(entry))
     with pytest.raises(ConversionError, match="a part of it is compressed"):
         convert_checkpoint(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PAR1\x15\x04", b"path,label\na.jpg,cat\n", b"\xff\xd8\xff\xe0", b"\xef\xbb\xbfcat\r\n", b'[{"a": 1}]'],
+    ids=["empty", "parquet", "table", "jpeg", "text", "json"],
+)
+def test_a_file_of_another_kind_is_no_checkpoint_and_no_danger(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(ConversionError, match="is not a checkpoint: neither") as caught:
+        convert_checkpoint(tmp_path / "a")
+    assert "--help" in str(caught.value.hint)

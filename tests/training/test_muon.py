@@ -84,7 +84,7 @@ def test_a_stored_state_goes_on_to_the_same_bits() -> None:
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), stopped.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_resumes_to_the_same_bits_and_differs_from_adamw(tmp_path: Path, precision: str) -> None:
     data = write_pairs(tmp_path / "pairs")
     changes: dict = {"train__steps": 12, "train__checkpoint_every": 5, "train__precision": precision}

@@ -16,14 +16,15 @@ from tiny_run import settings, tiny_recipe, write_pairs
 
 from cloob_cli.checkpoint.folder import open_model
 from cloob_cli.core.model import build
-from cloob_cli.errors import DataError, DiskSpaceError, Interrupted, RecipeError
+from cloob_cli.errors import DataError, DeviceError, DiskSpaceError, Interrupted, RecipeError
 from cloob_cli.recipe import Recipe
 from cloob_cli.schema import parse
-from cloob_cli.training import loop
+from cloob_cli.training import loop, run_folder
 from cloob_cli.training.checkpoints import Progress, checkpoints, newest_valid, save_checkpoint
+from cloob_cli.training.dry_run import dry_run
 from cloob_cli.training.events import CheckpointSaved, Event, Finished, StepDone, Validated
-from cloob_cli.training.run_folder import RunFolder
 from cloob_cli.training.metrics_file import MetricsFile, read_rows
+from cloob_cli.training.run_folder import RunFolder
 from cloob_cli.training.validation import Validator
 
 WHOLE_AND_SLICED: list[dict[str, Any]] = [{}, {"train__micro_batch_size": 1}]
@@ -185,6 +186,42 @@ def test_ctrl_c_in_the_final_validation_is_no_failure_of_it(
     assert isinstance(finished, Finished)
     assert "retrieval/image_to_text/recall_1" in finished.metrics
     assert (tmp_path / "run" / "interpolation.json").exists() == (alpha is not None)
+
+
+@pytest.mark.parametrize("left", ["recipe", "checkpoints"])
+def test_a_run_that_was_killed_as_it_began_can_begin_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    """Before its recipe had its name, or right behind that."""
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(*arguments: object, **options: object) -> None:
+        raise KilledError
+
+    recipe = tiny_recipe(data, train__steps=1)
+    with monkeypatch.context() as patch:
+        if left == "recipe":
+            patch.setattr(run_folder, "replacing", killed)
+        else:
+            real = Path.mkdir
+            patch.setattr(Path, "mkdir", lambda self, *a, **o: (killed if self.name == left else real)(self, *a, **o))
+        with pytest.raises(KilledError):
+            run(tmp_path / "run", recipe)
+    if left == "recipe":
+        (tmp_path / "run" / ".recipe.json.cloob-0123abcd.partial").write_text("{")
+    assert isinstance(run(tmp_path / "run", recipe, resume=left != "recipe")[-1], Finished)
+    assert list((tmp_path / "run").glob(".*")) == []
+
+
+def test_fp16_on_a_processor_is_refused_instead_of_ignored(data: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(data, train__precision="fp16")
+    with pytest.raises(DeviceError, match="cpu does not train in fp16"):
+        run(tmp_path / "run", recipe)
+    with pytest.raises(DeviceError, match="cpu does not train in fp16"):
+        dry_run(recipe, tmp_path / "run", "cpu")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])

@@ -115,8 +115,8 @@ def test_a_precision_that_the_device_lacks_is_a_plain_error(monkeypatch):
         raise ValueError("not here")
 
     monkeypatch.setattr(processes, "Accelerator", refuses)
-    with pytest.raises(DeviceError, match="cpu does not train in fp16"):
-        processes.start_accelerator(torch.device("cpu"), "fp16")
+    with pytest.raises(DeviceError, match="mps does not train in fp16: not here"):
+        processes.start_accelerator(torch.device("mps"), "fp16")
 
 
 def test_bf16_speedup_is_a_ratio_of_times():
