@@ -65,7 +65,7 @@ def default_model() -> tuple[dict[str, str], list[str]]:
     """Return the default model with its source (`chosen_by`), and warnings where it does not exist."""
     from cloob_cli import assets
     from cloob_cli.checkpoint.folder import is_model_folder
-    from cloob_cli.convert.folder_forms import foreign_form
+    from cloob_cli.convert.folder_formats import foreign_form
     from cloob_cli.errors import CloobError
     from cloob_cli.registry import inventory
     from cloob_cli.registry.resolve import find_model

@@ -22,7 +22,7 @@ import cloob_cli
 from cloob_cli.core import calibration, few_shot, rejection
 from cloob_cli.core.model import CloobModel
 from cloob_cli.data.classification import open_classification_set
-from cloob_cli.data.images import Preprocess
+from cloob_cli.data.preprocess import Preprocess
 from cloob_cli.inference.calibration import crossed_error
 from cloob_cli.inference.classify import encode_labels
 from cloob_cli.inference.encoding import encode_images, prepare_for_inference

@@ -33,7 +33,7 @@ def measurements() -> dict[str, float]:
     from cloob_cli.core.loss import contrastive_loss
     from cloob_cli.core.model import build
     from cloob_cli.data.decoding_memory import MemoryBudget
-    from cloob_cli.data.images import Preprocess, read_crop
+    from cloob_cli.data.preprocess import Preprocess, read_crop
     from cloob_cli.inference.encoding import encode_images, prepare_for_inference
 
     jpeg = photo(4000, 3000)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cloob_cli.data.image_folder import list_images
-from cloob_cli.data.images import open_image
 from cloob_cli.data.pairs import open_pairs
+from cloob_cli.data.preprocess import open_image
 from cloob_cli.recipe import DataSection
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

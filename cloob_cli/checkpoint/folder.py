@@ -20,7 +20,7 @@ from cloob_cli.checkpoint.behavior_fingerprint import (
     read_fingerprint,
 )
 from cloob_cli.checkpoint.tensor_file import read_header, read_tensors, write_tensors
-from cloob_cli.convert.folder_forms import foreign_form
+from cloob_cli.convert.folder_formats import foreign_form
 from cloob_cli.errors import ConversionError, ModelFolderError
 from cloob_cli.files import link_or_copy, replacing, replacing_folder, sha256_of
 from cloob_cli.schema import parse
@@ -110,7 +110,7 @@ def open_model(
 
     from cloob_cli.core.device import pick_device, pick_dtype
     from cloob_cli.core.model import with_weights
-    from cloob_cli.data.images import Preprocess
+    from cloob_cli.data.preprocess import Preprocess
 
     folder = Path(folder)
     chosen_device = pick_device(str(device) if device is not None else None)
@@ -135,7 +135,7 @@ def open_model(
 
 def _open_foreign(folder: Path) -> CloobModel:
     from cloob_cli.convert import convert_checkpoint
-    from cloob_cli.data.images import Preprocess
+    from cloob_cli.data.preprocess import Preprocess
 
     try:
         converted = convert_checkpoint(folder, foreign_form(folder), name=_name_of(folder))

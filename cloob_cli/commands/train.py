@@ -97,7 +97,7 @@ def _check_unused(folder: Path, resume: bool) -> None:
 def _config_of_init(recipe: Recipe, kept: Path | None) -> ModelConfig:
     """The configuration of a `model.init`; where it is gone, of what a run that is to go on has kept of it."""
     from cloob_cli.checkpoint.folder import is_model_folder, open_model, read_config
-    from cloob_cli.convert.folder_forms import foreign_form
+    from cloob_cli.convert.folder_formats import foreign_form
     from cloob_cli.data.pairs import find_pairs
     from cloob_cli.registry.resolve import find_model_to_share
 

@@ -1,7 +1,7 @@
 """Other programs' checkpoints in our form: one module a layout, and readers that never run what they read.
 
 Start reading at `convert_checkpoint`. `mljku`, `crowsonkb`, `rinna`, `open_clip`, `transformers_clip` and `openai` are
-the layouts; `torch_file`, `haiku_pickle` and `torchscript_archive` read files that may be hostile; `folder_forms` tells
+the layouts; `torch_file`, `haiku_pickle` and `torchscript_archive` read files that may be hostile; `folder_formats` tells
 whose a folder is.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloob_cli.convert.folder_forms import (
+from cloob_cli.convert.folder_formats import (
     CONFIG_FILE,
     OPEN_CLIP_CONFIG,
     OPEN_CLIP_WEIGHTS,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict
 from torch import Tensor
 
-from cloob_cli.convert.folder_forms import PREPROCESSOR_FILES, read_object
+from cloob_cli.convert.folder_formats import PREPROCESSOR_FILES, read_object
 from cloob_cli.convert.open_clip import inverse_temperature
 from cloob_cli.convert.torch_file import plain_tensor
 from cloob_cli.convert.transformers_names import TOKENS, from_transformers

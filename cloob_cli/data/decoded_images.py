@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from cloob_cli.data.augment import crop_boxes, crops, move, resized_crop, resized_crops
-from cloob_cli.data.images import Preprocess
 from cloob_cli.data.pairs import PairSource
+from cloob_cli.data.preprocess import Preprocess
 from cloob_cli.errors import ImageError
 from cloob_cli.parallel import map_in_order
 from cloob_cli.recipe import AugmentSection

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from cloob_cli.data.images import open_image
+from cloob_cli.data.preprocess import open_image
 from cloob_cli.data.sources.tar_index import read_member
 from cloob_cli.errors import DataError
 

@@ -20,8 +20,8 @@ from cloob_cli.data.batch import PairBatch, PairReader
 from cloob_cli.data.caption_tokens import CaptionStore, caption_numbers
 from cloob_cli.data.decoded_images import ImageCache, ImageDecoder, fits_in_memory
 from cloob_cli.data.feature_cache import FeatureTable
-from cloob_cli.data.images import Preprocess
 from cloob_cli.data.pairs import PairSource
+from cloob_cli.data.preprocess import Preprocess
 from cloob_cli.data.random_numbers import uniforms
 from cloob_cli.data.sample_order import block_windows, epoch_order
 from cloob_cli.data.streaming import PairStream

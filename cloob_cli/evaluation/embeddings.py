@@ -21,9 +21,9 @@ from cloob_cli.core.model import CloobModel
 from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.zero_shot import class_embeddings
 from cloob_cli.data.content_digest import digest_of_images
-from cloob_cli.data.images import Preprocess, normalize
+from cloob_cli.data.preprocess import Preprocess, normalize
 from cloob_cli.errors import DataError, Failure, ImageError, one_line
-from cloob_cli.evaluation.store import Kept, Store
+from cloob_cli.evaluation.embedding_cache import Kept, Store
 from cloob_cli.parallel import core_count, map_in_order
 
 OnImage = Callable[[Failure | None], None]  # called for every image in order: with None, or with why it was skipped

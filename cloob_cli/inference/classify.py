@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.zero_shot import class_embeddings
-from cloob_cli.data.images import Preprocess
+from cloob_cli.data.preprocess import Preprocess
 from cloob_cli.errors import Failure
 from cloob_cli.inference.answers import Answers
 from cloob_cli.inference.encoding import device_of, encode_images

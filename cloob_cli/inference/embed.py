@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from cloob_cli.core.model import CloobModel
-from cloob_cli.data.images import Preprocess
+from cloob_cli.data.preprocess import Preprocess
 from cloob_cli.errors import Failure
 from cloob_cli.inference.encoding import device_of, encode_in_passes, encode_texts, encode_texts_in_passes, pass_size
 from cloob_cli.inference.image_batches import OnImage, image_batches

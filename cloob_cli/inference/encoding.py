@@ -10,7 +10,7 @@ from cloob_cli.core.model import CloobModel
 from cloob_cli.core.resnet import Bottleneck, ModifiedResNet
 from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.transformer import VisionTransformer
-from cloob_cli.data.images import normalize
+from cloob_cli.data.preprocess import normalize
 
 _CPU_PASS = 16  # images
 

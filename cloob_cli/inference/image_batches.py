@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from cloob_cli.data.decoding_memory import MemoryBudget, default_budget
-from cloob_cli.data.images import Preprocess, read_crop
+from cloob_cli.data.preprocess import Preprocess, read_crop
 from cloob_cli.data.thumbnails import thumbnail
 from cloob_cli.errors import Failure, ImageError, one_line
 from cloob_cli.inference.find_images import Collected, collect_images

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from cloob_cli.checkpoint.behavior_fingerprint import FINGERPRINT_FILE
 from cloob_cli.checkpoint.folder import KEPT_FILES, WEIGHTS_FILE
-from cloob_cli.convert.folder_forms import FOREIGN_FILES, OPEN_CLIP_WEIGHTS, TRANSFORMERS_WEIGHTS, needed_files
+from cloob_cli.convert.folder_formats import FOREIGN_FILES, OPEN_CLIP_WEIGHTS, TRANSFORMERS_WEIGHTS, needed_files
 from cloob_cli.errors import ChecksumError, DownloadError, RegistryError, UsageError
 from cloob_cli.files import sha256_of
 from cloob_cli.registry.events import Received, Report, Started, unreported

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloob_cli.checkpoint.folder import KEPT_FILES, MODEL_FILES, open_model
-from cloob_cli.convert.folder_forms import foreign_form
+from cloob_cli.convert.folder_formats import foreign_form
 from cloob_cli.errors import ModelFolderError, RegistryError
 from cloob_cli.registry.bundle import write_bundle
 from cloob_cli.registry.hub import Reference, parse_reference, plain_errors

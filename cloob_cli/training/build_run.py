@@ -17,8 +17,8 @@ from accelerate import Accelerator
 from cloob_cli import launch
 from cloob_cli.core.device import pick_device
 from cloob_cli.core.model import CloobModel
-from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import PairLoader, check_enough
+from cloob_cli.data.preprocess import Preprocess
 from cloob_cli.data.tokenizer import Tokenizer
 from cloob_cli.recipe import Recipe
 from cloob_cli.training import processes

@@ -30,8 +30,8 @@ from cloob_cli.data.batch import PairReader
 from cloob_cli.data.caption_tokens import CaptionStore
 from cloob_cli.data.decoded_images import ImageDecoder
 from cloob_cli.data.feature_cache import FeatureFile, FeatureTable
-from cloob_cli.data.images import Preprocess, normalize
 from cloob_cli.data.loader import captions_or_none, worker_count
+from cloob_cli.data.preprocess import Preprocess, normalize
 from cloob_cli.data.streaming import PairStream
 from cloob_cli.data.tokenizer import Tokenizer
 from cloob_cli.recipe import AugmentSection, Recipe

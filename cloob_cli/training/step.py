@@ -15,7 +15,7 @@ from cloob_cli.core.loss import Objective, contrastive_loss
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.transformer import VisionTransformer
 from cloob_cli.data.batch import PairBatch
-from cloob_cli.data.images import normalize
+from cloob_cli.data.preprocess import normalize
 from cloob_cli.recipe import ObjectiveSection, OptimizerSection, TrainSection
 from cloob_cli.training.ema import EMA
 from cloob_cli.training.gradient_cache import cached_gradient_step, find_micro_batch_size

@@ -24,8 +24,8 @@ from cloob_cli.core.model import CloobModel, unit_norm
 from cloob_cli.data.batch import PairBatch
 from cloob_cli.data.caption_tokens import caption_id
 from cloob_cli.data.feature_cache import FeatureTable
-from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import captions_or_none
+from cloob_cli.data.preprocess import Preprocess
 from cloob_cli.data.tokenizer import Tokenizer
 from cloob_cli.errors import CloobError, ModelFolderError, RecipeError, UsageError
 from cloob_cli.files import replacing

@@ -24,8 +24,8 @@ from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.zero_shot import class_embeddings
 from cloob_cli.data.captioned_images import CaptionedSet
 from cloob_cli.data.classification import open_classification_set
-from cloob_cli.data.images import Preprocess, normalize
 from cloob_cli.data.labeled_set import ClassificationSet
+from cloob_cli.data.preprocess import Preprocess, normalize
 from cloob_cli.data.tokenizer import Tokenizer
 from cloob_cli.errors import Failure, ImageError
 from cloob_cli.evaluation.retrieval import scores as retrieval_scores

@@ -428,7 +428,7 @@ def test_prune_removes_what_interrupted_pulls_left_and_nothing_else(cloob: Cloob
 def test_prune_removes_embeddings_that_were_not_used_for_long(cloob: Cloob, home: Path) -> None:
     import torch
 
-    from cloob_cli.evaluation.store import Kept, Store
+    from cloob_cli.evaluation.embedding_cache import Kept, Store
 
     folder = home / "evaluation"
     store = Store(folder)

@@ -147,7 +147,7 @@ def test_images_are_resized_bilinearly_as_upstream(repository: Path) -> None:
     preprocess = convert_checkpoint(repository).config.preprocess
     assert preprocess.interpolation == "bilinear"
     image = Image.effect_noise((50, 64), 90).convert("RGB")
-    from cloob_cli.data.images import Preprocess
+    from cloob_cli.data.preprocess import Preprocess
 
     expected = image.resize((32, 40), Image.Resampling.BILINEAR).crop((0, 4, 32, 36))
     assert Preprocess(32, preprocess).crop(image).tobytes() == expected.tobytes()

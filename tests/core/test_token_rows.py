@@ -11,9 +11,9 @@ from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import CloobModel, build
 from cloob_cli.core.token_rows import cut_to_longest, end_of_longest
 from cloob_cli.core.zero_shot import class_embeddings
-from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import PairLoader
 from cloob_cli.data.pairs import open_pairs
+from cloob_cli.data.preprocess import Preprocess
 from cloob_cli.data.tokenizer import train_bpe
 from cloob_cli.recipe import AugmentSection, DataSection
 

@@ -11,9 +11,9 @@ from pair_files import write_parquet
 
 from cloob_cli.data.augment import DRAWS, draw
 from cloob_cli.data.caption_tokens import caption_numbers, pick
-from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import PairLoader
 from cloob_cli.data.pairs import open_pairs
+from cloob_cli.data.preprocess import Preprocess
 from cloob_cli.data.random_numbers import uniforms
 from cloob_cli.data.tokenizer import train_bpe
 from cloob_cli.recipe import AugmentSection, DataSection

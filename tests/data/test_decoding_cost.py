@@ -14,7 +14,7 @@ from hostile_images import Kind, encoded, png, tiff_of_one_tile, with_orientatio
 from PIL import Image, ImageFile, features
 
 from cloob_cli.data.decoding_memory import MemoryBudget
-from cloob_cli.data.images import Preprocess, _opened, read_crop
+from cloob_cli.data.preprocess import Preprocess, _opened, read_crop
 from cloob_cli.errors import ImageError
 
 SIDES = (2400, 1600)  # 4 million pixels: bands of several kinds, and little time

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import cloob_cli
-from cloob_cli.data.images import Preprocess, normalize
+from cloob_cli.data.preprocess import Preprocess, normalize
 from cloob_cli.errors import ImageError
 from cloob_cli.inference.image_batches import image_batches
 

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from cloob_cli.core.config import PreprocessConfig
-from cloob_cli.data.images import Preprocess, normalize, open_image
+from cloob_cli.data.preprocess import Preprocess, normalize, open_image
 from cloob_cli.errors import ImageError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "images"

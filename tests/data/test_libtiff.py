@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from cloob_cli.data.images import open_image
+from cloob_cli.data.preprocess import open_image
 from cloob_cli.errors import ImageError
 
 

@@ -22,9 +22,9 @@ from torch.utils.data import dataloader as torch_loader
 
 from cloob_cli.data import loader as loader_module
 from cloob_cli.data.batch import PairBatch
-from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import PairLoader
 from cloob_cli.data.pairs import PairSource, open_pairs
+from cloob_cli.data.preprocess import Preprocess
 from cloob_cli.data.sample_order import epoch_order
 from cloob_cli.data.sources.parquet import ParquetSource
 from cloob_cli.data.streaming import PairStream
@@ -276,7 +276,7 @@ def start_streaming(folder: Path) -> tuple[subprocess.Popen, list[int]]:
         textwrap.dedent(
             f"""
             import multiprocessing, signal
-            from cloob_cli.data.images import Preprocess
+            from cloob_cli.data.preprocess import Preprocess
             from cloob_cli.data.loader import PairLoader
             from cloob_cli.data.pairs import open_pairs
             from cloob_cli.data.tokenizer import clip_tokenizer

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from cloob_cli.data.images import Preprocess
 from cloob_cli.data.loader import PairLoader
 from cloob_cli.data.pairs import open_pairs
+from cloob_cli.data.preprocess import Preprocess
 from cloob_cli.data.tokenizer import clip_tokenizer
 from cloob_cli.recipe import AugmentSection, DataSection
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cloob_cli.core.config import PreprocessConfig
 from cloob_cli.data.decoding_memory import MemoryBudget
-from cloob_cli.data.images import Preprocess, open_image, read_crop
+from cloob_cli.data.preprocess import Preprocess, open_image, read_crop
 from cloob_cli.data.scaled_decoding import AVERAGE_RESERVE, averaged
 
 BUDGET = MemoryBudget(10**9)

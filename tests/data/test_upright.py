@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from cloob_cli.core.config import PreprocessConfig
-from cloob_cli.data import images, upright_rgb
-from cloob_cli.data.images import Preprocess
+from cloob_cli.data import preprocess, upright_rgb
+from cloob_cli.data.preprocess import Preprocess
 from cloob_cli.data.upright_rgb import Upright
 
 RANDOM = np.random.default_rng(0)
@@ -45,7 +45,7 @@ KINDS = {
 def bands(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param:
         monkeypatch.setattr(upright_rgb, "BAND_PIXELS", request.param)
-        monkeypatch.setattr(images, "BAND_PIXELS", request.param)
+        monkeypatch.setattr(preprocess, "BAND_PIXELS", request.param)
     return
 
 

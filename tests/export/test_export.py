@@ -22,7 +22,7 @@ from cloob_cli.checkpoint.folder import open_model, save_model
 from cloob_cli.convert import convert_checkpoint
 from cloob_cli.core.config import ARCHITECTURES, ModelConfig
 from cloob_cli.core.model import build
-from cloob_cli.data.images import open_image
+from cloob_cli.data.preprocess import open_image
 from cloob_cli.data.tokenizer import Tokenizer, clean, clip_tokenizer, train_bpe
 from cloob_cli.errors import NotExportableError, UsageError
 from cloob_cli.export import export_model

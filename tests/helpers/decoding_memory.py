@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from cloob_cli.data.decoding_memory import MemoryBudget
-from cloob_cli.data.images import Preprocess, read_crop
+from cloob_cli.data.preprocess import Preprocess, read_crop
 from cloob_cli.errors import ImageError
 
 PREPROCESS = Preprocess(224)

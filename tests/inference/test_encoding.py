@@ -12,7 +12,7 @@ from tiny_model import RESNET, VIT, save_images, save_tiny_model
 from torch import nn
 
 from cloob_cli import load
-from cloob_cli.data.images import Preprocess
+from cloob_cli.data.preprocess import Preprocess
 from cloob_cli.inference.encoding import (
     encode_images,
     encode_in_passes,

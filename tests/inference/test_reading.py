@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from tiny_model import save_hostile_images, save_images
 
-from cloob_cli.data.images import Preprocess
+from cloob_cli.data.preprocess import Preprocess
 from cloob_cli.errors import Failure, InputError
 from cloob_cli.inference import image_batches as image_batches_module
 from cloob_cli.inference.image_batches import collect_images, image_batches

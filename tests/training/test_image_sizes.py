@@ -84,9 +84,9 @@ def test_images_read_anew_and_kept_ones_are_the_same(data: Path, tmp_path: Path)
 
 
 def test_without_crops_a_smaller_image_is_the_model_s_image_resized(data: Path, tmp_path: Path) -> None:
-    from cloob_cli.data.images import Preprocess
     from cloob_cli.data.loader import PairLoader
     from cloob_cli.data.pairs import open_pairs
+    from cloob_cli.data.preprocess import Preprocess
     from cloob_cli.data.tokenizer import clip_tokenizer
     from cloob_cli.recipe import AugmentSection, DataSection
 

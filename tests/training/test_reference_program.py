@@ -17,7 +17,7 @@ from tiny_run import tiny_recipe
 from cloob_cli import assets
 from cloob_cli.core.model import CloobModel
 from cloob_cli.data.batch import PairBatch
-from cloob_cli.data.images import normalize
+from cloob_cli.data.preprocess import normalize
 from cloob_cli.recipe import Recipe, load_recipe
 from cloob_cli.training.new_model import build_model, model_config
 from cloob_cli.training.processes import start_accelerator, start_processes

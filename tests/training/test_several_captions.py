@@ -16,7 +16,7 @@ from tiny_run import tiny_recipe, write_pairs, write_recipe
 from cloob_cli.core.loss import cloob_loss
 from cloob_cli.core.model import build
 from cloob_cli.data.batch import PairBatch
-from cloob_cli.data.images import normalize
+from cloob_cli.data.preprocess import normalize
 from cloob_cli.training import loop
 from cloob_cli.training.events import CheckpointSaved
 from cloob_cli.training.metrics_file import read_rows

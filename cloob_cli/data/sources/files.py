@@ -13,7 +13,7 @@ import pyarrow.csv
 from PIL import Image
 
 from cloob_cli.data.image_folder import list_images
-from cloob_cli.data.images import open_image
+from cloob_cli.data.preprocess import open_image
 from cloob_cli.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, caption_list, find_column
 from cloob_cli.data.sources.fingerprint import Part, digest, shared_folder
 from cloob_cli.errors import DataError, Failure

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cloob_cli.data.images import open_image
+from cloob_cli.data.preprocess import open_image
 from cloob_cli.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, caption_list, find_column
 from cloob_cli.data.sources.fingerprint import Part, digest, short_names
 from cloob_cli.errors import DataError, Failure, ImageError

@@ -11,7 +11,7 @@ import pyarrow as pa
 from PIL import Image
 
 from cloob_cli.data.image_folder import suffixes
-from cloob_cli.data.images import open_image
+from cloob_cli.data.preprocess import open_image
 from cloob_cli.data.sources.columns import caption_list
 from cloob_cli.data.sources.fingerprint import Part, digest, short_names
 from cloob_cli.data.sources.tar_index import index_tar, read_member

@@ -15,7 +15,7 @@ import torch
 from cloob_cli.checkpoint.folder import open_model, weights_sha256
 from cloob_cli.core.model import CloobModel
 from cloob_cli.data.decoding_memory import MemoryBudget, default_budget
-from cloob_cli.data.images import Preprocess, read_crop
+from cloob_cli.data.preprocess import Preprocess, read_crop
 from cloob_cli.errors import UsageError
 from cloob_cli.inference.cluster.parts import Part
 from cloob_cli.inference.cluster.read_part import Content, read_part

@@ -58,7 +58,7 @@ def content_of(index: StoredIndex, rows: Sequence[int], path_of_name: Callable[[
     be called a copy of one that is not there. Of links to one file, symbolic or hard, one path is kept: a link is no
     copy, and what it leads to must not be called one.
     """
-    from cloob_cli.data.images import read_size
+    from cloob_cli.data.preprocess import read_size
 
     found: dict[tuple[int, int] | str, _File] = {}
     for row in rows:

@@ -29,7 +29,7 @@ def perceptual_hashes(
     if not paths:
         return []
     from cloob_cli.core.config import PreprocessConfig
-    from cloob_cli.data.images import Preprocess
+    from cloob_cli.data.preprocess import Preprocess
     from cloob_cli.inference.image_batches import image_batches
 
     squash = Preprocess(_SIDE, PreprocessConfig(resize="squash", interpolation="bilinear"))
