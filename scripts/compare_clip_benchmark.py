@@ -20,7 +20,7 @@ from typing import Any
 
 from cloob_cli.commands.eval_data import find_data_sets
 from cloob_cli.commands.eval_run import Evaluations
-from cloob_cli.evaluation.run import Asked
+from cloob_cli.evaluation.evaluate import Asked
 from cloob_cli.export import export_model
 from cloob_cli.registry.resolve import find_model
 

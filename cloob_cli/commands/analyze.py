@@ -63,8 +63,8 @@ def analyze(
         raise UsageError("--scale-hopfield is above 0")
     with signals.leaving_at_once():
         from cloob_cli.commands.eval_data import located
+        from cloob_cli.evaluation.evaluate import Asked, open_data
         from cloob_cli.evaluation.plots import check_plotting, plot_analysis
-        from cloob_cli.evaluation.run import Asked, open_data
         from cloob_cli.inference.output_paths import check_output
     if output is not None:
         check_output(output, "analyze", [".json"], force=force)
@@ -100,7 +100,7 @@ def _analyze(
     from cloob_cli.commands.inference_run import model_name, open_model
     from cloob_cli.evaluation import analysis
     from cloob_cli.evaluation.embeddings import Embedder
-    from cloob_cli.evaluation.run import chosen_images
+    from cloob_cli.evaluation.evaluate import chosen_images
     from cloob_cli.registry import paths
 
     device, precision, batch_size, workers = options

@@ -105,7 +105,7 @@ def evaluate(
         from cloob_cli.commands.eval_page import write_page
         from cloob_cli.commands.eval_run import Evaluations
         from cloob_cli.commands.html_report import check_html
-        from cloob_cli.evaluation.run import Asked
+        from cloob_cli.evaluation.evaluate import Asked
         from cloob_cli.inference.labels import read_labels, read_templates
         from cloob_cli.inference.output_paths import check_output
 

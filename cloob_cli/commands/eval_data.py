@@ -12,7 +12,7 @@ from cloob_cli.errors import DataError, DownloadError
 
 if TYPE_CHECKING:
     from cloob_cli.data.labeled_set import ClassificationSet
-    from cloob_cli.evaluation.run import Asked, DataSet
+    from cloob_cli.evaluation.evaluate import Asked, DataSet
     from cloob_cli.evaluation.suites import Suite, SuiteSet
 
 
@@ -65,7 +65,7 @@ def find_data_sets(names: list[str], asked: Asked, folder: Path | None, only: se
 
 
 def _job(path: Path, asked: Asked) -> Job:
-    from cloob_cli.evaluation.run import open_data, open_train
+    from cloob_cli.evaluation.evaluate import open_data, open_train
 
     data, train = open_data(path, asked), open_train(path, asked)
     for line in dict.fromkeys(line for part in (data, train) for line in getattr(part, "left_out", ())):

@@ -95,8 +95,8 @@ class Evaluations:
                 _show_details(record)
 
     def _existing(self, model: str, identity: str, job: Job) -> dict[str, Any] | None:
+        from cloob_cli.evaluation.evaluate import task_of
         from cloob_cli.evaluation.results import TASK_NAMES
-        from cloob_cli.evaluation.run import task_of
 
         wanted = (job.data.name, model, TASK_NAMES[task_of(job.data, job.asked)])
         for record in self._earlier:
@@ -108,8 +108,8 @@ class Evaluations:
         return None
 
     def _measure(self, embedder: Any, model: str, identity: str, job: Job) -> dict[str, Any]:
+        from cloob_cli.evaluation.evaluate import chosen_images, evaluate
         from cloob_cli.evaluation.results import Published
-        from cloob_cli.evaluation.run import chosen_images, evaluate
         from cloob_cli.version import __version__
 
         skipped = 0

@@ -40,7 +40,7 @@ def _measured(entry: ZooEntry, scores: list[Score], folder: Path | None) -> dict
     """{(suite, data set, metric): fraction} of every data set that the scores need and that is here."""
     from cloob_cli.commands.eval_data import find_data_sets
     from cloob_cli.commands.eval_run import Evaluations
-    from cloob_cli.evaluation.run import Asked
+    from cloob_cli.evaluation.evaluate import Asked
 
     wanted: dict[str, set[str]] = {}
     for score in scores:

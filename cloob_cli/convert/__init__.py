@@ -1,8 +1,8 @@
 """Other programs' checkpoints in our form: one module a layout, and readers that never run what they read.
 
 Start reading at `convert_checkpoint`. `mljku`, `crowsonkb`, `rinna`, `open_clip`, `transformers_clip` and `openai` are
-the layouts; `torch_file`, `haiku_pickle` and `torchscript_archive` read files that may be hostile; `folder_formats` tells
-whose a folder is.
+the layouts; `torch_file`, `haiku_pickle` and `torchscript_archive` read files that may be hostile; `folder_formats`
+tells whose a folder is.
 """
 
 from __future__ import annotations

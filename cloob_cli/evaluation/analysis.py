@@ -30,7 +30,7 @@ from cloob_cli.core.zero_shot import fill_template
 from cloob_cli.data.captioned_images import CaptionedSet
 from cloob_cli.data.labeled_set import ClassificationSet
 from cloob_cli.evaluation.embeddings import Embedder, OnImage
-from cloob_cli.evaluation.run import DataSet
+from cloob_cli.evaluation.evaluate import DataSet
 
 SCALES = (8.0, 14.3, 30.0, 100.0)  # of the paper's code, its released models' loss, and beyond
 FRACTION = 0.99  # of the variance, as the paper counts eigenvalues

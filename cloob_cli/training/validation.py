@@ -28,8 +28,8 @@ from cloob_cli.data.labeled_set import ClassificationSet
 from cloob_cli.data.preprocess import Preprocess, normalize
 from cloob_cli.data.tokenizer import Tokenizer
 from cloob_cli.errors import Failure, ImageError
+from cloob_cli.evaluation.evaluate import Asked, open_data
 from cloob_cli.evaluation.retrieval import scores as retrieval_scores
-from cloob_cli.evaluation.run import Asked, open_data
 from cloob_cli.evaluation.zero_shot import classify
 from cloob_cli.parallel import core_count, map_in_order
 from cloob_cli.recipe import ValidationSection

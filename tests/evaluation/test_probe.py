@@ -17,7 +17,7 @@ from cloob_cli.data.classification import open_classification_set
 from cloob_cli.errors import DataError, MissingExtraError
 from cloob_cli.evaluation import linear_probe
 from cloob_cli.evaluation.embeddings import Embedder
-from cloob_cli.evaluation.run import Asked, evaluate, open_data, open_train
+from cloob_cli.evaluation.evaluate import Asked, evaluate, open_data, open_train
 
 linear_model = pytest.importorskip("sklearn.linear_model")
 
