@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cloob_cli import console, exchange, launch, signals
+from cloob_cli import console, launch, process_exchange, signals
 from cloob_cli.commands import analyze, classify, dedupe, doctor, embed, eval, examples, search, train, undo, zoo_list
 from cloob_cli.errors import CloobError, UsageError
 from cloob_cli.version import __version__
@@ -90,7 +90,7 @@ def _expected(problem: Exception) -> CloobError | None:
         return UsageError(problem.format_message(), f"see {context.command_path} --help" if context else None)
     if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
         return CloobError("out of memory", "a smaller --batch-size (or train.micro_batch_size) needs less")
-    if launch.count() > 1 and exchange.is_lost_process(problem):
+    if launch.count() > 1 and process_exchange.is_lost_process(problem):
         return CloobError(
             "another process of this run was lost", "its own message says why; a training run goes on with --resume"
         )

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from cloob_cli.recipe import Recipe
-from cloob_cli.schema import StrictModel
+from cloob_cli.strict_model import StrictModel
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 

@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 
 import cloob_cli
-from cloob_cli.core.config import ARCHITECTURES, ModelConfig
 from cloob_cli.core.model import CloobModel, build
+from cloob_cli.core.model_config import ARCHITECTURES, ModelConfig
 from cloob_cli.data import scaled_decoding
 from cloob_cli.data.preprocess import Preprocess
 from cloob_cli.inference.encoding import encode_images, prepare_for_inference

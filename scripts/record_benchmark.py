@@ -29,9 +29,9 @@ def measurements() -> dict[str, float]:
     sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "benchmarks")]
     from inference import cpu_seconds, photo
 
-    from cloob_cli.core.config import ARCHITECTURES, ModelConfig
     from cloob_cli.core.loss import contrastive_loss
     from cloob_cli.core.model import build
+    from cloob_cli.core.model_config import ARCHITECTURES, ModelConfig
     from cloob_cli.data.decoding_memory import MemoryBudget
     from cloob_cli.data.preprocess import Preprocess, read_crop
     from cloob_cli.inference.encoding import encode_images, prepare_for_inference

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cloob_cli.files import remove_abandoned, replacing, replacing_folder, replacing_together
+from cloob_cli.atomic_files import remove_abandoned, replacing, replacing_folder, replacing_together
 
 if os.name == "posix":
     import fcntl
@@ -162,7 +162,7 @@ def test_a_link_stays_a_link(tmp_path: Path, exists: bool) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from cloob_cli.files import replacing_folder, replacing_together
+from cloob_cli.atomic_files import replacing_folder, replacing_together
 
 with replacing_together([Path("a"), Path("b")]) as [first, _], replacing_folder(Path("c")) as folder:
     first.write_text("half")
@@ -243,7 +243,7 @@ def test_without_locks_only_what_is_old_is_removed(tmp_path: Path, monkeypatch: 
 KILLED_BETWEEN = """
 import os, sys
 from pathlib import Path
-from cloob_cli.files import replacing_together
+from cloob_cli.atomic_files import replacing_together
 left = int(sys.argv[1])
 def counted(call):
     def counting(*arguments, **options):

@@ -19,9 +19,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "cloob_cli"
 # What the modules of a folder may import from the package, anywhere in the file. The top level is ".".
 BASE = {
     "errors",
-    "schema",
-    "files",
-    "file_exchange",
+    "strict_model",
+    "atomic_files",
+    "joint_rename",
     "file_locks",
     "assets",
     "parallel",
@@ -29,7 +29,7 @@ BASE = {
     "path_text",
     "version",
     "launch",
-    "exchange",
+    "process_exchange",
 }
 ALLOWED = {
     "core": BASE | {"core"},
@@ -59,17 +59,17 @@ LIGHT = [
     "garbage",
     "errors",
     "assets",
-    "schema",
-    "files",
-    "file_exchange",
+    "strict_model",
+    "atomic_files",
+    "joint_rename",
     "file_locks",
     "launch",
-    "exchange",
+    "process_exchange",
     "parallel",
     "text_format",
     "path_text",
 ]
-RECIPE = ["recipe/__init__", "recipe/model", "recipe/data", "recipe/training", "recipe/whole", "recipe/reading"]
+RECIPE = ["recipe/__init__", "recipe/model", "recipe/data", "recipe/training", "recipe/recipe", "recipe/reading"]
 HEAVY = {
     "torch",
     "accelerate",
@@ -159,7 +159,7 @@ def test_commands_import_nothing_heavy_at_their_top() -> None:
 
 
 # What a page of help does without. (Typer itself may load pydantic, to check a command's options.)
-SLOW = {"rich", "markdown_it", "asyncio", "cloob_cli.recipe", "cloob_cli.schema"}
+SLOW = {"rich", "markdown_it", "asyncio", "cloob_cli.recipe", "cloob_cli.strict_model"}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from command_line import cloob_here
 from tiny_run import settings, write_recipe
 
 from cloob_cli import assets
-from cloob_cli.core.config import ModelConfig
+from cloob_cli.core.model_config import ModelConfig
 from cloob_cli.errors import RecipeError
 from cloob_cli.recipe import Recipe, load_recipe
 

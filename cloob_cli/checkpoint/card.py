@@ -11,7 +11,7 @@ from cloob_cli.text_format import duration
 from cloob_cli.version import __version__
 
 if TYPE_CHECKING:
-    from cloob_cli.core.config import ModelConfig
+    from cloob_cli.core.model_config import ModelConfig
 
 
 class TrainingRun(Protocol):

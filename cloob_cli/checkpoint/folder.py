@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cloob_cli.atomic_files import link_or_copy, replacing, replacing_folder, sha256_of
 from cloob_cli.checkpoint.behavior_fingerprint import (
     FINGERPRINT_FILE,
     compare_fingerprint,
@@ -22,15 +23,14 @@ from cloob_cli.checkpoint.behavior_fingerprint import (
 from cloob_cli.checkpoint.tensor_file import read_header, read_tensors, write_tensors
 from cloob_cli.convert.folder_formats import foreign_form
 from cloob_cli.errors import ConversionError, ModelFolderError
-from cloob_cli.files import link_or_copy, replacing, replacing_folder, sha256_of
-from cloob_cli.schema import parse
+from cloob_cli.strict_model import parse
 from cloob_cli.text_format import first_line
 
 if TYPE_CHECKING:
     import torch
 
-    from cloob_cli.core.config import ModelConfig
     from cloob_cli.core.model import CloobModel
+    from cloob_cli.core.model_config import ModelConfig
     from cloob_cli.data.tokenizer import Tokenizer
 
 CONFIG_FILE = "config.json"
@@ -192,7 +192,7 @@ def read_config(folder: Path) -> ModelConfig:
     Raises:
         ModelFolderError: neither holds one, one of them is wrong, or they differ.
     """
-    from cloob_cli.core.config import ModelConfig
+    from cloob_cli.core.model_config import ModelConfig
 
     folder = Path(folder)
     if not folder.is_dir():

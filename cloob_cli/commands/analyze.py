@@ -63,8 +63,8 @@ def analyze(
         raise UsageError("--scale-hopfield is above 0")
     with signals.leaving_at_once():
         from cloob_cli.commands.eval_data import located
+        from cloob_cli.evaluation.analysis_plots import check_plotting, plot_analysis
         from cloob_cli.evaluation.evaluate import Asked, open_data
-        from cloob_cli.evaluation.plots import check_plotting, plot_analysis
         from cloob_cli.inference.output_paths import check_output
     if output is not None:
         check_output(output, "analyze", [".json"], force=force)
@@ -164,7 +164,7 @@ def _row(name: str, scale: float | None, measures: dict[str, Any], kind: str) ->
 
 
 def _write(output: Path, found: dict[str, Any]) -> None:
-    from cloob_cli.files import replacing
+    from cloob_cli.atomic_files import replacing
 
     with replacing(output) as temporary:
         temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

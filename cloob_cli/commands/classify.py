@@ -160,10 +160,10 @@ def classify(
     with signals.leaving_at_once():
         from cloob_cli.checkpoint.folder import weights_sha256
         from cloob_cli.commands.classify_answers import RuleOptions, filed_under, label_paths
-        from cloob_cli.commands.classify_calibrate import report
+        from cloob_cli.commands.classify_calibration_summary import show_calibration
         from cloob_cli.commands.classify_filing import FilingOptions, filing
         from cloob_cli.commands.classify_results import printer, report_tokens, show, write
-        from cloob_cli.commands.classify_scoring import (
+        from cloob_cli.commands.classify_scorer import (
             Decoding,
             build_scorer,
             embed_labeled,
@@ -269,7 +269,7 @@ def classify(
                 made_by=f"cloob {__version__}",
             )
             write_calibration(fitted, result)
-            report(result, fitted, as_json)
+            show_calibration(result, fitted, as_json)
             raise typer.Exit(3 if work.failures else 0)
         batches = inference.classify(
             opened,

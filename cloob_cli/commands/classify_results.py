@@ -76,7 +76,7 @@ def write(
     further: Sequence[str],
 ) -> None:
     """Write rows to `output` and failures beside it; with `as_json` show the rows too."""
-    from cloob_cli.files import replacing_together
+    from cloob_cli.atomic_files import replacing_together
     from cloob_cli.inference.output_paths import output_files
     from cloob_cli.inference.result_rows import open_rows
     from cloob_cli.inference.row_writers import write_failures

@@ -141,8 +141,8 @@ def embed(
         option = "--actors" if actors is not None else "--image-column"
         raise UsageError(f"{option} is an option of --engine ray", "add --engine ray, or leave it out")
     with signals.leaving_at_once():
+        from cloob_cli.atomic_files import remove_abandoned
         from cloob_cli.commands.inference_run import find_images, read_sources
-        from cloob_cli.files import remove_abandoned
         from cloob_cli.inference.index.files import IndexFiles
         from cloob_cli.inference.index.output_place import check_index_place, is_own
 

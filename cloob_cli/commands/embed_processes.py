@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloob_cli import exchange, launch
+from cloob_cli import launch, process_exchange
 from cloob_cli.commands.index_run import IndexOptions, describe, embed_part
 from cloob_cli.commands.inference_run import open_model
 from cloob_cli.errors import CloobError, Failure, Interrupted, UsageError
@@ -61,8 +61,8 @@ class Leader:
         mark = files.journal / f"{secrets.token_hex(8)}.mark"
         mark.touch()
         self._new, self.has_told = new, True
-        exchange.told(_Task(new, files.journal, mark, made_with))
-        seen = exchange.gathered(True)
+        process_exchange.told(_Task(new, files.journal, mark, made_with))
+        seen = process_exchange.gathered(True)
         mark.unlink()
         if not all(seen):
             raise UsageError(
@@ -75,7 +75,7 @@ class Leader:
         """The parts of all processes, once they are done; their rows and failures are added to `work`."""
         from cloob_cli.path_text import path_text
 
-        parts = exchange.gathered(_Part(part, work.rows, work.failures))
+        parts = process_exchange.gathered(_Part(part, work.rows, work.failures))
         for other in parts[1:]:
             work.add(other.rows, other.failures)
         places = {(path_text(item) if isinstance(item, Path) else item.name): at for at, item in enumerate(self._new)}
@@ -101,7 +101,7 @@ def leading() -> Iterator[Leader | None]:
             ) from None
         finally:
             if not leader.has_told:
-                exchange.told(None)
+                process_exchange.told(None)
 
 
 def follow(options: IndexOptions) -> None:
@@ -116,10 +116,10 @@ def follow(options: IndexOptions) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # a killed part is as good as one that is stopped
         signal.signal(number, signal.SIG_DFL)
     with processes.joined():
-        task: _Task | None = exchange.told()
+        task: _Task | None = process_exchange.told()
         if task is None:
             return
-        if not all(exchange.gathered(task.mark.exists())):
+        if not all(process_exchange.gathered(task.mark.exists())):
             return
         try:
             model, _ = open_model(options.model, options.device, options.precision)
@@ -134,7 +134,7 @@ def follow(options: IndexOptions) -> None:
             part = embed_part(model, own, task.journal, options, task.made_with, read)
         except CloobError as problem:
             raise type(problem)(f"process {launch.rank()}: {problem.message}", problem.hint) from None
-        exchange.gathered(_Part(part, len(own) - len(failures), failures))
+        process_exchange.gathered(_Part(part, len(own) - len(failures), failures))
 
 
 def own_options(options: IndexOptions) -> IndexOptions:

@@ -146,8 +146,8 @@ class Evaluations:
             console.warn(f"{record.dataset}: the logistic regression did not converge")
 
     def _write(self) -> None:
+        from cloob_cli.atomic_files import replacing
         from cloob_cli.evaluation.results import csv_text
-        from cloob_cli.files import replacing
 
         if self._output is None or launch.rank() > 0:
             return

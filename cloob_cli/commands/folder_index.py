@@ -66,7 +66,7 @@ def update_folder_index(source: Path, files: IndexFiles, options: IndexOptions) 
         UsageError: it was made with another model than `options` name.
         NothingFoundError: there is no image that can be read.
     """
-    from cloob_cli.files import remove_abandoned
+    from cloob_cli.atomic_files import remove_abandoned
     from cloob_cli.inference.index.reading import find_index
     from cloob_cli.path_text import path_text
 

@@ -96,7 +96,7 @@ def thumbnails_of(
         workers: threads; None picks by the number of cores.
         memory_budget: bytes that decoding may take at a time; None picks by the machine's memory.
     """
-    from cloob_cli.core.config import PreprocessConfig
+    from cloob_cli.core.model_config import PreprocessConfig
     from cloob_cli.data.preprocess import Preprocess
     from cloob_cli.data.thumbnails import SIDE
     from cloob_cli.inference.image_batches import image_batches

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cloob_cli import console, signals
-from cloob_cli.commands.caption_run import captions_of, embed_captions
+from cloob_cli.commands.index_captions import captions_of, embed_captions
 from cloob_cli.commands.inference_run import open_model, track_work
 from cloob_cli.text_format import counted
 
@@ -167,7 +167,7 @@ def _embed_new(
     name_of: NameOf,
     helpers: Helpers | None,
 ) -> Updated:
-    from cloob_cli.files import naming
+    from cloob_cli.atomic_files import naming
     from cloob_cli.inference.index.update import write_index
 
     own = helpers.hand_out(files, plan.new, made_with, options.batch_size) if helpers else plan.new

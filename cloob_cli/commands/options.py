@@ -89,3 +89,7 @@ NullOption = Annotated[
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no notices and no progress on stderr.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]
+InputNameArgument = Annotated[
+    str, typer.Argument(help="Zoo name or model folder.", autocompletion=completion.usable_models)
+]

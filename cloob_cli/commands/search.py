@@ -11,6 +11,7 @@ import typer
 from cloob_cli import console, signals
 from cloob_cli.commands.folder_index import current_folder_index, model_of
 from cloob_cli.commands.index_run import IndexOptions
+from cloob_cli.commands.nearest_rows import find_nearest
 from cloob_cli.commands.options import (
     BatchSizeOption,
     DeviceOption,
@@ -26,7 +27,6 @@ from cloob_cli.commands.options import (
     RebuildOption,
     WorkersOption,
 )
-from cloob_cli.commands.search_rows import find_nearest
 from cloob_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from cloob_cli.errors import CloobError
 from cloob_cli.text_format import counted, duration
 
 if TYPE_CHECKING:
-    from cloob_cli.core.config import ModelConfig
+    from cloob_cli.core.model_config import ModelConfig
     from cloob_cli.recipe import Recipe
 
 _SKIPS_SHOWN = 20

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from cloob_cli import console
-from cloob_cli.commands.options import JsonOption, QuietOption
-from cloob_cli.commands.zoo_convert import InputNameArgument, must_be_new
+from cloob_cli.commands.options import InputNameArgument, JsonOption, QuietOption
+from cloob_cli.commands.zoo_convert import must_be_new
 
 
 def register(app: typer.Typer) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cloob_cli import console
-from cloob_cli.commands import completion, zoo_blend, zoo_convert, zoo_installed
+from cloob_cli.commands import completion, zoo_blend, zoo_convert, zoo_publish, zoo_pull, zoo_remove, zoo_verify
 from cloob_cli.commands.options import JsonOption
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def default(
     It is the one that is used where none is named.
     """
     from cloob_cli import assets
-    from cloob_cli.files import replacing
+    from cloob_cli.atomic_files import replacing
     from cloob_cli.registry import inventory, paths
     from cloob_cli.registry.resolve import find_model
 
@@ -182,6 +182,5 @@ def _lines(facts: Any, prefix: str = "") -> list[tuple[str, str]]:
     return [(prefix, str(facts))]
 
 
-zoo_installed.register(app)
-zoo_convert.register(app)
-zoo_blend.register(app)
+for module in (zoo_pull, zoo_verify, zoo_remove, zoo_convert, zoo_publish, zoo_blend):
+    module.register(app)

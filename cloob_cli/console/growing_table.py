@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
-from cloob_cli.console.stdout import cell_text, line
+from cloob_cli.console.result_output import cell_text, line
 from cloob_cli.console.streams import result_console
 
 Row = Sequence[object]

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from cloob_cli.console.messages import info
-from cloob_cli.console.stdout import file_size
+from cloob_cli.console.result_output import file_size
 from cloob_cli.console.streams import can_draw, drawing, err, is_quiet
 from cloob_cli.text_format import duration
 

@@ -26,8 +26,8 @@ from cloob_cli.errors import ConversionError, ModelFolderError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cloob_cli.core.config import ModelConfig
     from cloob_cli.core.model import CloobModel
+    from cloob_cli.core.model_config import ModelConfig
     from cloob_cli.data.tokenizer import Tokenizer
 
 TORCH = "torch"  # a file of torch.save, in whichever of these layouts

@@ -17,9 +17,9 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from cloob_cli.convert.architecture_from_shapes import count_layers, grid_of, heads_of
-from cloob_cli.core.config import CLIP_MEAN, CLIP_STD, ModelConfig
+from cloob_cli.core.model_config import CLIP_MEAN, CLIP_STD, ModelConfig
 from cloob_cli.errors import ConversionError
-from cloob_cli.schema import StrictModel, parse
+from cloob_cli.strict_model import StrictModel, parse
 
 IMAGE, TEXT = "vi_t_image_encoder", "text_encoder"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cloob_cli import assets
 from cloob_cli.convert.folder_formats import read_object
-from cloob_cli.core.config import CLIP_VOCAB_SIZE, ModelConfig
+from cloob_cli.core.model_config import CLIP_VOCAB_SIZE, ModelConfig
 from cloob_cli.data.tokenizer import Tokenizer
 from cloob_cli.errors import ConversionError, ModelFolderError
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from cloob_cli.convert.clip_arguments import ClipArguments, arguments_of, described_by
+from cloob_cli.convert.openai_clip_arguments import ClipArguments, arguments_of, described_by
 from cloob_cli.convert.torch_file import plain_tensor
-from cloob_cli.core.config import ARCHITECTURES, ModelConfig
+from cloob_cli.core.model_config import ARCHITECTURES, ModelConfig
 from cloob_cli.errors import ConversionError
-from cloob_cli.schema import nearest, parse
+from cloob_cli.strict_model import nearest, parse
 
 HOPFIELD = "logit_scale_hopfield"
 _RENAMED = {"logit_inv_tau": "logit_scale"}

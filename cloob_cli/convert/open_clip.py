@@ -15,9 +15,9 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from cloob_cli.convert.torch_file import plain_tensor
-from cloob_cli.core.config import CLIP_MEAN, CLIP_STD, Activation, ModelConfig
+from cloob_cli.core.model_config import CLIP_MEAN, CLIP_STD, Activation, ModelConfig
 from cloob_cli.errors import ConversionError, MissingConfigurationError
-from cloob_cli.schema import StrictModel, parse
+from cloob_cli.strict_model import StrictModel, parse
 
 # In state dicts of some age or of OpenAI: what is computed from the rest.
 _NOT_WEIGHTS = {"attn_mask", "text.attn_mask", "input_resolution", "context_length", "vocab_size"}

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from cloob_cli.convert.clip_arguments import arguments_of, described_by
 from cloob_cli.convert.open_clip import inverse_temperature, recognizes, with_our_names
-from cloob_cli.core.config import ModelConfig
+from cloob_cli.convert.openai_clip_arguments import arguments_of, described_by
+from cloob_cli.core.model_config import ModelConfig
 from cloob_cli.errors import ConversionError
-from cloob_cli.schema import parse
+from cloob_cli.strict_model import parse
 
 
 def convert(

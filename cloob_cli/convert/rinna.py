@@ -17,9 +17,9 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from cloob_cli.convert.torch_file import plain_tensor
-from cloob_cli.core.config import Activation, ModelConfig
+from cloob_cli.core.model_config import Activation, ModelConfig
 from cloob_cli.errors import ConversionError, MissingConfigurationError
-from cloob_cli.schema import StrictModel, parse
+from cloob_cli.strict_model import StrictModel, parse
 
 MOST_TOKENS = 78  # the reference tokenizer's 77 and the [CLS] before them
 

@@ -13,9 +13,9 @@ from cloob_cli.convert.folder_formats import PREPROCESSOR_FILES, read_object
 from cloob_cli.convert.open_clip import inverse_temperature
 from cloob_cli.convert.torch_file import plain_tensor
 from cloob_cli.convert.transformers_names import TOKENS, from_transformers
-from cloob_cli.core.config import CLIP_MEAN, CLIP_STD, CLIP_VOCAB_SIZE, Activation, ModelConfig, PreprocessConfig
+from cloob_cli.core.model_config import CLIP_MEAN, CLIP_STD, CLIP_VOCAB_SIZE, Activation, ModelConfig, PreprocessConfig
 from cloob_cli.errors import ConversionError, MissingConfigurationError
-from cloob_cli.schema import StrictModel, parse
+from cloob_cli.strict_model import StrictModel, parse
 
 _ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 _RESAMPLING: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob_cli.core.config import AdapterConfig
+from cloob_cli.core.model_config import AdapterConfig
 
 
 class Adapter(nn.Module):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob_cli.core.adapter import Adapter
-from cloob_cli.core.config import ModelConfig, TextConfig
 from cloob_cli.core.initialization import initialize_attention, initialize_image_tower, initialize_text_tower
+from cloob_cli.core.model_config import ModelConfig, TextConfig
 from cloob_cli.core.resnet import ModifiedResNet
 from cloob_cli.core.token_rows import end_of_longest
 from cloob_cli.core.transformer import Transformer, VisionTransformer, project

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cloob_cli.core.config import TextConfig
+from cloob_cli.core.model_config import TextConfig
 
 _SIZES = 8  # lengths that rows are cut to: as many shapes as torch.compile makes graphs for before it gives up
 

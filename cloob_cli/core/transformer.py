@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cloob_cli.core.config import Activation, VisionConfig
+from cloob_cli.core.model_config import Activation, VisionConfig
 from cloob_cli.core.positional_embeddings import fitted_positions
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from cloob_cli.core.config import TextConfig
+from cloob_cli.core.model_config import TextConfig
 from cloob_cli.core.token_rows import cut_to_longest
 
 DEFAULT_TEMPLATES = (

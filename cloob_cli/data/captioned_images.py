@@ -14,7 +14,7 @@ from PIL import Image
 from cloob_cli.data.classification import shards
 from cloob_cli.data.labeled_set import read_lines
 from cloob_cli.data.pairs import PairSource, open_pairs
-from cloob_cli.data.sources.files import FileSource
+from cloob_cli.data.sources.image_files import FileSource
 from cloob_cli.data.sources.webdataset import WebdatasetSource
 from cloob_cli.errors import DataError, Failure, ImageError
 from cloob_cli.recipe import DataSection

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cloob_cli.files import replacing
+from cloob_cli.atomic_files import replacing
 
 _BYTES = 4  # of a number
 _FEATURES, _PROGRESS = "features.npy", "progress.json"

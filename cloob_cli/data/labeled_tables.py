@@ -18,11 +18,11 @@ from cloob_cli.core.zero_shot import DEFAULT_TEMPLATES
 from cloob_cli.data.image_folder import is_hidden
 from cloob_cli.data.labeled_set import SPLITS, ClassificationSet, ImageSource, Source, no_split, read_lines
 from cloob_cli.data.sources.columns import IMAGE_NAMES, find_column
-from cloob_cli.data.sources.files import images_folder, read_columns
+from cloob_cli.data.sources.image_files import images_folder, read_columns
 from cloob_cli.data.sources.parquet import ParquetSource
 from cloob_cli.errors import DataError
 from cloob_cli.path_text import path_of
-from cloob_cli.schema import nearest
+from cloob_cli.strict_model import nearest
 from cloob_cli.text_format import counted, first_line
 
 LABEL_NAMES = (

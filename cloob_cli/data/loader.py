@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from cloob_cli.core.config import TextConfig
+from cloob_cli.core.model_config import TextConfig
 from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.data.augment import DRAWS, color_jitter
 from cloob_cli.data.batch import PairBatch, PairReader

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cloob_cli.data.image_folder import is_hidden, suffixes
-from cloob_cli.data.sources.fingerprint import Part
+from cloob_cli.data.sources.data_fingerprint import Part
 from cloob_cli.errors import DataError, Failure, ImageError
 from cloob_cli.recipe import DataSection
 
@@ -101,7 +101,7 @@ def _open(kind: str, paths: list[Path], section: DataSection) -> PairSource:
         from cloob_cli.data.sources.webdataset import WebdatasetSource
 
         return WebdatasetSource(_files(paths, ".tar"), image_key, caption_key)
-    from cloob_cli.data.sources.files import FileSource, folder_rows, table_rows
+    from cloob_cli.data.sources.image_files import FileSource, folder_rows, table_rows
 
     if kind == "folder":
         return FileSource(row for path in paths for row in folder_rows(path, image_key, caption_key))

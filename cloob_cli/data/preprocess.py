@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError, _imaging
 
-from cloob_cli.core.config import PreprocessConfig
+from cloob_cli.core.model_config import PreprocessConfig
 from cloob_cli.data.decoding_memory import AVIF_LEAST, MemoryBudget, OverBudgetError, check_icon, decoding_bytes
 from cloob_cli.data.scaled_decoding import JPEG_RESERVE, averaged, scaled
 from cloob_cli.data.upright_rgb import BAND_PIXELS, EXTREME_RATIO, Upright

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, p
 from tokenizers import Tokenizer as Vocabulary
 
 from cloob_cli import assets
-from cloob_cli.core.config import TokenizerConfig
+from cloob_cli.core.model_config import TokenizerConfig
 from cloob_cli.data.tokenizer_check import WORDS, check_parts, highest_id, tokenizer_errors
 from cloob_cli.errors import InputError, ModelFolderError
 from cloob_cli.text_format import os_reason

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cloob_cli import exchange, launch
+from cloob_cli import launch, process_exchange
 from cloob_cli.core.model import CloobModel
 from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.zero_shot import class_embeddings
@@ -100,11 +100,11 @@ class Embedder:
         """
         key = self._key | {"images": digest_of_images(images.places()), "chosen": _digest([*map(str, chosen)])}
         kept = self._store.read(key)
-        if all(exchange.gathered(kept is not None)) and kept is not None:
+        if all(process_exchange.gathered(kept is not None)) and kept is not None:
             failures = [Failure(images.image_name(index), why) for index, why in json.loads(kept.notes["failures"])]
             return Embedded(kept.tensors["embeddings"], kept.tensors["indices"].tolist(), failures)
         own = list(chosen)[launch.rank() :: launch.count()]
-        embeddings, indices, reasons = _together(exchange.gathered(self._compute(images, own, on_image)))
+        embeddings, indices, reasons = _together(process_exchange.gathered(self._compute(images, own, on_image)))
         if not indices:
             what = f"not one of the {len(chosen):,} images can" if len(chosen) != 1 else "the only image cannot"
             raise DataError(f"{what} be read", f"the first: {reasons[0][1]}")

@@ -11,7 +11,7 @@ from cloob_cli.data.image_folder import suffixes
 from cloob_cli.data.labeled_set import ClassificationSet
 from cloob_cli.data.labeled_tables import LABEL_NAMES, parquet_columns, parquet_files
 from cloob_cli.data.sources.columns import CAPTION_NAMES
-from cloob_cli.data.sources.files import METADATA_NAMES, read_columns
+from cloob_cli.data.sources.image_files import METADATA_NAMES, read_columns
 from cloob_cli.errors import DataError
 from cloob_cli.evaluation.class_names import Labels, class_texts
 from cloob_cli.evaluation.embeddings import Embedder, OnImage

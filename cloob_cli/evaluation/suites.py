@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from cloob_cli import assets
 from cloob_cli.errors import RecipeError, UsageError
 from cloob_cli.evaluation.results import Task
-from cloob_cli.schema import StrictModel, nearest, parse
+from cloob_cli.strict_model import StrictModel, nearest, parse
 
 
 class SuiteSet(StrictModel):

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cloob_cli.atomic_files import replacing_folder
 from cloob_cli.checkpoint.folder import README_FILE, TOKENIZER_FILE, open_model, write_config
 from cloob_cli.core.model import CloobModel
 from cloob_cli.errors import MissingExtraError
 from cloob_cli.export.parts import tokenizer_of
-from cloob_cli.files import replacing_folder
 
 _OPSET = 18
 _LARGEST_BATCH = 1 << 30  # torch 2.7 cannot show that a batch without a bound is shorter than a slice's open end

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cloob_cli.atomic_files import replacing_folder
 from cloob_cli.checkpoint.folder import open_model
 from cloob_cli.export.parts import (
     OPEN_RGB,
@@ -19,10 +20,9 @@ from cloob_cli.export.parts import (
     write_readme,
     write_tokenizer,
 )
-from cloob_cli.files import replacing_folder
 
 if TYPE_CHECKING:
-    from cloob_cli.core.config import ModelConfig, TextConfig, VisionConfig
+    from cloob_cli.core.model_config import ModelConfig, TextConfig, VisionConfig
 
 _CONFIG, _WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 

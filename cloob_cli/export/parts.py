@@ -11,8 +11,8 @@ from cloob_cli.checkpoint.folder import README_FILE, TOKENIZER_FILE
 from cloob_cli.errors import NotExportableError
 
 if TYPE_CHECKING:
-    from cloob_cli.core.config import ModelConfig
     from cloob_cli.core.model import CloobModel
+    from cloob_cli.core.model_config import ModelConfig
     from cloob_cli.data.tokenizer import Tokenizer
 
 _CLIP_VOCABULARY = 49408

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cloob_cli.atomic_files import replacing_folder
 from cloob_cli.checkpoint.folder import CONFIG_FILE, WEIGHTS_FILE, open_model
 from cloob_cli.convert.transformers_names import to_transformers
 from cloob_cli.export.parts import OPEN_RGB, not_of_clip, refuse, tokenizer_of, write_readme, write_tokenizer
-from cloob_cli.files import replacing_folder
 
 if TYPE_CHECKING:
-    from cloob_cli.core.config import ModelConfig, TextConfig, VisionConfig
+    from cloob_cli.core.model_config import ModelConfig, TextConfig, VisionConfig
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
 _RESAMPLING = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
+from cloob_cli.atomic_files import remove_abandoned
 from cloob_cli.errors import CloobError, DataError, DiskSpaceError, UsageError
-from cloob_cli.files import remove_abandoned
 from cloob_cli.filing import placing, sidecars
 from cloob_cli.filing.sidecars import Stems, named_like, sidecar_of
 from cloob_cli.filing.undo_file import AnyAction, MakeFolder, Mode, Place, UndoFile, Write, absolute_text

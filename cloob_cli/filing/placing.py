@@ -8,7 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
-from cloob_cli.files import creating, rename_new
+from cloob_cli.atomic_files import creating, rename_new
 from cloob_cli.filing.undo_file import Mode, Place, absolute_text
 from cloob_cli.path_text import path_of, path_text
 

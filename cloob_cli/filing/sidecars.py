@@ -9,9 +9,9 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from cloob_cli.atomic_files import creating
 from cloob_cli.data.image_folder import passed_over, suffixes
 from cloob_cli.errors import DataError
-from cloob_cli.files import creating
 from cloob_cli.filing.undo_file import Write, absolute_text
 from cloob_cli.filing.xmp import LARGEST, add_keywords
 from cloob_cli.path_text import path_of

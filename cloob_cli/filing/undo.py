@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cloob_cli.atomic_files import remove_abandoned
 from cloob_cli.errors import Failure
-from cloob_cli.files import remove_abandoned
 from cloob_cli.filing import placing, sidecars
 from cloob_cli.filing.undo_file import AnyAction, MakeFolder, Place, read_undo_file
 from cloob_cli.path_text import path_of

@@ -24,7 +24,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from cloob_cli.errors import InputError
 from cloob_cli.path_text import path_text
-from cloob_cli.schema import StrictModel
+from cloob_cli.strict_model import StrictModel
 from cloob_cli.version import __version__
 
 FORMAT = 1

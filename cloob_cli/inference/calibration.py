@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from cloob_cli.atomic_files import replacing
 from cloob_cli.core.calibration import (
     auroc,
     conformal_level,
@@ -21,10 +22,9 @@ from cloob_cli.core.calibration import (
     temperature_or_one,
 )
 from cloob_cli.errors import DataError, UsageError
-from cloob_cli.files import replacing
 from cloob_cli.inference.answers import Answers, Rejection, Rules
 from cloob_cli.inference.scoring import AnyScorer
-from cloob_cli.schema import StrictModel, parse
+from cloob_cli.strict_model import StrictModel, parse
 
 FORMAT = 1
 _KEPT = 0.95

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cloob_cli.atomic_files import replacing
 from cloob_cli.checkpoint.tensor_file import write_tensors
 from cloob_cli.core.model import CloobModel
 from cloob_cli.data.tokenizer import Tokenizer
-from cloob_cli.files import replacing
 from cloob_cli.inference.classify import OnTexts, encode_labels
 from cloob_cli.inference.labels import Label
 from cloob_cli.version import __version__

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from cloob_cli.errors import CloobError
-from cloob_cli.exchange import is_lost_process
+from cloob_cli.process_exchange import is_lost_process
 
 # The others wait while the first one looks for images, and it for the slowest; a process that ends is noticed at once.
 _TIMEOUT = timedelta(days=1)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from cloob_cli.inference.output_paths import MADE_BY, Command
 
 if TYPE_CHECKING:
-    from cloob_cli.core.config import ModelConfig
     from cloob_cli.core.model import CloobModel
+    from cloob_cli.core.model_config import ModelConfig
 
 
 def describe_images(

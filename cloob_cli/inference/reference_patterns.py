@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cloob_cli.atomic_files import sha256_of
 from cloob_cli.errors import DataError, InputError
-from cloob_cli.files import sha256_of
 from cloob_cli.inference.index.files import source_files
 from cloob_cli.inference.index.given_embeddings import open_given
 from cloob_cli.inference.index.reading import EMBED_ANEW

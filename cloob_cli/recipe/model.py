@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from cloob_cli.core.config import ARCHITECTURES, PreprocessConfig, TextConfig, TokenizerConfig, VisionConfig
-from cloob_cli.schema import FiniteModel, nearest
+from cloob_cli.core.model_config import ARCHITECTURES, PreprocessConfig, TextConfig, TokenizerConfig, VisionConfig
+from cloob_cli.strict_model import FiniteModel, nearest
 
 
 class TextSection(TextConfig):

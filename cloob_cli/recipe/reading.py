@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from cloob_cli import assets
-from cloob_cli.core.config import ModelConfig
+from cloob_cli.core.model_config import ModelConfig
 from cloob_cli.errors import RecipeError
 from cloob_cli.recipe.data import ADDRESS
-from cloob_cli.recipe.whole import Recipe
-from cloob_cli.schema import incomplete, nearest, parse
+from cloob_cli.recipe.recipe import Recipe
+from cloob_cli.strict_model import incomplete, nearest, parse
 
 
 def load_recipe(

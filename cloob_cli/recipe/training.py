@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from cloob_cli.schema import FiniteModel, nearest
+from cloob_cli.strict_model import FiniteModel, nearest
 
 
 class ObjectiveSection(FiniteModel):

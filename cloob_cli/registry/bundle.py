@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from cloob_cli.atomic_files import replacing, sha256_of
 from cloob_cli.errors import ChecksumError, RegistryError
-from cloob_cli.files import replacing, sha256_of
 from cloob_cli.version import __version__
 
 MANIFEST = "cloob-bundle.json"

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from cloob_cli.atomic_files import replacing_folder
 from cloob_cli.errors import DataError, DownloadError
-from cloob_cli.files import replacing_folder
 from cloob_cli.registry import hub, paths
 from cloob_cli.registry.download import Downloaded, downloading
 from cloob_cli.registry.events import Notice, Report, unreported

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
+from cloob_cli.atomic_files import replacing, sha256_of
 from cloob_cli.errors import ChecksumError, DiskSpaceError, DownloadError
-from cloob_cli.files import replacing, sha256_of
 from cloob_cli.registry.events import Notice, Received, Report, Started, unreported
 from cloob_cli.registry.http import (
     NO_NETWORK,

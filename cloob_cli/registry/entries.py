@@ -12,10 +12,10 @@ from pydantic import Field, model_validator
 
 from cloob_cli import assets
 from cloob_cli.errors import RegistryError, UnknownModelError, ZooEntryError
-from cloob_cli.schema import StrictModel, nearest, parse
+from cloob_cli.strict_model import StrictModel, nearest, parse
 
 if TYPE_CHECKING:
-    from cloob_cli.core.config import ModelConfig
+    from cloob_cli.core.model_config import ModelConfig
 
 Format = Literal["cloob", "mljku", "crowsonkb", "rinna", "open_clip", "transformers", "openai"]
 

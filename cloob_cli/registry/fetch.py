@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+from cloob_cli.atomic_files import sha256_of
 from cloob_cli.convert import locate
 from cloob_cli.convert.folder_formats import OPEN_CLIP_WEIGHTS, TRANSFORMERS_WEIGHTS
 from cloob_cli.errors import ChecksumError, DownloadError
-from cloob_cli.files import sha256_of
 from cloob_cli.registry import download, hub, paths
 from cloob_cli.registry.events import Report
 from cloob_cli.registry.http import RetryPolicy

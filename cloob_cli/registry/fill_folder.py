@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cloob_cli.atomic_files import link_or_copy
 from cloob_cli.checkpoint.behavior_fingerprint import FINGERPRINT_FILE
 from cloob_cli.checkpoint.folder import (
     CONFIG_FILE,
@@ -23,7 +24,6 @@ from cloob_cli.checkpoint.folder import (
 from cloob_cli.checkpoint.tensor_file import read_header
 from cloob_cli.convert.folder_formats import foreign_form
 from cloob_cli.errors import ModelFolderError
-from cloob_cli.files import link_or_copy
 from cloob_cli.registry.bundle import extract_bundle, is_bundle
 from cloob_cli.registry.entries import ZooEntry, refuse_taken_name, score_rows
 from cloob_cli.registry.events import Notice, Report

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
+from cloob_cli.atomic_files import sha256_of
 from cloob_cli.checkpoint.behavior_fingerprint import FINGERPRINT_FILE
 from cloob_cli.checkpoint.folder import KEPT_FILES, WEIGHTS_FILE
 from cloob_cli.convert.folder_formats import FOREIGN_FILES, OPEN_CLIP_WEIGHTS, TRANSFORMERS_WEIGHTS, needed_files
 from cloob_cli.errors import ChecksumError, DownloadError, RegistryError, UsageError
-from cloob_cli.files import sha256_of
 from cloob_cli.registry.events import Received, Report, Started, unreported
 from cloob_cli.registry.http import check_proxies, distrusted_certificate, plain, remedy
 from cloob_cli.registry.storage import check_space, quarantine

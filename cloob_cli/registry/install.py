@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cloob_cli import assets
+from cloob_cli.atomic_files import replacing_folder, sha256_of
 from cloob_cli.checkpoint.folder import file_hashes, is_model_folder, read_config
 from cloob_cli.convert import locate
 from cloob_cli.errors import (
@@ -26,7 +27,6 @@ from cloob_cli.errors import (
     RegistryError,
     UnsafeCheckpointError,
 )
-from cloob_cli.files import replacing_folder, sha256_of
 from cloob_cli.registry import hub, paths
 from cloob_cli.registry.entries import check_shape
 from cloob_cli.registry.events import Notice, Report, unreported

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 
+from cloob_cli.atomic_files import replacing
 from cloob_cli.errors import RegistryError
-from cloob_cli.files import replacing
 from cloob_cli.registry.locks import lock
 from cloob_cli.registry.paths import pinned_hashes_file
 

@@ -16,7 +16,7 @@ from cloob_cli.registry import entries, inventory, paths
 from cloob_cli.registry.inventory import folder_size
 from cloob_cli.registry.locks import is_held, lock, lock_name, remove_unheld
 from cloob_cli.registry.paths import downloads_folder, evaluation_folder, quarantine_folder
-from cloob_cli.schema import nearest
+from cloob_cli.strict_model import nearest
 
 _UNUSED = 30 * 24 * 3600  # seconds since embeddings that `cloob eval` keeps were used, after which they may go
 

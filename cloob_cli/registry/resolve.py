@@ -22,7 +22,7 @@ from cloob_cli.registry.entries import ZooEntry, entry_of_files, refuse_taken_na
 from cloob_cli.registry.http import check_address, shown_address
 from cloob_cli.registry.hub import Reference, parse_reference
 from cloob_cli.registry.inventory import default_model, installed_models
-from cloob_cli.schema import nearest
+from cloob_cli.strict_model import nearest
 
 if TYPE_CHECKING:
     import torch

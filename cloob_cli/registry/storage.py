@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cloob_cli.atomic_files import sha256_of
 from cloob_cli.errors import CloobError, DiskSpaceError
-from cloob_cli.files import sha256_of
 from cloob_cli.registry.paths import quarantine_folder
 
 FULL_DISK = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))

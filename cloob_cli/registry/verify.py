@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from cloob_cli import assets
+from cloob_cli.atomic_files import sha256_of
 from cloob_cli.checkpoint.behavior_fingerprint import FINGERPRINT_FILE
 from cloob_cli.checkpoint.folder import KEPT_FILES, read_config
 from cloob_cli.errors import CloobError
-from cloob_cli.files import sha256_of
 from cloob_cli.registry import entries
 from cloob_cli.registry.inventory import install_record
 from cloob_cli.registry.resolve import find_model

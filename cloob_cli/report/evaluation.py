@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cloob_cli.atomic_files import replacing
 from cloob_cli.data.thumbnails import media_type
-from cloob_cli.files import replacing
 from cloob_cli.path_text import path_text
 from cloob_cli.report.links import link_to
 from cloob_cli.report.page import data_uri, render, script_json

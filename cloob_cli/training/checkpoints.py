@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
+from cloob_cli.atomic_files import replacing_folder, sha256_of
 from cloob_cli.errors import DiskSpaceError, TrainingError
-from cloob_cli.files import replacing_folder, sha256_of
 from cloob_cli.training.ema import EMA
 from cloob_cli.training.precision import Precision
 from cloob_cli.training.processes import send_tensors

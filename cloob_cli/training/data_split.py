@@ -11,7 +11,7 @@ from PIL import Image
 
 from cloob_cli.data.pairs import PairSource, open_pairs
 from cloob_cli.data.sample_order import hold_out
-from cloob_cli.data.sources.fingerprint import changes, from_json, to_json
+from cloob_cli.data.sources.data_fingerprint import changes, from_json, to_json
 from cloob_cli.errors import DataError, Failure, ImageError, UsageError
 from cloob_cli.recipe import DataSection
 from cloob_cli.text_format import counted

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import CloobModel
+from cloob_cli.core.model_config import ModelConfig
 from cloob_cli.core.towers import freeze
 from cloob_cli.data.loader import check_enough
 from cloob_cli.data.tokenizer import clip_tokenizer

@@ -6,7 +6,7 @@ import math
 
 from cloob_cli.errors import NonFiniteLossError
 from cloob_cli.training.build_run import Run
-from cloob_cli.training.step_window import Window
+from cloob_cli.training.report_window import Window
 
 
 def check_finite(run: Run, window: Window) -> None:

@@ -21,8 +21,8 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from cloob_cli import launch
-from cloob_cli.core.config import TextConfig
 from cloob_cli.core.model import CloobModel
+from cloob_cli.core.model_config import TextConfig
 from cloob_cli.core.token_rows import cut_to_longest
 from cloob_cli.core.towers import TOWERS, TowerName, tower, trunk_is_frozen
 from cloob_cli.data.augment import changes_images

@@ -23,8 +23,8 @@ from cloob_cli.checkpoint.folder import (
     save_model,
     weights_sha256,
 )
-from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import CloobModel, build, with_weights
+from cloob_cli.core.model_config import ModelConfig
 from cloob_cli.core.positional_embeddings import fitted_positions
 from cloob_cli.data.tokenizer import Tokenizer, clip_tokenizer, train_bpe
 from cloob_cli.errors import DataError, RecipeError, UsageError

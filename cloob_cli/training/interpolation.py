@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cloob_cli.atomic_files import replacing
 from cloob_cli.checkpoint.folder import WEIGHTS_FILE
 from cloob_cli.core.blending import blended
 from cloob_cli.errors import Interrupted, one_line
-from cloob_cli.files import replacing
 from cloob_cli.training.build_run import Run
 from cloob_cli.training.events import Blended, Event, Notice
 

@@ -22,9 +22,9 @@ from cloob_cli.training.finish_run import finish
 from cloob_cli.training.finite_check import check_finite, not_finite
 from cloob_cli.training.interrupt import stop_on_signals
 from cloob_cli.training.metrics_file import MetricsFile, read_rows
+from cloob_cli.training.report_window import Window
 from cloob_cli.training.run_events import report_skips, started, step_done, validate
 from cloob_cli.training.schedules import image_size
-from cloob_cli.training.step_window import Window
 
 
 def train_recipe(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cloob_cli.atomic_files import replacing
 from cloob_cli.errors import MissingExtraError
-from cloob_cli.files import replacing
 from cloob_cli.training.metrics_file import read_rows
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cloob_cli.files import replacing
+from cloob_cli.atomic_files import replacing
 from cloob_cli.training.events import StepDone, Validated
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cloob_cli.core.config import CLIP_VOCAB_SIZE, ModelConfig, TextConfig
+from cloob_cli.atomic_files import replacing
 from cloob_cli.core.loss import WITH_RETRIEVAL
 from cloob_cli.core.model import CloobModel, build, with_weights
+from cloob_cli.core.model_config import CLIP_VOCAB_SIZE, ModelConfig, TextConfig
 from cloob_cli.core.towers import freeze
 from cloob_cli.data.tokenizer import Tokenizer, clip_tokenizer, train_bpe
 from cloob_cli.errors import RecipeError
-from cloob_cli.files import replacing
 from cloob_cli.recipe import Recipe, TokenizerSection
 from cloob_cli.training.data_split import DataSplit
 from cloob_cli.training.processes import on_main

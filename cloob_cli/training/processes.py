@@ -17,7 +17,7 @@ import torch.distributed as distributed
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
-from cloob_cli import exchange
+from cloob_cli import process_exchange
 from cloob_cli.errors import CloobError, DeviceError, TrainingError, one_line
 from cloob_cli.training.precision import Precision, check_precision
 
@@ -51,14 +51,14 @@ def start_accelerator(device: torch.device, precision: Precision) -> Accelerator
 
 def is_main() -> bool:
     """True in the process that reports and writes, also once the processes have parted."""
-    if exchange.several():
+    if process_exchange.several():
         return distributed.get_rank() == 0
     return bool(PartialState().is_main_process) if PartialState._shared_state else True
 
 
 def on_main(work: Callable[[], Result]) -> Result:
     """Run `work` in the main process alone and return its result in every process. Its errors are raised everywhere."""
-    if not exchange.several():
+    if not process_exchange.several():
         return work()
     box: list[Any] = [None, None]
     unexpected: Exception | None = None
@@ -69,7 +69,7 @@ def on_main(work: Callable[[], Result]) -> Result:
             box[1] = problem
         except Exception as problem:
             unexpected, box[1] = problem, TrainingError(f"process 0 failed: {one_line(problem)}")
-    box = exchange.told(box)
+    box = process_exchange.told(box)
     if unexpected is not None:
         raise unexpected
     if box[1] is not None:
@@ -84,7 +84,7 @@ def agree(facts: Mapping[str, Any]) -> None:
     Raises:
         TrainingError: they are not; raised in every process, with the first difference.
     """
-    told = exchange.gathered(dict(facts))
+    told = process_exchange.gathered(dict(facts))
     for rank, other in enumerate(told):
         for name, value in told[0].items():
             if other.get(name) != value:
@@ -107,7 +107,7 @@ def send_tensors(read: Callable[[], Any], device: torch.device) -> Any:
 
     Tensors go one at a time over `device` and end up on the CPU.
     """
-    if not exchange.several():
+    if not process_exchange.several():
         return read()
     sent: list[torch.Tensor] = []
 

@@ -13,7 +13,7 @@ from cloob_cli.errors import Failure, Interrupted, one_line
 from cloob_cli.training.build_run import Run
 from cloob_cli.training.events import Event, Notice, PairSkipped, Started, StepDone, Validated
 from cloob_cli.training.finite_check import check_finite
-from cloob_cli.training.step_window import Window, memory_gib
+from cloob_cli.training.report_window import Window, memory_gib
 
 
 def started(run: Run) -> Started:

@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from cloob_cli.atomic_files import is_unfinished, remove_abandoned, replacing
 from cloob_cli.checkpoint.folder import is_model_folder
 from cloob_cli.errors import UsageError
-from cloob_cli.files import is_unfinished, remove_abandoned, replacing
 from cloob_cli.recipe import Recipe
-from cloob_cli.schema import parse
+from cloob_cli.strict_model import parse
 from cloob_cli.training.checkpoints import Progress, load_progress, newest_valid
 from cloob_cli.training.events import Finished
 from cloob_cli.training.metrics_file import last_loss, read_rows

@@ -21,7 +21,7 @@ from cloob_cli.training.ema import EMA
 from cloob_cli.training.gradient_cache import cached_gradient_step, find_micro_batch_size
 from cloob_cli.training.hopfield_metrics import first_rows
 from cloob_cli.training.loss_implementation import choose_implementation
-from cloob_cli.training.optim import build_optimizer, set_learning_rate
+from cloob_cli.training.optimizer import build_optimizer, set_learning_rate
 from cloob_cli.training.precision import Precision
 from cloob_cli.training.schedules import learning_rate
 from cloob_cli.training.teacher import Teacher

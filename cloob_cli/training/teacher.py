@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from cloob_cli.atomic_files import replacing
 from cloob_cli.checkpoint.folder import open_model, read_config
 from cloob_cli.core.distillation import TeacherProjection, embeddings_loss, joined, scores_loss, teacher_projection
 from cloob_cli.core.model import CloobModel, unit_norm
@@ -28,7 +29,6 @@ from cloob_cli.data.loader import captions_or_none
 from cloob_cli.data.preprocess import Preprocess
 from cloob_cli.data.tokenizer import Tokenizer
 from cloob_cli.errors import CloobError, ModelFolderError, RecipeError, UsageError
-from cloob_cli.files import replacing
 from cloob_cli.recipe import Recipe, TeacherSection
 from cloob_cli.training.checkpoints import Progress
 from cloob_cli.training.data_split import DataSplit

@@ -15,8 +15,8 @@ from typing import Any
 
 from sources import Package
 
+from cloob_cli.atomic_files import creating
 from cloob_cli.errors import ChecksumError, DataError, DownloadError
-from cloob_cli.files import creating
 
 _LARGEST_FILE = 128 * 2**20  # the largest file read so far has 17 MB; a bomb of zeros has more
 _FETCH_SECONDS = 1800

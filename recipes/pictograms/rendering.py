@@ -18,8 +18,8 @@ from near import CELLS, Hashes, ink_of, perceptual_hash
 from packages import json_files
 from PIL import Image
 
+from cloob_cli.atomic_files import replacing
 from cloob_cli.errors import DataError
-from cloob_cli.files import replacing
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _CODE = ("captions.py", "drawing.py", "near.py", "rendering.py")

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from cloob_cli.errors import RecipeError
-from cloob_cli.schema import StrictModel, parse
+from cloob_cli.strict_model import StrictModel, parse
 
 # Licenses (SPDX) under which drawings and words may be copied, changed and passed on, with attribution at most.
 PERMISSIVE = (

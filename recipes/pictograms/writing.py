@@ -13,7 +13,7 @@ from choosing import Job
 from rendering import DIGITS, Drawn, Labeled, Row, versions
 from sources import Sources
 
-from cloob_cli.files import replacing, replacing_folder
+from cloob_cli.atomic_files import replacing, replacing_folder
 
 SHARDS = 8
 _ROW_GROUP = 1000

@@ -26,8 +26,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 import cloob_cli
-from cloob_cli.core.config import ARCHITECTURES, ModelConfig
 from cloob_cli.core.model import CloobModel, build
+from cloob_cli.core.model_config import ARCHITECTURES, ModelConfig
 from cloob_cli.inference.embed import embed_images
 from cloob_cli.inference.encoding import encode_images, prepare_for_inference
 

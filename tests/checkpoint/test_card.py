@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from cloob_cli import assets
 from cloob_cli.checkpoint.card import model_card
-from cloob_cli.core.config import ARCHITECTURES, ModelConfig
+from cloob_cli.core.model_config import ARCHITECTURES, ModelConfig
 from cloob_cli.export.parts import write_readme
 from cloob_cli.registry.install import pull
 from cloob_cli.registry.resolve import resolve

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from cloob_cli.checkpoint.behavior_fingerprint import FINGERPRINT_FILE, TEXTS, fixed_images
 from cloob_cli.checkpoint.folder import CONFIG_KEY, check_fingerprint, open_model, save_model
-from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import build
+from cloob_cli.core.model_config import ModelConfig
 from cloob_cli.data.tokenizer import clip_tokenizer, train_bpe
 from cloob_cli.errors import ModelFolderError, VerificationError
 

@@ -218,10 +218,10 @@ def test_wrong_input_is_one_line_and_a_hint(place: Path) -> None:
 def test_many_rows_are_searched_with_an_index(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of few rows all are candidates, so that the results are those of comparing all."""
     pytest.importorskip("lancedb")
-    from cloob_cli.commands import search_rows
+    from cloob_cli.commands import nearest_rows
 
-    monkeypatch.setattr(search_rows, "_MANY", 5)
-    monkeypatch.setattr(search_rows, "_SAMPLES", 6)
+    monkeypatch.setattr(nearest_rows, "_MANY", 5)
+    monkeypatch.setattr(nearest_rows, "_SAMPLES", 6)
     index = place / "pictures" / ".cloob" / ".emb.npy.cloob-search"
     exact = cloob_here("search", "pictures", "a cat", "--compare-all", cwd=place)
     as_it_is = cloob_here("search", "pictures", "a cat", "--no-update", cwd=place)
@@ -250,11 +250,11 @@ def test_many_rows_are_searched_with_an_index(place: Path, monkeypatch: pytest.M
 
 
 def test_without_the_extra_one_notice_names_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cloob_cli.commands import search_rows
+    from cloob_cli.commands import nearest_rows
 
     few = cloob_here("search", "pictures", "a cat", cwd=place)
     assert "cloob[search]" not in few.stderr
-    monkeypatch.setattr(search_rows, "_MANY", 5)
+    monkeypatch.setattr(nearest_rows, "_MANY", 5)
     monkeypatch.setattr("cloob_cli.inference.lance_tables.has_lancedb", lambda: False)
     result = cloob_here("search", "pictures", "a cat", cwd=place)
     assert result.stdout == few.stdout

@@ -19,8 +19,8 @@ from tiny_model import save_tiny_model
 from cloob_cli import assets, console
 from cloob_cli.checkpoint.card import model_card
 from cloob_cli.checkpoint.folder import WEIGHTS_FILE, read_config
-from cloob_cli.core.config import ARCHITECTURES, ModelConfig
 from cloob_cli.core.model import CloobModel
+from cloob_cli.core.model_config import ARCHITECTURES, ModelConfig
 from cloob_cli.errors import ZooEntryError
 from cloob_cli.registry import entries
 from cloob_cli.registry.bundle import is_bundle

@@ -10,7 +10,7 @@ from command_line import cloob_here
 from tiny_run import write_class_folders
 
 from cloob_cli import assets
-from cloob_cli.commands.zoo_verify_scores import check_scores
+from cloob_cli.commands.zoo_verify import check_scores
 from cloob_cli.errors import DataError, UsageError
 from cloob_cli.evaluation.suites import read_suite
 from cloob_cli.registry import entries

@@ -112,8 +112,8 @@ def test_a_vit_s_shapes_say_enough_but_for_the_heads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
 def test_shapes_alone_where_the_rule_holds(kind: str, tmp_path: Path) -> None:
-    from cloob_cli.core.config import ModelConfig
     from cloob_cli.core.model import build
+    from cloob_cli.core.model_config import ModelConfig
 
     visions = {
         "vit": {"kind": "vit", "image_size": 48, "patch_size": 16, "width": 64, "layers": 3},

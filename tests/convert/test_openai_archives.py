@@ -21,8 +21,8 @@ from torch import nn
 import cloob_cli
 from cloob_cli.convert import convert_checkpoint
 from cloob_cli.convert.torchscript_archive import is_torchscript, read_torchscript
-from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import CloobModel, build
+from cloob_cli.core.model_config import ModelConfig
 from cloob_cli.errors import ConversionError, UnsafeCheckpointError
 from tests.helpers import hostile_pickles as hostile
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import cloob_cli
 from cloob_cli import assets
+from cloob_cli.atomic_files import sha256_of
 from cloob_cli.checkpoint.behavior_fingerprint import TEXTS, fixed_images
 from cloob_cli.checkpoint.folder import open_model, read_config, weights_sha256
 from cloob_cli.convert import convert_checkpoint
@@ -24,7 +25,6 @@ from cloob_cli.convert.transformers_names import to_transformers
 from cloob_cli.data.tokenizer import train_bpe
 from cloob_cli.errors import ConversionError, ModelFolderError, UnsafeCheckpointError
 from cloob_cli.export import export_model
-from cloob_cli.files import sha256_of
 from tests.helpers import hostile_pickles as hostile
 
 UNIT_ROWS = "unit rows in float32 through a dozen layers"

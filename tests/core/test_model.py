@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cloob_cli.convert import convert_checkpoint
-from cloob_cli.core.config import ARCHITECTURES, ModelConfig
 from cloob_cli.core.model import CloobModel, build, tokens_to_end, unit_norm, with_weights
+from cloob_cli.core.model_config import ARCHITECTURES, ModelConfig
 from cloob_cli.core.resnet import frozen_statistics
 from cloob_cli.errors import ModelFolderError
 

@@ -7,8 +7,8 @@ import torch
 from margins import EPS, close
 from torch.nn import functional as F
 
-from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import CloobModel, build
+from cloob_cli.core.model_config import ModelConfig
 from cloob_cli.core.positional_embeddings import fitted_positions
 
 VIT = {"kind": "vit", "image_size": 64, "patch_size": 8, "width": 32, "layers": 2, "heads": 2}

@@ -11,12 +11,12 @@ from tiny_run import tiny_recipe, write_pairs
 from torch import nn
 
 import cloob_cli
-from cloob_cli.core.config import ModelConfig, VisionConfig
 from cloob_cli.core.model import build
+from cloob_cli.core.model_config import ModelConfig, VisionConfig
 from cloob_cli.core.transformer import VisionTransformer
 from cloob_cli.errors import ModelFolderError
 from cloob_cli.inference.encoding import encode_images, prepare_for_inference
-from cloob_cli.schema import parse
+from cloob_cli.strict_model import parse
 from cloob_cli.training import loop
 from cloob_cli.training.events import CheckpointSaved
 

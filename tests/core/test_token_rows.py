@@ -7,8 +7,8 @@ import torch
 from margins import EPS, close
 from pair_files import captions_of, write_parquet
 
-from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import CloobModel, build
+from cloob_cli.core.model_config import ModelConfig
 from cloob_cli.core.token_rows import cut_to_longest, end_of_longest
 from cloob_cli.core.zero_shot import class_embeddings
 from cloob_cli.data.loader import PairLoader

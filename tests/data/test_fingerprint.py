@@ -12,7 +12,7 @@ import pytest
 from pair_files import image, write_folder, write_parquet, write_table, write_tar
 
 from cloob_cli.data.pairs import open_pairs
-from cloob_cli.data.sources.fingerprint import Part, changes, digest, digest_of, from_json, short_names, to_json
+from cloob_cli.data.sources.data_fingerprint import Part, changes, digest, digest_of, from_json, short_names, to_json
 from cloob_cli.recipe import DataSection
 
 

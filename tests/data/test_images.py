@@ -15,7 +15,7 @@ from margins import close
 from PIL import Image
 from safetensors.numpy import load_file
 
-from cloob_cli.core.config import PreprocessConfig
+from cloob_cli.core.model_config import PreprocessConfig
 from cloob_cli.data.preprocess import Preprocess, normalize, open_image
 from cloob_cli.errors import ImageError
 

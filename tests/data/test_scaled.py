@@ -10,7 +10,7 @@ from hostile_images import encoded, with_orientation
 from margins import within
 from PIL import Image
 
-from cloob_cli.core.config import PreprocessConfig
+from cloob_cli.core.model_config import PreprocessConfig
 from cloob_cli.data.decoding_memory import MemoryBudget
 from cloob_cli.data.preprocess import Preprocess, open_image, read_crop
 from cloob_cli.data.scaled_decoding import AVERAGE_RESERVE, averaged

@@ -12,7 +12,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloob_cli.core.config import TokenizerConfig
+from cloob_cli.core.model_config import TokenizerConfig
 from cloob_cli.data.tokenizer import Tokenizer, clean, clip_tokenizer, train_bpe
 from cloob_cli.errors import InputError, ModelFolderError
 

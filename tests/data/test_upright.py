@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from cloob_cli.core.config import PreprocessConfig
+from cloob_cli.core.model_config import PreprocessConfig
 from cloob_cli.data import preprocess, upright_rgb
 from cloob_cli.data.preprocess import Preprocess
 from cloob_cli.data.upright_rgb import Upright

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from cloob_cli.checkpoint.behavior_fingerprint import fixed_images
 from cloob_cli.checkpoint.folder import open_model, save_model
 from cloob_cli.convert import convert_checkpoint
-from cloob_cli.core.config import ARCHITECTURES, ModelConfig
 from cloob_cli.core.model import build
+from cloob_cli.core.model_config import ARCHITECTURES, ModelConfig
 from cloob_cli.data.preprocess import open_image
 from cloob_cli.data.tokenizer import Tokenizer, clean, clip_tokenizer, train_bpe
 from cloob_cli.errors import NotExportableError, UsageError

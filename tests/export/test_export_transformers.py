@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cloob_cli.checkpoint.folder import open_model, save_model
-from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import build
+from cloob_cli.core.model_config import ModelConfig
 from cloob_cli.data.preprocess import open_image
 from cloob_cli.data.tokenizer import Tokenizer, clip_tokenizer, train_bpe
 from cloob_cli.errors import NotExportableError

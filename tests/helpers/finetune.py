@@ -9,7 +9,7 @@ from tiny_run import settings
 
 from cloob_cli.checkpoint.folder import read_config
 from cloob_cli.recipe import Recipe, filled_in
-from cloob_cli.schema import parse
+from cloob_cli.strict_model import parse
 
 
 def finetuning(data: Path, init: Path, **changes: Any) -> Recipe:

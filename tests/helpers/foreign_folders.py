@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import CloobModel, build
+from cloob_cli.core.model_config import ModelConfig
 
 RESNET = {"image_size": 64, "layers": [1, 2, 1, 1], "width": 8, "head_width": 64, "patch_size": None}
 VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8}

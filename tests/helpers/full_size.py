@@ -30,7 +30,7 @@ TEXTS = ["a red bicycle", "two cats on a roof"]
 
 def configuration(name: str) -> Any:
     """ "RN50", "ViT-B-16", "crowsonkb": the released models; with "small-" before them a tenth of the layers."""
-    from cloob_cli.core.config import ARCHITECTURES, ModelConfig
+    from cloob_cli.core.model_config import ARCHITECTURES, ModelConfig
 
     bare = name.removeprefix("small-")
     clip = "ViT-B-16" if bare == "crowsonkb" else bare

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from cloob_cli.checkpoint.folder import save_model
-from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import build
+from cloob_cli.core.model_config import ModelConfig
 from cloob_cli.data.tokenizer import train_bpe
 
 CAPTIONS = ["a red bicycle", "two cats on a roof", "the sea at night", "a bicycle under the roof"]

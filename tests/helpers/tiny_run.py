@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cloob_cli.recipe import Recipe
-from cloob_cli.schema import parse
+from cloob_cli.strict_model import parse
 from cloob_cli.training import loop
 from cloob_cli.training.events import CheckpointSaved
 

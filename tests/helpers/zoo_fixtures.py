@@ -12,8 +12,8 @@ from hub_server import Hub, hub_serving
 
 from cloob_cli import console
 from cloob_cli.checkpoint.folder import save_model
-from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import CloobModel, build
+from cloob_cli.core.model_config import ModelConfig
 from cloob_cli.data.tokenizer import Tokenizer, train_bpe
 
 CAPTIONS = ["a red bicycle", "two cats on a roof", "the sea at night", "a bicycle under the roof"]

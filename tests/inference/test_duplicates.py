@@ -15,7 +15,7 @@ from scipy.fft import dctn
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from cloob_cli.files import sha256_of
+from cloob_cli.atomic_files import sha256_of
 from cloob_cli.inference.duplicates import components
 from cloob_cli.inference.duplicates.components import connected_rows
 from cloob_cli.inference.duplicates.groups import Copy, Limits, duplicate_groups, identical_index

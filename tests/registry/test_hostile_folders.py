@@ -239,7 +239,7 @@ SENTENCES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("parts", SENTENCES.values(), ids=SENTENCES.keys())
 def test_a_hostile_tokenizer_of_sentence_pieces_is_one_line(parts: dict[str, Any]) -> None:
-    from cloob_cli.core.config import TokenizerConfig
+    from cloob_cli.core.model_config import TokenizerConfig
 
     filler = {"content": " "}
     data: dict[str, Any] = {

@@ -83,7 +83,7 @@ def test_a_file_system_without_links_gets_a_copy(
     def refuse(*arguments: Any, **settings: Any) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr("cloob_cli.files.os.link", refuse)
+    monkeypatch.setattr("cloob_cli.atomic_files.os.link", refuse)
     assert cloob("zoo", "pull", "hf://org/clip", "--name", "mine").returncode == 0
     assert (paths.installed_folder("mine") / WEIGHTS_FILE).stat().st_nlink == 1
     assert same_weights("mine")

@@ -10,9 +10,9 @@ import torch.utils.checkpoint
 from margins import EPS, close, within
 from torch import nn
 
-from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.loss import contrastive_loss
 from cloob_cli.core.model import CloobModel, build
+from cloob_cli.core.model_config import ModelConfig
 from cloob_cli.training.gradient_cache import cached_gradient_step, find_micro_batch_size
 
 pytestmark = pytest.mark.numeric

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import cloob_cli
 from cloob_cli.checkpoint.folder import open_model, read_config, save_model
-from cloob_cli.core.config import CLIP_VOCAB_SIZE, TokenizerConfig
+from cloob_cli.core.model_config import CLIP_VOCAB_SIZE, TokenizerConfig
 from cloob_cli.core.positional_embeddings import fitted_positions
 from cloob_cli.data.tokenizer import Tokenizer
 from cloob_cli.errors import DataError, RecipeError, UsageError
@@ -33,7 +33,7 @@ from cloob_cli.training import loop
 from cloob_cli.training.checkpoints import load_progress
 from cloob_cli.training.events import Event, Notice
 from cloob_cli.training.initial_model import _check_captions
-from cloob_cli.training.optim import build_optimizer, set_learning_rate
+from cloob_cli.training.optimizer import build_optimizer, set_learning_rate
 
 STEM = VIT | {"stem": "conv"}
 """A ViT with batch normalization."""

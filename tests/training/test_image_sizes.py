@@ -12,7 +12,7 @@ from tiny_run import equal_weights, run_weights, settings, tiny_recipe, write_pa
 
 from cloob_cli.errors import RecipeError
 from cloob_cli.recipe import Recipe
-from cloob_cli.schema import parse
+from cloob_cli.strict_model import parse
 from cloob_cli.training.schedules import image_size
 from cloob_cli.training.step import TrainingStep
 

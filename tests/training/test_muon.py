@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import tiny_recipe, write_pairs
 
-from cloob_cli.core.config import ModelConfig
 from cloob_cli.core.model import CloobModel, build
+from cloob_cli.core.model_config import ModelConfig
 from cloob_cli.errors import RecipeError
 from cloob_cli.recipe import OptimizerSection
 from cloob_cli.training import loop
 from cloob_cli.training.events import CheckpointSaved
-from cloob_cli.training.optim import build_optimizer, hidden_matrices, set_learning_rate
+from cloob_cli.training.optimizer import build_optimizer, hidden_matrices, set_learning_rate
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has no Muon")
 MUON = OptimizerSection(name="muon", learning_rate=1e-2, weight_decay=0.3, momentum=0.9)

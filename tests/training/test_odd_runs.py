@@ -18,7 +18,7 @@ from cloob_cli.checkpoint.folder import open_model
 from cloob_cli.core.model import build
 from cloob_cli.errors import DataError, DeviceError, DiskSpaceError, Interrupted, RecipeError
 from cloob_cli.recipe import Recipe
-from cloob_cli.schema import parse
+from cloob_cli.strict_model import parse
 from cloob_cli.training import loop, run_folder
 from cloob_cli.training.checkpoints import Progress, checkpoints, newest_valid, save_checkpoint
 from cloob_cli.training.dry_run import dry_run

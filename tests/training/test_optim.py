@@ -12,7 +12,7 @@ from tiny_run import tiny_recipe
 from cloob_cli.core.model import CloobModel
 from cloob_cli.recipe import OptimizerSection
 from cloob_cli.training.new_model import model_config
-from cloob_cli.training.optim import build_optimizer, parameter_groups, set_learning_rate
+from cloob_cli.training.optimizer import build_optimizer, parameter_groups, set_learning_rate
 from cloob_cli.training.schedules import learning_rate
 
 pytestmark = pytest.mark.numeric

@@ -18,9 +18,9 @@ from margins import EPS, close
 from tiny_run import settings, tiny_recipe, write_pairs
 
 from cloob_cli.checkpoint.card import trained_model_card
-from cloob_cli.core.config import ModelConfig
+from cloob_cli.core.model_config import ModelConfig
 from cloob_cli.errors import DeviceError, Interrupted, MissingExtraError, RecipeError
-from cloob_cli.training import precision, processes, step_window
+from cloob_cli.training import precision, processes, report_window
 from cloob_cli.training.build_run import choose_device, facts
 from cloob_cli.training.checkpoints import checkpoints
 from cloob_cli.training.data_split import open_data
@@ -31,8 +31,8 @@ from cloob_cli.training.interrupt import StopRequest, stop_on_signals
 from cloob_cli.training.loss_curve import draw_loss_curve
 from cloob_cli.training.metrics_file import MetricsFile, read_rows
 from cloob_cli.training.new_model import model_config
+from cloob_cli.training.report_window import Window
 from cloob_cli.training.run_folder import differences
-from cloob_cli.training.step_window import Window
 
 TEXT = {"context_length": 8, "width": 16, "layers": 2, "heads": 2}
 
@@ -82,7 +82,7 @@ def test_metrics_of_a_lost_run_are_dropped(tmp_path):
 
 def test_a_window_splits_its_time(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(step_window.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(report_window.time, "monotonic", lambda: now[0])
     window = Window()
     with window.waiting():
         now[0] += 2

@@ -9,11 +9,11 @@ import torch
 from margins import within
 from tiny_run import equal_weights, run_weights, settings, tiny_recipe, write_pairs
 
-from cloob_cli.core.config import VisionConfig
+from cloob_cli.core.model_config import VisionConfig
 from cloob_cli.core.transformer import VisionTransformer
 from cloob_cli.errors import RecipeError
 from cloob_cli.recipe import Recipe
-from cloob_cli.schema import parse
+from cloob_cli.strict_model import parse
 
 MODEL = {
     "embed_dim": 16,

@@ -8,7 +8,7 @@ import pytest
 from tiny_run import tiny_recipe, write_pairs
 from torch import distributed
 
-from cloob_cli import exchange
+from cloob_cli import process_exchange
 from cloob_cli.errors import TrainingError
 from cloob_cli.training import loop, processes
 
@@ -19,7 +19,7 @@ def test_processes_with_different_facts_do_not_start(monkeypatch: pytest.MonkeyP
     def gather(told: list, facts: dict) -> None:
         told[:] = [facts, others]
 
-    monkeypatch.setattr(exchange, "several", lambda: True)
+    monkeypatch.setattr(process_exchange, "several", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(distributed, "all_gather_object", gather)
     processes.agree(dict(others))

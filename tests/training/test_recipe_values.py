@@ -21,7 +21,7 @@ from cloob_cli.errors import NonFiniteLossError, UsageError
 from cloob_cli.recipe import OptimizerSection
 from cloob_cli.training.events import CheckpointSaved, Event, StepDone
 from cloob_cli.training.loop import train_recipe
-from cloob_cli.training.optim import build_optimizer
+from cloob_cli.training.optimizer import build_optimizer
 
 # Weights that stay what they were drawn as: no step is larger than this.
 STILL: dict[str, Any] = {"optimizer__learning_rate": 1e-30, "optimizer__warmup_steps": 0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cloob_cli.errors import DataError
-from cloob_cli.schema import nearest
+from cloob_cli.strict_model import nearest
 
 IMAGE_NAMES = (
     "image", "images", "img", "picture", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes",

@@ -13,10 +13,10 @@ from PIL import Image
 from cloob_cli.data.image_folder import suffixes
 from cloob_cli.data.preprocess import open_image
 from cloob_cli.data.sources.columns import caption_list
-from cloob_cli.data.sources.fingerprint import Part, digest, short_names
+from cloob_cli.data.sources.data_fingerprint import Part, digest, short_names
 from cloob_cli.data.sources.tar_index import index_tar, read_member
 from cloob_cli.errors import DataError, Failure, ImageError
-from cloob_cli.schema import nearest
+from cloob_cli.strict_model import nearest
 
 _TRIED = 8  # samples whose .json is read at once, so that a wrong key fails within seconds
 _CAPTION_SUFFIXES = ("txt", "text", "caption", "json")

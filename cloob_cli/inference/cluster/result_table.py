@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cloob_cli.atomic_files import replacing, replacing_folder, replacing_together
 from cloob_cli.errors import CloobError, Failure, NothingFoundError
-from cloob_cli.files import replacing, replacing_folder, replacing_together
 from cloob_cli.inference.index.files import LANCE
 from cloob_cli.inference.lance_tables import fill_table
 from cloob_cli.inference.row_writers import write_failures

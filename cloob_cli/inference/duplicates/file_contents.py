@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from cloob_cli.atomic_files import sha256_of
 from cloob_cli.errors import ImageError
-from cloob_cli.files import sha256_of
 from cloob_cli.inference.index.file_stamp import Stamp
 from cloob_cli.inference.index.reading import StoredIndex
 

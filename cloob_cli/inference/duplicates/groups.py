@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from cloob_cli.atomic_files import sha256_of
 from cloob_cli.errors import Failure
-from cloob_cli.files import sha256_of
 from cloob_cli.inference.duplicates.components import connected_rows
 from cloob_cli.inference.duplicates.file_contents import Content, content_of
 from cloob_cli.inference.duplicates.perceptual_hash import perceptual_hashes

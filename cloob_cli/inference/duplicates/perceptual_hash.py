@@ -28,7 +28,7 @@ def perceptual_hashes(
     """The hash of each image; None of one that cannot be read. `on_image` is called for each."""
     if not paths:
         return []
-    from cloob_cli.core.config import PreprocessConfig
+    from cloob_cli.core.model_config import PreprocessConfig
     from cloob_cli.data.preprocess import Preprocess
     from cloob_cli.inference.image_batches import image_batches
 

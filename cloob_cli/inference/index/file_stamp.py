@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from cloob_cli.files import sha256_of
+from cloob_cli.atomic_files import sha256_of
 
 Result = TypeVar("Result")
 

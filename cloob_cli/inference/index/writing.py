@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from cloob_cli.atomic_files import replacing, replacing_folder, replacing_together
 from cloob_cli.errors import Failure, NothingFoundError
-from cloob_cli.files import replacing, replacing_folder, replacing_together
 from cloob_cli.inference.index.files import IndexFiles
 from cloob_cli.inference.row_writers import NpyRows, parquet_rows, write_failures
 

@@ -19,7 +19,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from cloob_cli.files import replacing, replacing_folder
+from cloob_cli.atomic_files import replacing, replacing_folder
 from cloob_cli.inference.index.file_stamp import Stamp, stamped
 from cloob_cli.inference.lance_tables import VECTOR, connect, vector_column, vector_field, write_table
 from cloob_cli.inference.search.nearest import Hit, nearest, nearest_of_each

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from cloob_cli.schema import StrictModel
+from cloob_cli.strict_model import StrictModel
 
 FORMAT_VERSION = 1
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from cloob_cli.core.config import CLIP_VOCAB_SIZE
+from cloob_cli.core.model_config import CLIP_VOCAB_SIZE
 from cloob_cli.recipe.data import AugmentSection, DataSection, ValidationSection
 from cloob_cli.recipe.model import ModelSection, TokenizerSection
 from cloob_cli.recipe.training import FinetuneSection, ObjectiveSection, OptimizerSection, TeacherSection, TrainSection
-from cloob_cli.schema import FiniteModel
+from cloob_cli.strict_model import FiniteModel
 
 
 class Recipe(FiniteModel):

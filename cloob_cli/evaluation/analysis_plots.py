@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cloob_cli.atomic_files import replacing
 from cloob_cli.errors import MissingExtraError
-from cloob_cli.files import replacing
 
 _MEASURES = (
     ("eigenvalues_99", "eigenvalues for 99 %"),

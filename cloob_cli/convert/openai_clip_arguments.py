@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cloob_cli.convert.architecture_from_shapes import count_layers, grid_of, heads_of
 from cloob_cli.errors import ConversionError
-from cloob_cli.schema import StrictModel
+from cloob_cli.strict_model import StrictModel
 
 
 class ClipArguments(StrictModel):

@@ -1,18 +1,60 @@
-"""The scores of a zoo entry, measured again on the data sets that are here: `cloob zoo verify NAME --scores`."""
+"""`cloob zoo verify`: the files of a model, the embeddings that it computes, and the scores of its entry."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from cloob_cli import console
-from cloob_cli.errors import UsageError
+from cloob_cli.commands import completion
+from cloob_cli.commands.options import JsonOption
+from cloob_cli.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
     from cloob_cli.registry.entries import Score, ZooEntry
     from cloob_cli.registry.verify import Check
 
 _TOLERANCE = 0.1  # points: what rounding of the stored value and of another processor may make
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to `cloob zoo`."""
+    app.command("verify")(verify)
+
+
+def verify(
+    name: Annotated[str, typer.Argument(help="Zoo name or model folder.", autocompletion=completion.usable_models)],
+    deep: Annotated[bool, typer.Option("--deep", help="Also compute an embedding and compare it.")] = False,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="Also measure the scores of its entry again, on the data that is here.")
+    ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The folder of the scores' local data sets.", show_default="below CLOOB_HOME"),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare a model's files with their hashes.
+
+    The exit code is 1 where one differs. With --scores, scores must agree to 0.1 points; those whose data is not
+    here are named, and the exit code is then 3.
+    """
+    from cloob_cli.registry.verify import verify_model
+
+    checks = verify_model(name, deep)
+    if scores:
+        checks += check_scores(name, data)
+    if json:
+        console.json_document([check.__dict__ for check in checks])
+    else:
+        console.table(["what", "state", "detail"], [(check.what, check.state, check.detail) for check in checks])
+    wrong = [check.what for check in checks if check.failed]
+    if wrong:
+        raise VerificationError(f"{name} is not what was stored: {', '.join(wrong)}", f"cloob zoo pull {name} --force")
+    if any(check.state == "not here" for check in checks):
+        raise typer.Exit(3)
 
 
 def check_scores(name: str, folder: Path | None) -> list[Check]:

@@ -1,4 +1,4 @@
-"""`cloob zoo pull | add | verify | rm | prune`: the models that are installed on this machine."""
+"""`cloob zoo pull | add`: install models."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import typer
 from cloob_cli import console
 from cloob_cli.commands import completion
 from cloob_cli.commands.download_progress import reporting
-from cloob_cli.commands.options import JsonOption, QuietOption
-from cloob_cli.errors import Interrupted, UsageError, VerificationError
+from cloob_cli.commands.options import DryRunOption, JsonOption, QuietOption
+from cloob_cli.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
-    from cloob_cli.registry.remove import Removal
     from cloob_cli.registry.resolve import Origin
 
 FormatOption = Annotated[
@@ -29,17 +28,12 @@ ConfigOption = Annotated[Path | None, typer.Option("--config", help="The checkpo
 Sha256Option = Annotated[
     str | None, typer.Option(help="Expected sha256 of the file; of a folder or repository, of its weights.")
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to `cloob zoo`."""
     app.command("pull")(pull)
     app.command("add")(add)
-    app.command("verify")(verify)
-    app.command("rm")(remove)
-    app.command("prune")(prune)
 
 
 def pull(
@@ -130,84 +124,6 @@ def add(
     with reporting() as report:
         folder = install.pull(origin, install.Options(force=force, config=config), report)
     console.line(str(folder))
-
-
-def verify(
-    name: Annotated[str, typer.Argument(help="Zoo name or model folder.", autocompletion=completion.usable_models)],
-    deep: Annotated[bool, typer.Option("--deep", help="Also compute an embedding and compare it.")] = False,
-    scores: Annotated[
-        bool, typer.Option("--scores", help="Also measure the scores of its entry again, on the data that is here.")
-    ] = False,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="The folder of the scores' local data sets.", show_default="below CLOOB_HOME"),
-    ] = None,
-    json: JsonOption = False,
-) -> None:
-    """Compare a model's files with their hashes.
-
-    The exit code is 1 where one differs. With --scores, scores must agree to 0.1 points; those whose data is not
-    here are named, and the exit code is then 3.
-    """
-    from cloob_cli.commands.zoo_verify_scores import check_scores
-    from cloob_cli.registry.verify import verify_model
-
-    checks = verify_model(name, deep)
-    if scores:
-        checks += check_scores(name, data)
-    if json:
-        console.json_document([check.__dict__ for check in checks])
-    else:
-        console.table(["what", "state", "detail"], [(check.what, check.state, check.detail) for check in checks])
-    wrong = [check.what for check in checks if check.failed]
-    if wrong:
-        raise VerificationError(f"{name} is not what was stored: {', '.join(wrong)}", f"cloob zoo pull {name} --force")
-    if any(check.state == "not here" for check in checks):
-        raise typer.Exit(3)
-
-
-def remove(
-    names: Annotated[
-        list[str],
-        typer.Argument(metavar="NAME", help="Installed models.", autocompletion=completion.installed_models),
-    ],
-    dry_run: DryRunOption = False,
-    yes: YesOption = False,
-) -> None:
-    """Remove installed models."""
-    from cloob_cli.registry import remove as removal
-
-    _carry_out([removal.model_removal(name) for name in dict.fromkeys(names)], dry_run, yes)
-
-
-def prune(dry_run: DryRunOption = False, yes: YesOption = False) -> None:
-    """Remove what is left over.
-
-    Unfinished downloads and installs, quarantined files, and embeddings not used for 30 days.
-    """
-    from cloob_cli.registry import remove as removal
-
-    _carry_out(removal.leftovers(), dry_run, yes)
-
-
-def _carry_out(removals: list[Removal], dry_run: bool, yes: bool) -> None:
-    from cloob_cli.registry.remove import carry_out
-
-    console.table(
-        ["path", "what", "frees"], [(each.path, each.what, console.file_size(each.bytes)) for each in removals]
-    )
-    freed = console.file_size(sum(each.bytes for each in removals))
-    if not removals or dry_run:
-        console.info(f"{freed} would be freed" if removals else "nothing to remove")
-        if not dry_run:
-            carry_out([])
-        return
-    if not yes:
-        if not console.can_ask():
-            raise UsageError("nobody is there to ask", "give -y to remove these, or --dry-run to only list them")
-        typer.confirm(f"Remove these and free {freed}?", abort=True, err=True)
-    carry_out(removals)
-    console.info(f"freed {freed}")
 
 
 def _what_is_kept(origin: Origin) -> str:

@@ -1,4 +1,4 @@
-"""`cloob classify --calibrate`: fit answers to labeled images, report, and write the calibration file."""
+"""The summary of `cloob classify --calibrate`: what was fitted to the labeled images, and how well it does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cloob_cli.inference.calibration import Calibration
 
 
-def report(calibration: Calibration, path: Path, as_json: bool) -> None:
+def show_calibration(calibration: Calibration, path: Path, as_json: bool) -> None:
     """Show what was fitted and how well it does."""
     if calibration.temperature == 1:
         console.warn(

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
-from cloob_cli.file_exchange import ASIDE, exchange, finish, is_marker, marker_of
 from cloob_cli.file_locks import claimed, locked_file, locked_folder
+from cloob_cli.joint_rename import ASIDE, exchange, finish, is_marker, marker_of
 
 _PARTIAL = ".partial"
 _UNFINISHED = re.compile(r"\.(?P<name>.+)\.cloob-(?P<token>[0-9a-f]{8})\.(partial|replaced)", re.DOTALL)

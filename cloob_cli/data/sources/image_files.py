@@ -15,7 +15,7 @@ from PIL import Image
 from cloob_cli.data.image_folder import list_images
 from cloob_cli.data.preprocess import open_image
 from cloob_cli.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, caption_list, find_column
-from cloob_cli.data.sources.fingerprint import Part, digest, shared_folder
+from cloob_cli.data.sources.data_fingerprint import Part, digest, shared_folder
 from cloob_cli.errors import DataError, Failure
 from cloob_cli.text_format import first_line
 
