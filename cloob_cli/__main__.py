@@ -7,7 +7,7 @@ import os
 import sys
 from typing import NoReturn
 
-from cloob_cli import signals
+from cloob_cli import garbage, signals
 
 # What tells an OpenMP library how its threads wait for work.
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
@@ -25,6 +25,7 @@ def run() -> NoReturn:
         sys.exit(signals.EXIT_CODE)
     finally:
         signals.leave_at_once()  # while the interpreter ends
+        garbage.no_more()
 
 
 def let_waiting_threads_sleep() -> None:

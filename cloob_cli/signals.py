@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from cloob_cli import garbage
+
 EXIT_CODE = 130  # of a process that Ctrl-C ended
 # SIGTERM is a cluster's "time is up", SIGHUP a terminal that closes (Windows has none).
 _TO_END = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -45,11 +47,14 @@ def forget_interrupts() -> None:
 
 @contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """End the process at once on a signal in the body: imports of compiled modules may swallow an exception."""
+    """End the process at once on a signal in the body: imports of compiled modules may swallow an exception.
+
+    The imports are also `garbage.paused_for_imports`.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    with _handling(_leave):
+    with garbage.paused_for_imports(), _handling(_leave):
         yield
 
 

@@ -56,6 +56,7 @@ LIGHT = [
     "__main__",
     "main",
     "signals",
+    "garbage",
     "errors",
     "assets",
     "schema",
