@@ -100,4 +100,4 @@ def _print_json(rows: Iterable[Classified]) -> None:
 
 def _cells(row: Classified, hidden: int) -> list[str]:
     cells = row.as_row()
-    return [f"{cell:.4f}" if isinstance(cell, float) else cell for cell in cells[: len(cells) - hidden]]
+    return [f"{cell:z.4f}" if isinstance(cell, float) else cell for cell in cells[: len(cells) - hidden]]

@@ -224,4 +224,4 @@ def _print(hits: Sequence[tuple[Path, float]], as_json: bool, print0: bool, quie
         for path, _ in hits:
             console.line(str(path), end="\0" if print0 else "\n")
     else:
-        console.table(["path", "score"], [(path_text(path), f"{score:.4f}") for path, score in hits])
+        console.table(["path", "score"], [(path_text(path), f"{score:z.4f}") for path, score in hits])

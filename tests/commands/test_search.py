@@ -17,6 +17,9 @@ from PIL import Image
 from tiny_model import save_hostile_images, save_images, save_tiny_model
 
 import cloob_cli
+from cloob_cli.commands import classify_results
+from cloob_cli.commands import search as search_command
+from cloob_cli.inference.rows import Choice, Classified
 
 PICTURES = Path(__file__).resolve().parents[2] / "examples" / "pictures"
 NAMES = ["cat.png", "dog.png", "house.png", "car.png", "sailboat.png", "key.png"]
@@ -72,6 +75,13 @@ def test_words_images_and_weights(place: Path) -> None:
     assert search(place, "pictures", "a cat", "--top", 1)[0][0] == "pictures/cat.png"
     best, second = search(place, "pictures", "a cat", "--top", 2)
     assert search(place, "pictures", "a cat", "--min-score", (best[1] + second[1]) / 2) == [best]
+
+
+def test_no_number_of_a_table_is_a_negative_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    search_command._print([(Path("a.png"), -1e-6)], False, False, False)
+    assert capsys.readouterr().out.splitlines() == ["path\tscore", "a.png\t0.0000"]
+    row = Classified("a.png", [Choice("cat", 1.0, -1e-6)])
+    assert classify_results._cells(row, 0) == ["a.png", "cat", "1.0000", "0.0000"]
 
 
 def test_the_index_follows_the_folder_and_moves_with_it(place: Path) -> None:
