@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from command_line import environment
 from script_module import script_module
+from tiny_model import save_images, save_tiny_model
 
 PACKAGE = Path(__file__).resolve().parents[1] / "cloob_cli"
 
@@ -188,3 +189,51 @@ def test_quick_commands_load_nothing_heavy(arguments: list[str], unwanted: set[s
 def test_importing_the_package_loads_no_torch() -> None:
     code = "import sys, cloob_cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+# Runs commands in one process and prints the modules that it then has.
+MODULES = """
+import sys
+from cloob_cli import main
+for arguments in sys.argv[1:]:
+    main.app(arguments.split(), standalone_mode=False)
+print(*sys.modules, file=sys.stderr)
+"""
+# What neither labels in words nor a query in words for JPEG files needs.
+UNUSED = {
+    "accelerate",
+    "huggingface_hub",
+    "httpx2",
+    "lancedb",
+    "pillow_heif",
+    "PIL.TiffImagePlugin",  # one of the plugins that Pillow loads when it is asked for all
+    "xml.dom.minidom",
+    "cloob_cli.filing.filing",
+    "cloob_cli.inference.reference_patterns",
+    "cloob_cli.registry.bundle",
+    "cloob_cli.registry.http",
+    "cloob_cli.registry.hub",
+    "cloob_cli.report.gallery",
+    "cloob_cli.training",
+}
+
+
+def test_classify_and_search_load_no_more_than_they_need(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model", context_length=40)
+    save_images(tmp_path / "images", 2, suffix=".jpg")
+    commands = [
+        "classify images --label cat --label dog --model model --device cpu --quiet",
+        "search images cat --model model --device cpu --quiet",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", MODULES, *commands],
+        capture_output=True,
+        text=True,
+        env=environment(CLOOB_HOME=str(tmp_path / "home")),
+        cwd=tmp_path,
+        check=True,
+        timeout=60,
+    )
+    loaded = set(done.stderr.split())
+    assert {"torch", "PIL.JpegImagePlugin"} <= loaded
+    assert not loaded & UNUSED

@@ -189,10 +189,12 @@ def classify(
         from cloob_cli.inference.labels import read_labels, read_templates
         from cloob_cli.inference.output_paths import check_output, check_place, failures_path, output_files
         from cloob_cli.inference.provenance import describe_images
-        from cloob_cli.inference.reference_patterns import reference_sha256
         from cloob_cli.inference.result_rows import OUTPUT_SUFFIXES
         from cloob_cli.inference.text_checks import label_tokens
         from cloob_cli.version import __version__
+
+        if reference is not None:
+            from cloob_cli.inference.reference_patterns import reference_sha256
 
     # Everything that can be wrong with the input is found before the model is opened.
     images = read_sources(images or [], null)

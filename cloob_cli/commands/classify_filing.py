@@ -41,10 +41,11 @@ class FilingOptions:
             UsageError: a target within a source, or where nothing can be written; an undo file without anything to
                 undo, or one that is there already.
         """
-        from cloob_cli.filing.filing import refuse_nested
         from cloob_cli.inference.output_paths import check_place_of
 
         if self.sort_into is not None:
+            from cloob_cli.filing.filing import refuse_nested
+
             refuse_nested(self.sort_into, sources)
             check_place_of(self.sort_into / "label", "--sort-into")
         if self.undo_file is not None and not self.asked:

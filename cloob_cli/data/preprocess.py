@@ -142,7 +142,10 @@ def _formats_of(stream: BinaryIO) -> tuple[str, ...]:
         check_icon(stream)
     if head[:4] == b"RIFF" and head[8:] == b"WEBP":
         return ("WEBP",)
-    return next(((name,) for name, magic in _MAGIC.items() if head.startswith(magic)), _known_formats())
+    for name, magic in _MAGIC.items():
+        if head.startswith(magic):
+            return (name,)
+    return _known_formats()  # which loads all of Pillow's plugins
 
 
 @functools.cache

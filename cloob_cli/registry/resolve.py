@@ -16,11 +16,8 @@ from cloob_cli import assets
 from cloob_cli.checkpoint.folder import file_hashes, is_model_folder, open_model
 from cloob_cli.convert import TORCH
 from cloob_cli.errors import InputError, UnknownModelError, UsageError
-from cloob_cli.registry import entries, hub, paths
-from cloob_cli.registry.bundle import bundle_hashes, bundle_name, is_bundle
+from cloob_cli.registry import entries, paths
 from cloob_cli.registry.entries import ZooEntry, entry_of_files, refuse_taken_name
-from cloob_cli.registry.http import check_address, shown_address
-from cloob_cli.registry.hub import Reference, parse_reference
 from cloob_cli.registry.inventory import default_model, installed_models
 from cloob_cli.strict_model import nearest
 
@@ -28,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from cloob_cli.core.model import CloobModel
+    from cloob_cli.registry.hub import Reference
 
 # What a file's name says of its layout; a bundle is recognized by its contents.
 _FORMATS_BY_SUFFIX = {".pt": TORCH, ".pth": TORCH, ".pkl": "crowsonkb", ".safetensors": "cloob"}
@@ -50,6 +48,8 @@ def find_model(name: str | Path | None = None) -> Path:
         name = default_model()
     if isinstance(name, str):
         if name.startswith("hf://"):
+            from cloob_cli.registry import hub
+
             return hub.model_folder(name)
         if _is_plain_name(name):
             name = entries.current_name(name)
@@ -136,7 +136,11 @@ class Origin:
         """The same for messages: what is at hand, and an address without the credentials that it may hold."""
         if self.at_hand:
             return str(self.at_hand)
-        return shown_address(self.url) if self.url else str(self)
+        if self.url:
+            from cloob_cli.registry.http import shown_address
+
+            return shown_address(self.url)
+        return str(self)
 
 
 def resolve(
@@ -168,10 +172,14 @@ def _origin_of(target: str, name: str | None, format: str | None, sha256: str | 
     if (target := entries.current_name(target)) in entries.entry_names():
         return _of_entry(entries.find_entry(target), name, format, sha256)
     if target.startswith("hf://"):
+        from cloob_cli.registry.hub import parse_reference
+
         return _on_the_hub(parse_reference(target), name, format, sha256)
     if "://" in target:
         if known := next((c for c in entries.all_entries() if c.source.url == target), None):
             return _of_entry(known, name, format, sha256)
+        from cloob_cli.registry.http import check_address
+
         check_address(target)
         file_name = PurePosixPath(urlsplit(target).path).name
         chosen = _free_name(name or _stem(file_name))
@@ -185,6 +193,8 @@ def _origin_of(target: str, name: str | None, format: str | None, sha256: str | 
 
 
 def _of_entry(entry: ZooEntry, name: str | None, format: str | None, sha256: str | None) -> Origin:
+    from cloob_cli.registry.hub import Reference
+
     source = entry.source
     chosen = _free_name(name or entry.name, entry)
     if chosen == entry.name and source.sha256 and sha256 not in (None, source.sha256):
@@ -216,6 +226,8 @@ def _on_the_hub(reference: Reference, name: str | None, format: str | None, sha2
 
 
 def _with_file_at_hand(origin: Origin, path: Path) -> Origin:
+    from cloob_cli.registry.bundle import is_bundle
+
     if not path.exists():
         raise InputError(f"there is nothing at {path}")
     if origin.path or origin.bundled:
@@ -242,6 +254,8 @@ def local(path: Path, name: str | None = None, format: str | None = None, sha256
         UsageError: a name that cannot be a folder's.
         RegistryError: the name is an entry's, and these are not that entry's files; an invalid bundle.
     """
+    from cloob_cli.registry.bundle import bundle_hashes, bundle_name, is_bundle
+
     if not path.exists():
         raise InputError(f"there is nothing at {path}")
     path = path.resolve()

@@ -125,11 +125,12 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
 def damage(path: Path) -> str | None:
     """Describe the damage to a checkpoint's files; None where they are whole."""
     try:
-        hashes = json.loads((path / "state.json").read_text(encoding="utf-8"))["sha256"]
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        _, _, _, hashes = (state[name] for name in ("step", "seconds", "precision", "sha256"))
         wrong = [name for name, sha256 in hashes.items() if sha256_of(path / name) != sha256]
     except FileNotFoundError as missing:
         return f"{Path(missing.filename).name} is missing"
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return "state.json cannot be read"
     return f"{wrong[0]} is not what was written" if wrong else None
 

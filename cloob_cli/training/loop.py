@@ -75,19 +75,19 @@ def train_recipe(
 def train(run: Run) -> Iterator[Event]:
     """Train a run to its end and write the model, yielding events. Raises what `train_recipe` does."""
     yield started(run)
-    yield from report_skips(run, run.data.unusable if run.is_main else [])
-    metrics_file = MetricsFile(run.folder.metrics, run.step) if run.is_main else None
 
     def how_to_go_on() -> str:
         saved = f"the newest checkpoint is {run.checkpoint}" if run.checkpoint else "no checkpoint was saved"
         return f"{saved}; make room, then give the same command with --resume"
 
-    # Closing the file writes once more what did not fit.
-    with full_disk_as_error(run.folder.path, how_to_go_on), closing(metrics_file) if metrics_file else nullcontext():
-        for event in chain(_steps(run), finish(run)):
-            if metrics_file and isinstance(event, StepDone | Validated):
-                metrics_file.add(event)
-            yield event
+    with full_disk_as_error(run.folder.path, how_to_go_on):
+        metrics_file = MetricsFile(run.folder.metrics, run.step) if run.is_main else None
+        unusable = run.data.unusable if run.is_main else []
+        with closing(metrics_file) if metrics_file else nullcontext():  # which writes once more what did not fit
+            for event in chain(report_skips(run, unusable), _steps(run), finish(run)):
+                if metrics_file and isinstance(event, StepDone | Validated):
+                    metrics_file.add(event)
+                yield event
 
 
 def batches(run: Run) -> Generator[PairBatch, None, None]:

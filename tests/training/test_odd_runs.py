@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from cloob_cli.strict_model import parse
 from cloob_cli.training import loop, run_folder
 from cloob_cli.training.checkpoints import Progress, checkpoints, newest_valid, save_checkpoint
 from cloob_cli.training.dry_run import dry_run
-from cloob_cli.training.events import CheckpointSaved, Event, Finished, StepDone, Validated
+from cloob_cli.training.events import CheckpointSaved, Event, Finished, Started, StepDone, Validated
 from cloob_cli.training.metrics_file import MetricsFile, read_rows
 from cloob_cli.training.run_folder import RunFolder
 from cloob_cli.training.validation import Validator
@@ -120,6 +121,28 @@ def test_a_disk_that_is_full_when_metrics_are_written_is_one_line(
     with pytest.raises(DiskSpaceError, match="no room is left on its disk") as raised:
         run(tmp_path / "run", tiny_recipe(data, train__steps=2, train__log_every=1))
     assert "--resume" in str(raised.value.hint)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_disk_that_is_full_when_an_image_without_a_caption_is_listed_is_one_line(data: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "pairs.tar", "w") as tar:
+        for path in sorted(data.iterdir()):
+            if path.name != "07.txt":
+                tar.add(path, path.name)
+    events = loop.train_recipe(tiny_recipe(tmp_path / "pairs.tar", train__steps=1), tmp_path / "run", device="cpu")
+    assert any(isinstance(event, Started) for event in events)
+    (tmp_path / "run" / "skipped.jsonl").symlink_to("/dev/full")
+    with pytest.raises(DiskSpaceError, match="no room is left on its disk"):
+        list(events)
+
+
+@pytest.mark.parametrize("state", ["null", "[]", '{"sha256": {}}', '{"step": 30, "sha256": {}}', ""])
+def test_a_checkpoint_whose_state_says_nothing_is_damaged(tmp_path: Path, state: str) -> None:
+    made = save(tmp_path, 20)
+    (save(tmp_path, 30, keep=2) / "state.json").write_text(state)
+    found, [notice] = newest_valid(tmp_path)
+    assert found == made
+    assert "step-00000030 is damaged (state.json cannot be read)" in notice
 
 
 def test_a_validation_that_an_interruption_left_out_is_made_up_for(data: Path, tmp_path: Path) -> None:
