@@ -47,9 +47,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(skip)
 
 
+# The garbage collector would go through all that is imported again and again, and find nothing.
+gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """Keep the garbage collector away from what lives to the end: it would go through all of it a thousand times."""
+    """Keep the garbage collector away from what lives to the end, and let it look after the rest."""
     gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
     gc.freeze()
 
 
