@@ -20,7 +20,7 @@ from cloob_cli.checkpoint.behavior_fingerprint import (
     compute_fingerprint,
     read_fingerprint,
 )
-from cloob_cli.checkpoint.tensor_file import read_header, read_tensors, write_tensors
+from cloob_cli.checkpoint.safetensors_file import read_header, read_tensors, write_tensors
 from cloob_cli.convert.folder_formats import foreign_form
 from cloob_cli.errors import ConversionError, ModelFolderError
 from cloob_cli.strict_model import parse

@@ -134,7 +134,7 @@ def _local(one: SuiteSet, folder: Path | None) -> Path:
 
 def _with_names(suite: Suite, one: SuiteSet, asked: Asked, hosts: Hosts) -> Asked:
     """Add the class names and templates that the suite gives; those of the command line come first."""
-    from cloob_cli.evaluation.name_lists import names_and_templates, read_name_lists
+    from cloob_cli.evaluation.python_class_lists import names_and_templates, read_name_lists
     from cloob_cli.registry.datasets import fetched_text
 
     classes, templates = one.classes, one.templates

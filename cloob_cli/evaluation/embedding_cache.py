@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cloob_cli.atomic_files import replacing
-from cloob_cli.checkpoint.tensor_file import write_tensors
+from cloob_cli.checkpoint.safetensors_file import write_tensors
 
 _FORMAT = 1  # of the files; a change makes all kept ones void
 

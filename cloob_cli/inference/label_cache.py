@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cloob_cli.atomic_files import replacing
-from cloob_cli.checkpoint.tensor_file import write_tensors
+from cloob_cli.checkpoint.safetensors_file import write_tensors
 from cloob_cli.core.model import CloobModel
 from cloob_cli.data.tokenizer import Tokenizer
 from cloob_cli.inference.classify import OnTexts, encode_labels

@@ -21,7 +21,7 @@ from cloob_cli.checkpoint.folder import (
     store_fingerprint,
     write_config,
 )
-from cloob_cli.checkpoint.tensor_file import read_header
+from cloob_cli.checkpoint.safetensors_file import read_header
 from cloob_cli.convert.folder_formats import foreign_form
 from cloob_cli.errors import ModelFolderError
 from cloob_cli.registry.bundle import extract_bundle, is_bundle

@@ -1,4 +1,4 @@
-"""Processes of a run: started, counted, and what they tell one another beside gradients.
+"""The processes of a run: joined, and what they tell one another beside gradients.
 
 The main process alone reads the run's folder, so the folder need not be shared between nodes: what it finds is sent to
 the others. With one process nothing is sent.

@@ -24,7 +24,7 @@ from cloob_cli.checkpoint.folder import (
     save_model,
     weights_sha256,
 )
-from cloob_cli.checkpoint.tensor_file import read_header
+from cloob_cli.checkpoint.safetensors_file import read_header
 from cloob_cli.core.model import CloobModel
 from cloob_cli.data.tokenizer import Tokenizer
 from cloob_cli.errors import ModelFolderError

@@ -216,7 +216,7 @@ def test_errors_of_workers_and_of_the_cluster(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     done = on_ray(tmp_path, PLAIN.replace("num_cpus=2", "num_cpus=1"), "images", "-o", "two.parquet")
     assert done.returncode == 2
-    assert "error: the Ray cluster has 1 processor cores, not 2" in done.stderr
+    assert "error: the Ray cluster has 1 processor core, not 2" in done.stderr
     with socket.socket() as taken:  # nobody listens
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -23,7 +23,7 @@ from cloob_cli.commands.eval_data import find_data_sets
 from cloob_cli.data.classification import open_classification_set
 from cloob_cli.errors import ChecksumError, DataError, DownloadError, RecipeError, UsageError
 from cloob_cli.evaluation.evaluate import Asked
-from cloob_cli.evaluation.name_lists import names_and_templates, read_name_lists
+from cloob_cli.evaluation.python_class_lists import names_and_templates, read_name_lists
 from cloob_cli.evaluation.suites import find_suite, read_suite, shipped_suites
 from cloob_cli.registry import download, entries, paths
 from cloob_cli.registry.datasets import fetched_text, zip_data_set

@@ -21,13 +21,7 @@ from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
 from cloob_cli.core.distributed import gather_with_gradient, sum_over_processes
-from cloob_cli.core.loss.definition import (
-    clip_hopfield_loss,
-    clip_loss,
-    cloob_loss,
-    hopfield_retrieve,
-    infoloob_loss,
-)
+from cloob_cli.core.loss.definition import clip_hopfield_loss, clip_loss, cloob_loss, hopfield_retrieve, infoloob_loss
 from cloob_cli.core.loss.inputs import LossInputs, check_inputs
 from cloob_cli.core.loss.negatives import Gradient, sums_over_negatives
 from cloob_cli.core.loss.retrieval import Retrieval, small_scores
@@ -136,19 +130,12 @@ class _TiledLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        y: Tensor,
-        inv_tau: Tensor,
-        inputs: LossInputs,
-        objective: Objective,
-        scale_hopfield: float,
-        steps: Steps,
+        ctx: Any, x: Tensor, y: Tensor, inv_tau: Tensor, inputs: LossInputs, objective: str, beta: float, steps: Steps
     ) -> Tensor:
         with steps.prepared():
             in_sums = objective in ("clip", "clip_hopfield")  # InfoNCE keeps the positive among what it sums
             if objective in WITH_RETRIEVAL:
-                loss, gradient = _after_retrieval(inputs, scale_hopfield, steps, in_sums)
+                loss, gradient = _after_retrieval(inputs, beta, steps, in_sums)
             else:
                 loss, gradient = sums_over_negatives(x, y, inputs, steps, both=True, in_sums=in_sums)
             ctx.layout = inputs.layout

@@ -48,7 +48,7 @@ def cloob_loss(
 
     Arguments and errors: see `contrastive_loss`. Returns a scalar.
     """
-    return _after_retrieval(image_embeddings, text_embeddings, inv_tau, scale_hopfield, caption_ids, in_sums=False)
+    return _after_retrieval(scale_hopfield, *_prepare(image_embeddings, text_embeddings, inv_tau, caption_ids))
 
 
 def clip_hopfield_loss(
@@ -64,20 +64,12 @@ def clip_hopfield_loss(
 
     Arguments and errors: see `contrastive_loss`. Returns a scalar.
     """
-    return _after_retrieval(image_embeddings, text_embeddings, inv_tau, scale_hopfield, caption_ids, in_sums=True)
+    return _after_retrieval(scale_hopfield, *_prepare(image_embeddings, text_embeddings, inv_tau, caption_ids, True))
 
 
 def _after_retrieval(
-    image_embeddings: Tensor,
-    text_embeddings: Tensor,
-    inv_tau: float | Tensor,
-    scale_hopfield: float | Tensor,
-    caption_ids: Tensor | None,
-    in_sums: bool,
+    scale_hopfield: float | Tensor, x: Tensor, y: Tensor, inv_tau: float | Tensor, not_negative: Tensor
 ) -> Tensor:
-    x, y, inv_tau, not_negative = _prepare(image_embeddings, text_embeddings, inv_tau, caption_ids)
-    if in_sums:
-        not_negative = not_negative.fill_diagonal_(False)
     with torch.autocast(x.device.type, enabled=False):
         images_from_images, texts_from_images = (hopfield_retrieve(queries, x, scale_hopfield) for queries in (x, y))
         images_from_texts, texts_from_texts = (hopfield_retrieve(queries, y, scale_hopfield) for queries in (x, y))
@@ -93,9 +85,7 @@ def infoloob_loss(
 
     Arguments and errors: see `contrastive_loss`. Returns a scalar.
     """
-    x, y, inv_tau, not_negative = _prepare(image_embeddings, text_embeddings, inv_tau, caption_ids)
-    with torch.autocast(x.device.type, enabled=False):
-        return (leave_one_out(x, y, inv_tau, not_negative) + leave_one_out(y, x, inv_tau, not_negative)) / 2
+    return _of_both_directions(*_prepare(image_embeddings, text_embeddings, inv_tau, caption_ids))
 
 
 def clip_loss(
@@ -106,20 +96,23 @@ def clip_loss(
 
     Arguments and errors: see `contrastive_loss`. Returns a scalar.
     """
-    x, y, inv_tau, not_negative = _prepare(image_embeddings, text_embeddings, inv_tau, caption_ids)
+    return _of_both_directions(*_prepare(image_embeddings, text_embeddings, inv_tau, caption_ids, True))
+
+
+def _of_both_directions(x: Tensor, y: Tensor, inv_tau: float | Tensor, not_negative: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
-        logits = inv_tau * x @ y.T
-        left_out = not_negative.fill_diagonal_(False)
-        summed = logits.masked_fill(left_out, -torch.inf)
-        return (summed.logsumexp(dim=1) + summed.logsumexp(dim=0) - 2 * logits.diagonal()).mean() / 2
+        return (leave_one_out(x, y, inv_tau, not_negative) + leave_one_out(y, x, inv_tau, not_negative)) / 2
 
 
 def _prepare(
-    image_embeddings: Tensor, text_embeddings: Tensor, inv_tau: float | Tensor, caption_ids: Tensor | None
+    images: Tensor, texts: Tensor, inv_tau: float | Tensor, caption_ids: Tensor | None, in_sums: bool = False
 ) -> tuple[Tensor, Tensor, float | Tensor, Tensor]:
-    """Checked embeddings in the dtype to compute in, and bool [N, N]: pairs that are no negatives of each other."""
-    inputs = check_inputs(image_embeddings, text_embeddings, inv_tau, caption_ids)
+    """Checked embeddings in the dtype to compute in, inv_tau, and bool [N, N]: pairs that are no negatives of each
+    other, with `in_sums` but for the positives, which then count like one.
+    """
+    inputs = check_inputs(images, texts, inv_tau, caption_ids)
     ids = inputs.caption_ids
     if ids is None:
         ids = torch.arange(len(inputs.x), device=inputs.x.device)
-    return inputs.x, inputs.y, inputs.inv_tau, ids[:, None] == ids[None, :]
+    equal = ids[:, None] == ids[None, :]
+    return inputs.x, inputs.y, inputs.inv_tau, equal.fill_diagonal_(False) if in_sums else equal

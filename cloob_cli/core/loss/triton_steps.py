@@ -110,20 +110,9 @@ def _add_sums(value, row_sums, column_sums, row, column, inside, rows, columns):
 
 @triton.jit
 def exponentials_kernel(
-    scores,
-    row_bias,
-    column_bias,
-    weights,
-    change,
-    row_change,
-    column_change,
-    gradient,
-    row_sums,
-    column_sums,
-    rows,
-    columns,
-    GRADIENT: tl.constexpr,
-):
+    scores, row_bias, column_bias, weights, change, row_change, column_change, gradient, row_sums, column_sums,
+    rows, columns, GRADIENT: tl.constexpr,
+):  # fmt: skip
     """exp(biases) (exp(scores) - 1), with GRADIENT also exp(biases and scores) (change and its biases); sums."""
     row, column, at, inside = _block(rows, columns)
     weight = _exp_less_one(tl.load(scores + at, mask=inside, other=0.0))
@@ -160,18 +149,9 @@ def softmax_kernel(logits, column_bias, maxima, totals, columns):
 
 @triton.jit
 def softmax_gradient_kernel(
-    logits,
-    maxima,
-    factors,
-    column_logsumexp,
-    weights,
-    row_sums,
-    column_sums,
-    diagonal,
-    rows,
-    columns,
+    logits, maxima, factors, column_logsumexp, weights, row_sums, column_sums, diagonal, rows, columns,
     BOTH: tl.constexpr,
-):
+):  # fmt: skip
     """The softmax of rows, with BOTH also that of columns, less 1 each at the positives, and its sums."""
     row, column, at, inside = _block(rows, columns)
     logit = tl.load(logits + at, mask=inside, other=0.0)
