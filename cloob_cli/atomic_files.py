@@ -156,6 +156,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def existing_folder(path: Path) -> Path:
+    """The path itself where it is there, or the nearest folder above it; at last the root, there or not."""
+    # `os.path` takes what may not be looked at for missing, of which `Path.exists` makes an error.
+    above = [path, *path.absolute().parents]
+    return next((folder for folder in above if os.path.exists(folder)), above[-1])
+
+
 def is_unfinished(name: str) -> bool:
     """True for the name of a file that is not finished, or of one that was moved aside for it."""
     return _UNFINISHED.fullmatch(name) is not None
