@@ -129,13 +129,17 @@ def check_writable(path: Path, option: str) -> None:
     check_place_of(path, option)
 
 
-def check_place_of(path: Path, option: str) -> None:
+def check_place_of(path: Path, option: str, *, is_folder: bool = False) -> None:
     """Refuse a path where neither a file nor a folder can be made.
+
+    Args:
+        is_folder: it is one in which files are to be made, there already or not.
 
     Raises:
         UsageError: that.
     """
-    folder = existing_folder(Path(os.path.realpath(path)).parent)
+    real = Path(os.path.realpath(path))
+    folder = existing_folder(real if is_folder else real.parent)
     if not folder.is_dir():
         raise UsageError(f"cannot write {path}: {folder} is not a folder", f"choose another {option}")
     if not os.access(folder, os.W_OK | os.X_OK):
