@@ -21,6 +21,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 import margins
 import torch
 
+from cloob_cli import garbage
+
 # How long an example takes says something about the machine and nothing about the program.
 settings.register_profile("cloob", deadline=None)
 # For scripts/mutants.py, which asks only whether there is a failure: the smallest one may take minutes to be found.
@@ -59,7 +61,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure() -> None:
-    gc.freeze()
+    garbage.no_more()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cloob_cli.atomic_files import remove_abandoned, replacing, replacing_folder, replacing_together
+from cloob_cli.atomic_files import existing_folder, remove_abandoned, replacing, replacing_folder, replacing_together
 
 if os.name == "posix":
     import fcntl
@@ -350,3 +350,11 @@ def test_a_step_that_another_process_is_at_is_left_alone(tmp_path: Path) -> None
             os.close(handle)
             marker.unlink()
     assert (tmp_path / "a").read_text() == "new"
+
+
+def test_the_nearest_folder_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert existing_folder(tmp_path / "a" / "b") == tmp_path
+    monkeypatch.chdir(tmp_path)
+    assert existing_folder(Path("a") / "b") == tmp_path
+    monkeypatch.setattr(os.path, "exists", lambda path: False)  # as with a drive of Windows that is gone
+    assert existing_folder(tmp_path / "a") == Path(tmp_path.anchor)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from closed_folder import close_folder
 from command_line import cloob_here
 from interrupted import ctrl_c_after, kill_embed_after
 from margins import close
@@ -202,6 +203,18 @@ def test_captions_that_are_left_out_or_changed_are_told(place: Path) -> None:
         *[None] * 2,
     ]
     assert captions == expected
+
+
+def test_captions_that_may_not_be_looked_at_are_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images of such a folder are skipped, and those of others are embedded with their captions."""
+    shutil.copytree(place / "images", place / "other")
+    close_folder(place / "images", monkeypatch)
+    result = cloob_here(*arguments("layout", "--rebuild"), "other", cwd=place)
+    assert result.returncode == 3
+    assert "captions that cannot be read are left out: 4 files, the first images/0000.txt" in result.stderr
+    table = pq.read_table(place / "layout" / "metadata" / "metadata_0.parquet")
+    assert table.column("image_path").to_pylist() == [f"other/{number:04}.ppm" for number in range(10)]
+    assert table.column("caption").null_count == 10 - len(CAPTIONS)
 
 
 def test_one_caption_is_singular(place: Path) -> None:

@@ -61,7 +61,8 @@ def _open_parts(files: IndexFiles) -> OpenIndex:
     # Where one part does not say which model made it, nothing says that the parts belong together.
     metadata = opened[0].metadata if all("weights_sha256" in index.metadata for index in opened) else {}
     arrays = [index.rows[:] for index in opened]
-    rows = arrays[0] if len(arrays) == 1 else RowParts(arrays)
+    # Of several parts also where all rows are in one: the first part's file is not known to be the one that has them.
+    rows = arrays[0] if len(files.parts) == 1 else RowParts(arrays)
     return OpenIndex(pa.chunked_array(names, pa.large_string()), rows, metadata)
 
 
