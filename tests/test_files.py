@@ -33,6 +33,31 @@ def test_replaces_on_success(tmp_path: Path) -> None:
     assert names(target.parent) == ["a.txt"]
 
 
+def test_files_are_on_the_disk_before_they_have_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their contents are: a power cut after the rename leaves whole files. os.fsync tells what is asked of the disk."""
+    target, synced, real = tmp_path / "target", dict[int, int](), os.fsync
+
+    def fsync(handle: int) -> None:
+        assert not target.exists()
+        state = os.fstat(handle)
+        synced[state.st_ino] = state.st_size
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with replacing(target) as temporary:
+        temporary.write_bytes(b"whole")
+    assert synced == {target.stat().st_ino: 5}
+    target.unlink()
+    synced.clear()
+    with replacing_folder(target) as temporary:
+        (temporary / "deep").mkdir()
+        (temporary / "a").write_bytes(b"whole")
+        (temporary / "deep" / "b").write_bytes(b"as well")
+    files = [path for path in target.rglob("*") if path.is_file()]
+    assert len(files) == 2
+    assert synced == {path.stat().st_ino: path.stat().st_size for path in files}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
 def test_the_result_is_an_ordinary_file(tmp_path: Path) -> None:
     previous = os.umask(0o027)

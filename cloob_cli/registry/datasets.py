@@ -117,7 +117,7 @@ def _fetched(url: str, sha256: str | None, report: Report, hosts: Hosts | None) 
 
 def _unpack(file: Path, folder: Path, url: str) -> None:
     try:
-        with zipfile.ZipFile(file) as archive, replacing_folder(folder) as temporary:
+        with zipfile.ZipFile(file) as archive, replacing_folder(folder, durable=False) as temporary:
             for member in archive.infolist():
                 for path in (PurePosixPath(member.filename), PureWindowsPath(member.filename)):
                     if path.is_absolute() or path.drive or ".." in path.parts:
