@@ -134,9 +134,9 @@ def test_a_target_where_nothing_can_be_written_is_refused_at_once(
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed" and access(path, mode))
     command = ["classify", "images", "--label", "cat", "-m", model]
     (place / "file").touch()
-    result = cloob_here(*command, "--sort-into", "file", cwd=place)
+    result = cloob_here(*command, "--sort-into", "file/deeper", cwd=place)
     assert (result.returncode, result.stdout) == (2, "")
-    assert re.search(r"cannot write file: \S+[/\\]file is not a folder", result.stderr)
+    assert re.search(r"cannot write file[/\\]deeper: \S+[/\\]file is not a folder", result.stderr)
     for option in (
         ["--sort-into", "closed"],
         ["--sort-into", "closed/deeper"],
