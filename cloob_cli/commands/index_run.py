@@ -158,7 +158,7 @@ def update_index(
 
 
 def _known_failures(files: IndexFiles, plan: Plan, options: IndexOptions) -> list[Failure] | None:
-    """Why not one of the images to embed can be read; None where the model is needed."""
+    """The failures of the images to embed; None where one can be read, and the model is needed."""
     from cloob_cli.checkpoint.folder import read_config
     from cloob_cli.inference.index.unreadable import still_unreadable
     from cloob_cli.registry.resolve import find_model
