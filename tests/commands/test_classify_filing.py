@@ -131,7 +131,11 @@ def test_a_target_where_nothing_can_be_written_is_refused_at_once(
 ) -> None:
     (place / "closed").mkdir()
     access = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed" and access(path, mode))
+
+    def refusing(path: Path, mode: int) -> bool:
+        return not (Path(path).name == "closed" and mode & os.W_OK) and access(path, mode)
+
+    monkeypatch.setattr(os, "access", refusing)
     command = ["classify", "images", "--label", "cat", "-m", model]
     (place / "file").touch()
     result = cloob_here(*command, "--sort-into", "file/deeper", cwd=place)
