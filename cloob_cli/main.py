@@ -109,7 +109,7 @@ def _remedy(problem: OSError) -> str:
 
     if problem.errno == errno.ENOSPC:
         return "free some room on that disk; `cloob zoo prune` removes what is no longer needed"
-    if problem.errno in {errno.EROFS, errno.EACCES, errno.EPERM} and problem.filename:
+    if problem.errno in {errno.EROFS, errno.EACCES, errno.EPERM} and isinstance(problem.filename, str | bytes):
         home = paths.home().absolute()
         named = Path(os.path.abspath(os.fsdecode(problem.filename)))
         if named == home or named in home.parents or home in named.parents:

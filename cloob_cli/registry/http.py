@@ -150,9 +150,12 @@ def shown_address(url: str) -> str:
 
 
 def host_of(url: str) -> str:
-    """The server of an address, with its port where one is named."""
-    parts = urlsplit(url)
-    return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+    """The server of an address, with its port where one is named; what is no address stays as it is."""
+    try:
+        parts = urlsplit(url)
+        return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+    except ValueError:  # which whoever asks there tells in words
+        return url
 
 
 def unreachable(problem: BaseException, url: str) -> bool:

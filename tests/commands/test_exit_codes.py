@@ -21,6 +21,7 @@ from cloob_cli.errors import CloobError, DataError, UsageError
     [
         (OSError(errno.EIO, "Input/output error", "/disk/a.npy"), 1, "error: Input/output error: /disk/a.npy\n"),
         (PermissionError(errno.EACCES, "Permission denied"), 1, "error: Permission denied\n"),
+        (PermissionError(errno.EACCES, "Permission denied", 7), 1, "error: Permission denied: 7\n"),  # an open file
         (MemoryError(), 1, "error: out of memory\n"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), 1, "error: out of memory\n"),
         (CloobError("it failed", "do that"), 1, "error: it failed\n"),

@@ -15,6 +15,7 @@ import pytest
 from file_server import Fault, FileServer, serving
 
 from cloob_cli.errors import ChecksumError, CloobError, DiskSpaceError, DownloadError, UsageError
+from cloob_cli.registry.datasets import fetched_text, zip_data_set
 from cloob_cli.registry.download import Downloaded, Transfer, downloading
 from cloob_cli.registry.events import Event, Notice, Received, Started
 from cloob_cli.registry.http import RetryPolicy, remote_size, retry_after
@@ -388,7 +389,8 @@ def test_an_address_that_is_none_is_refused(host: str) -> None:
 
 
 def refused(url: str) -> None:
-    for action in (download, remote_size, lambda url: resolve(url, name="x")):
+    others = (lambda url: resolve(url, name="x"), lambda url: zip_data_set(url, "x"), fetched_text)
+    for action in (download, remote_size, *others):
         with pytest.raises(UsageError):
             action(url)
 
