@@ -119,7 +119,8 @@ def update_index(
     def fits(made_with: dict[str, str]) -> bool:
         return difference(made_with, wanted) is None
 
-    with known_rows(stored) as known, captions_of(files, paths, name_of, stored, fits) as captions:
+    told = captions_of(files, paths, name_of, stored, fits, tell=model is None)  # else told the first time
+    with known_rows(stored) as known, told as captions:
         resumed = read_journal(files.journal, fits, known)
         plan = plan_update(paths, known, name_of)
         has_same_captions = captions is None or (stored is not None and captions.are_those_of(stored))

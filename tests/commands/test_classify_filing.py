@@ -148,7 +148,7 @@ def test_a_target_where_nothing_can_be_written_is_refused_at_once(
     ):
         result = cloob_here(*command, *option, cwd=place)
         assert (result.returncode, result.stdout) == (2, "")
-        assert f"cannot write {option[-1]}: no permission to write" in result.stderr
+        assert f"cannot write {Path(option[-1])}: no permission to write" in result.stderr
         assert result.stderr.splitlines()[-1] == f"hint: choose another {option[-2]}"
 
 
