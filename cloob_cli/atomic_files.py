@@ -126,10 +126,14 @@ def rename_new(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
+def replacing_folder(path: Path, durable: bool = True) -> Iterator[Path]:
     """Replace a folder: the yielded one is filled by the body and takes the place of `path` in one rename.
 
     An existing `path` is moved aside first and removed only after the new one stands in its place.
+
+    Args:
+        durable: the files are on the disk before the folder has its name, so that a power cut leaves no empty ones.
+            That takes milliseconds for each file: not for thousands of small ones.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,6 +147,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             for file in temporary.rglob("*"):
                 if file.is_file():
                     file.chmod(0o666 & ~_umask())  # safetensors, too, writes files that only their owner may read
+                    if durable:
+                        _sync(file)
             if path.exists():
                 os.replace(path, aside)
             try:
@@ -154,6 +160,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def existing_folder(path: Path) -> Path:
+    """The path itself where it is there, or the nearest folder above it; at last the root, there or not."""
+    # `os.path` takes what may not be looked at for missing, of which `Path.exists` makes an error.
+    above = [path, *path.absolute().parents]
+    return next((folder for folder in above if os.path.exists(folder)), above[-1])
 
 
 def is_unfinished(name: str) -> bool:

@@ -194,6 +194,7 @@ def _folders() -> dict[str, dict[str, Any]]:
     from huggingface_hub import constants
 
     from cloob_cli import assets
+    from cloob_cli.atomic_files import existing_folder
     from cloob_cli.registry import paths
     from cloob_cli.registry.storage import free_space
 
@@ -206,19 +207,12 @@ def _folders() -> dict[str, dict[str, Any]]:
     return {
         what: {
             "path": str(path),
-            "exists": path.is_dir(),
-            "writable": _is_writable(path),
+            "exists": os.path.isdir(path),
+            "writable": os.access(existing_folder(path), os.W_OK | os.X_OK),  # or it could be made
             "free_bytes": free_space(path),
         }
         for what, path in places.items()
     }
-
-
-def _is_writable(folder: Path) -> bool:
-    """True where files can be made in a folder, or where it could be made."""
-    while not folder.exists():
-        folder = folder.parent
-    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def _folder_warnings(folders: dict[str, dict[str, Any]]) -> list[str]:

@@ -23,6 +23,7 @@ turns them into text and exit codes; everything else raises them.
     |   +-- NonFiniteLossError        the loss became infinite or not a number
     +-- RegistryError             1   a model cannot be fetched, converted, installed or removed
     |   +-- DownloadError             a server did not deliver the file
+    |   |   +-- UnreachableError          no connection to the server that has the file
     |   +-- ChecksumError             a file has another hash than its zoo entry names
     |   +-- UnsafeCheckpointError     a checkpoint that asks for code to be run
     |   +-- ConversionError           a checkpoint without the layout of its format
@@ -128,6 +129,10 @@ class RegistryError(CloobError):
 
 
 class DownloadError(RegistryError):
+    pass
+
+
+class UnreachableError(DownloadError):
     pass
 
 

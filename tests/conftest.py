@@ -21,6 +21,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 import margins
 import torch
 
+from cloob_cli import garbage
+
 # How long an example takes says something about the machine and nothing about the program.
 settings.register_profile("cloob", deadline=None)
 # For scripts/mutants.py, which asks only whether there is a failure: the smallest one may take minutes to be found.
@@ -51,6 +53,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 gc.disable()
 
 
+def _no_wait_for_the_disk(handle: int) -> None:
+    """A stand-in for os.fsync: what tests write need not outlive a power cut, and is thousands of files."""
+
+
+os.fsync = _no_wait_for_the_disk
+
+
 def pytest_collection_finish() -> None:
     """Keep the garbage collector away from what lives to the end, and let it look after the rest."""
     gc.collect()
@@ -59,7 +68,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure() -> None:
-    gc.freeze()
+    garbage.no_more()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cloob_cli.atomic_files import remove_abandoned, replacing, replacing_folder, replacing_together
+from cloob_cli.atomic_files import existing_folder, remove_abandoned, replacing, replacing_folder, replacing_together
 
 if os.name == "posix":
     import fcntl
@@ -31,6 +31,31 @@ def test_replaces_on_success(tmp_path: Path) -> None:
             assert temporary.parent == target.parent
         assert target.read_text() == text
     assert names(target.parent) == ["a.txt"]
+
+
+def test_files_are_on_the_disk_before_they_have_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their contents are: a power cut after the rename leaves whole files. os.fsync tells what is asked of the disk."""
+    target, synced, real = tmp_path / "target", dict[int, int](), os.fsync
+
+    def fsync(handle: int) -> None:
+        assert not target.exists()
+        state = os.fstat(handle)
+        synced[state.st_ino] = state.st_size
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with replacing(target) as temporary:
+        temporary.write_bytes(b"whole")
+    assert synced == {target.stat().st_ino: 5}
+    target.unlink()
+    synced.clear()
+    with replacing_folder(target) as temporary:
+        (temporary / "deep").mkdir()
+        (temporary / "a").write_bytes(b"whole")
+        (temporary / "deep" / "b").write_bytes(b"as well")
+    files = [path for path in target.rglob("*") if path.is_file()]
+    assert len(files) == 2
+    assert synced == {path.stat().st_ino: path.stat().st_size for path in files}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
@@ -325,3 +350,11 @@ def test_a_step_that_another_process_is_at_is_left_alone(tmp_path: Path) -> None
             os.close(handle)
             marker.unlink()
     assert (tmp_path / "a").read_text() == "new"
+
+
+def test_the_nearest_folder_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert existing_folder(tmp_path / "a" / "b") == tmp_path
+    monkeypatch.chdir(tmp_path)
+    assert existing_folder(Path("a") / "b") == tmp_path
+    monkeypatch.setattr(os.path, "exists", lambda path: False)  # as with a drive of Windows that is gone
+    assert existing_folder(tmp_path / "a") == Path(tmp_path.anchor)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
 import weakref
+from importlib import util
 from pathlib import Path
 from unittest import mock
 
@@ -74,6 +76,23 @@ def test_no_garbage_is_collected_when_the_process_ends() -> None:
         mock.patch("cloob_cli.signals.leave_at_once"),
         mock.patch("cloob_cli.__main__.let_waiting_threads_sleep"),
         mock.patch("gc.freeze", calls.freeze),
+        mock.patch.object(garbage, "_COUNTING", ()),
     ):
         __main__.run()
     assert calls.mock_calls == [mock.call.work(), mock.call.freeze()]
+
+
+@pytest.mark.skipif(not util.find_spec("triton"), reason="triton is not installed")
+def test_a_library_that_counts_its_objects_finds_none_left() -> None:
+    """It tells on stderr of every one that no collection has found."""
+    program = """
+import sys
+from cloob_cli import __main__, signals
+with signals.leaving_at_once():
+    import triton
+sys.argv = ["cloob", "--version"]
+__main__.run()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.startswith("cloob ")
+    assert done.stderr == ""

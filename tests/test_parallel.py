@@ -87,7 +87,7 @@ def told_when_begun(**chosen: str) -> dict[str, str]:
         told_to_wait(**chosen),
         mock.patch.object(main, "run", note),
         mock.patch("cloob_cli.signals.leave_at_once"),
-        mock.patch("gc.freeze"),
+        mock.patch("cloob_cli.garbage.no_more"),
     ):
         __main__.run()
     return told

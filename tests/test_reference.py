@@ -45,6 +45,14 @@ def test_the_diagram_of_imports_and_the_tree_are_up_to_date() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_every_argument_is_named_in_capitals() -> None:
+    """In the usage lines and in the lists below them, as programs have it since the oldest."""
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    usages = re.findall(r"^\$ cloob .*\[OPTIONS\](.*)$", page, re.MULTILINE)
+    assert len(usages) > 20
+    assert [usage for usage in usages if usage != usage.upper()] == []
+
+
 def test_every_file_that_the_pages_name_exists() -> None:
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)

@@ -63,13 +63,15 @@ def analyze(
         raise UsageError("--scale-hopfield is above 0")
     with signals.leaving_at_once():
         from cloob_cli.commands.eval_data import located
-        from cloob_cli.evaluation.analysis_plots import check_plotting, plot_analysis
+        from cloob_cli.evaluation.analysis_plots import PLOTS, check_plotting, plot_analysis
         from cloob_cli.evaluation.evaluate import Asked, open_data
         from cloob_cli.inference.output_paths import check_output
     if output is not None:
         check_output(output, "analyze", [".json"], force=force)
     if plots is not None:
         check_plotting()
+        for name in PLOTS:
+            check_output(plots / name, "analyze", [".png"], force=force, option="--plots")
     asked = Asked(split=split, limit=limit)
     data = open_data(located(dataset, asked), asked)
     if len(data) < 2:

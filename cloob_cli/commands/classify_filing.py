@@ -47,7 +47,7 @@ class FilingOptions:
             from cloob_cli.filing.filing import refuse_nested
 
             refuse_nested(self.sort_into, sources)
-            check_place_of(self.sort_into / "label", "--sort-into")
+            check_place_of(self.sort_into, "--sort-into", is_folder=True)
         if self.undo_file is not None and not self.asked:
             raise UsageError("--undo-file is for --sort-into and --xmp")
         if self.undo_file is not None:

@@ -28,13 +28,14 @@ def captions_of(
     name_of: NameOf,
     stored: StoredIndex | None,
     fits: Callable[[dict[str, str]], bool],
+    *,
+    tell: bool,
 ) -> Iterator[Captions | None]:
     """The captions of images, with the rows that are known of them; None where the index keeps none.
 
-    A warning for each kind of fault says how many files have it.
-
     Args:
         fits: says of the way in which rows of a killed run were made whether they can be used.
+        tell: warn of each kind of fault with the number of files that have it.
     """
     from cloob_cli.inference.index.captions import open_captions
 
@@ -42,7 +43,7 @@ def captions_of(
         yield None
         return
     with open_captions(paths, name_of, stored, files.caption_journal, fits) as captions:
-        for fault, faulty in captions.faults.items():
+        for fault, faulty in captions.faults.items() if tell else ():
             console.warn(f"{fault}: {counted(len(faulty), 'file')}, the first {path_text(faulty[0])}")
         yield captions
 

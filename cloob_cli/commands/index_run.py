@@ -101,8 +101,10 @@ def update_index(
         UsageError: the index was made with another model, preprocessing, version or option that changes numbers.
         NothingFoundError: not one image can be read.
     """
+    from cloob_cli.atomic_files import naming
     from cloob_cli.inference.index.journal import read_journal
     from cloob_cli.inference.index.reading import difference, find_index, known_rows, refuse_other, told_difference
+    from cloob_cli.inference.index.unreadable import listed_failures
     from cloob_cli.inference.index.update import plan_update, write_index
     from cloob_cli.path_text import path_text
 
@@ -117,7 +119,8 @@ def update_index(
     def fits(made_with: dict[str, str]) -> bool:
         return difference(made_with, wanted) is None
 
-    with known_rows(stored) as known, captions_of(files, paths, name_of, stored, fits) as captions:
+    told = captions_of(files, paths, name_of, stored, fits, tell=model is None)  # else told the first time
+    with known_rows(stored) as known, told as captions:
         resumed = read_journal(files.journal, fits, known)
         plan = plan_update(paths, known, name_of)
         has_same_captions = captions is None or (stored is not None and captions.are_those_of(stored))
@@ -128,10 +131,16 @@ def update_index(
         if plan.kept:
             _tell_plan(plan, plan.gone(stored, name_of))
         made_with = (stored.metadata if stored else None) or resumed
-        if made_with and not plan.new and not (captions and captions.new):
-            rows = write_index(files, plan, known, [], [], made_with, name_of, captions)
-            _remove_journals(files)
-            return Updated(rows, [])
+        if made_with and not (captions and captions.new):
+            failures = _known_failures(files, plan, options) if helpers is None or not plan.new else None
+            if failures is not None:
+                same = has_same_captions and plan.has_rows_of(stored) and listed_failures(files.failures) == failures
+                with naming(files.all), _told(files, plan, failures):
+                    rows = plan.kept
+                    if not same:
+                        rows = write_index(files, plan, known, [], failures, made_with, name_of, captions)
+                _remove_journals(files)
+                return Updated(rows, failures)
         with signals.leaving_at_once():
             from cloob_cli.inference import embed  # noqa: F401 - torch, among others
         if model is None:
@@ -147,6 +156,39 @@ def update_index(
     console.info(f"what an unfinished run has embedded is not used: it was made with {other}")
     _remove_journals(files)
     return update_index(files, paths, options, name_of, helpers, model)
+
+
+def _known_failures(files: IndexFiles, plan: Plan, options: IndexOptions) -> list[Failure] | None:
+    """The failures of the images to embed; None where one can be read, and the model is needed."""
+    from cloob_cli.checkpoint.folder import read_config
+    from cloob_cli.inference.index.unreadable import still_unreadable
+    from cloob_cli.registry.resolve import find_model
+
+    if not plan.new:
+        return []
+    return still_unreadable(
+        plan.new,
+        files.failures,
+        read_config(find_model(options.model)),
+        workers=options.workers,
+        exact=options.exact,
+        memory_budget=options.memory_budget,
+    )
+
+
+@contextmanager
+def _told(files: IndexFiles, plan: Plan, failures: list[Failure]) -> Iterator[None]:
+    """Tell of images that cannot be read, if there are any, as a run does that tries to embed them."""
+    if not failures:
+        yield
+        return
+    with track_work("embed", len(failures), "images", files.failures, files.all) as work:
+        work.kept = plan.kept
+        for failure in failures:
+            work.read(failure)
+        work.check_rows()
+        yield
+    work.tell_end("embedded")
 
 
 def _remove_journals(files: IndexFiles) -> None:

@@ -91,5 +91,5 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no notic
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]
 InputNameArgument = Annotated[
-    str, typer.Argument(help="Zoo name or model folder.", autocompletion=completion.usable_models)
+    str, typer.Argument(metavar="NAME", help="Zoo name or model folder.", autocompletion=completion.usable_models)
 ]

@@ -95,7 +95,11 @@ def _check_unused(folder: Path, resume: bool) -> None:
 
 
 def _config_of_init(recipe: Recipe, kept: Path | None) -> ModelConfig:
-    """The configuration of a `model.init`; where it is gone, of what a run that is to go on has kept of it."""
+    """The configuration of a `model.init`, or of what a run that is to go on has kept of it.
+
+    The latter where the former is gone, and of one on the Hub, which may be out of reach and which the run's own folder
+    makes unnecessary.
+    """
     from cloob_cli.checkpoint.folder import is_model_folder, open_model, read_config
     from cloob_cli.convert.folder_formats import foreign_form
     from cloob_cli.data.pairs import find_pairs
@@ -103,8 +107,11 @@ def _config_of_init(recipe: Recipe, kept: Path | None) -> ModelConfig:
 
     if kept is None:  # what is missing is told before the model is fetched; a finished run needs no data
         find_pairs(recipe.data)
+    name = recipe.model.init or ""
+    if kept is not None and name.startswith("hf://") and is_model_folder(kept):
+        return read_config(kept)
     try:
-        folder = find_model_to_share(recipe.model.init or "")
+        folder = find_model_to_share(name)
         return open_model(folder, "cpu").config if foreign_form(folder) else read_config(folder)
     except CloobError:
         if kept is None or not is_model_folder(kept):

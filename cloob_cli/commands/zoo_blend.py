@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from cloob_cli import console
-from cloob_cli.commands.options import InputNameArgument, JsonOption, QuietOption
+from cloob_cli.commands import completion
+from cloob_cli.commands.options import JsonOption, QuietOption
 from cloob_cli.commands.zoo_convert import must_be_new
 
 
@@ -18,8 +19,12 @@ def register(app: typer.Typer) -> None:
 
 
 def blend(
-    first: InputNameArgument,
-    second: InputNameArgument,
+    first: Annotated[
+        str, typer.Argument(metavar="FIRST", help="Zoo name or model folder.", autocompletion=completion.usable_models)
+    ],
+    second: Annotated[
+        str, typer.Argument(metavar="SECOND", help="Zoo name or model folder.", autocompletion=completion.usable_models)
+    ],
     alpha: Annotated[float, typer.Option("--alpha", help="0: the first model; 1: the second; between: a mixture.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to write.")],
     json_: JsonOption = False,

@@ -20,7 +20,10 @@ def register(app: typer.Typer) -> None:
 
 def convert(
     checkpoint: Annotated[
-        str, typer.Argument(help="A checkpoint, the folder that holds it, or hf://ORG/REPO[@REVISION].")
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A checkpoint, the folder that holds it, or hf://ORG/REPO[@REVISION]."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to write.")],
     format: Annotated[

@@ -21,7 +21,11 @@ app = typer.Typer(
 
 NameArgument = Annotated[
     str,
-    typer.Argument(help="Zoo name, model folder or hf://ORG/REPO[@REVISION].", autocompletion=completion.known_models),
+    typer.Argument(
+        metavar="NAME",
+        help="Zoo name, model folder or hf://ORG/REPO[@REVISION].",
+        autocompletion=completion.known_models,
+    ),
 ]
 
 
@@ -98,6 +102,7 @@ def default(
     name: Annotated[
         str | None,
         typer.Argument(
+            metavar="NAME",
             help="The model to use from now on; left out: print it.",
             autocompletion=completion.usable_models,
         ),

@@ -40,6 +40,7 @@ def pull(
     target: Annotated[
         str,
         typer.Argument(
+            metavar="TARGET",
             help="Zoo name, hf://ORG/REPO[@REVISION], https address, or a file, folder or bundle.",
             autocompletion=completion.known_models,
         ),
@@ -105,7 +106,8 @@ def add(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A model folder (open_clip's and transformers' too), a checkpoint or a bundle on this disk."
+            metavar="SOURCE",
+            help="A model folder (open_clip's and transformers' too), a checkpoint or a bundle on this disk.",
         ),
     ],
     name: Annotated[str, typer.Option(help="The name to install it under.")],

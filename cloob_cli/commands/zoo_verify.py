@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloob_cli import console
-from cloob_cli.commands import completion
-from cloob_cli.commands.options import JsonOption
+from cloob_cli.commands.options import InputNameArgument, JsonOption
 from cloob_cli.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    name: Annotated[str, typer.Argument(help="Zoo name or model folder.", autocompletion=completion.usable_models)],
+    name: InputNameArgument,
     deep: Annotated[bool, typer.Option("--deep", help="Also compute an embedding and compare it.")] = False,
     scores: Annotated[
         bool, typer.Option("--scores", help="Also measure the scores of its entry again, on the data that is here.")

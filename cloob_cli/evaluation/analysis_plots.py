@@ -9,6 +9,9 @@ from typing import Any
 from cloob_cli.atomic_files import replacing
 from cloob_cli.errors import MissingExtraError
 
+PLOTS = ("spectrum.png", "retrieval.png")
+_MAKER = "cloob analyze"  # in their metadata, by which they are known to be ours
+
 _MEASURES = (
     ("eigenvalues_99", "eigenvalues for 99 %"),
     ("uniformity", "uniformity (lower: more uniform)"),
@@ -25,14 +28,15 @@ def check_plotting() -> None:
 
 
 def plot_analysis(analysis: dict[str, Any], folder: Path) -> list[Path]:
-    """Draw `spectrum.png` and `retrieval.png` from what `cloob analyze --json` prints; returns their paths.
+    """Draw `PLOTS` in a folder, from what `cloob analyze --json` prints; returns their paths.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     check_plotting()
     folder.mkdir(parents=True, exist_ok=True)
-    return [_spectrum(analysis, folder / "spectrum.png"), _retrieval(analysis, folder / "retrieval.png")]
+    spectrum, retrieval = (folder / name for name in PLOTS)
+    return [_spectrum(analysis, spectrum), _retrieval(analysis, retrieval)]
 
 
 def _spectrum(analysis: dict[str, Any], path: Path) -> Path:
@@ -84,5 +88,5 @@ def _figure(width: float, height: float) -> Any:
 
 def _save(figure: Any, path: Path) -> Path:
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": _MAKER})
     return path

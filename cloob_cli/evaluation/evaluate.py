@@ -31,7 +31,7 @@ class Asked:
         task: None: as the data set has labels or captions.
         split: the part of the data set that is scored; `train_split`: the part that a classifier learns from.
         templates: instead of the data set's own.
-        labels: for each class its texts, instead of its name (naming.py); `labels_file` is what errors call them.
+        labels: for each class its texts, instead of its name (class_names.py); `labels_file` is what errors call them.
         limit: so many images, evenly spaced; None: all.
         resamples: of the bootstrap.
     """

@@ -114,7 +114,10 @@ def metric_names(records: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def csv_text(records: Sequence[dict[str, Any]]) -> str:
-    """Records as CSV: dataset, model, task, then each metric and the two ends of its interval, if any has one."""
+    """Records as CSV: dataset, model, task, then each metric and the two ends of its interval, if any has one.
+
+    The last column is the hash of the model's weights, which tells models of one name apart.
+    """
     names = metric_names(records)
     bounded = {name for record in records for name in record.get("intervals", {})}
     stream = io.StringIO()
@@ -122,14 +125,14 @@ def csv_text(records: Sequence[dict[str, Any]]) -> str:
     header = ["dataset", "model", "task"]
     for name in names:
         header += [name, f"{name}_low", f"{name}_high"] if name in bounded else [name]
-    writer.writerow(header)
+    writer.writerow([*header, "weights_sha256"])
     for record in records:
         row = [record["dataset"], record["model"], record["task"]]
         for name in names:
             row.append(_cell(record["metrics"].get(name)))
             if name in bounded:
                 row += [_cell(end) for end in record.get("intervals", {}).get(name, (None, None))]
-        writer.writerow(row)
+        writer.writerow([*row, record.get("settings", {}).get("weights_sha256", "")])
     return stream.getvalue()
 
 

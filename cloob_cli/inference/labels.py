@@ -1,4 +1,4 @@
-"""Files of labels, of prompt templates and of texts: UTF-8, one entry a line.
+"""Files of labels, of prompt templates and of texts: UTF-8, one entry a line, which ends in LF, CR LF or CR.
 
 A label file:
 
@@ -106,15 +106,17 @@ def read_lines(path: Path, error: type[InputError]) -> Iterator[tuple[int, str]]
     """(number from 1, line without its end) of a UTF-8 text file, with or without byte order mark."""
     hint = "save it as UTF-8 text"
     try:
-        with Path(path).open("rb") as stream:
-            for number, raw in enumerate(stream, start=1):
+        # What is not UTF-8 stays in its line until that is looked at. Lines end as on any system, and at no other
+        # character that str.splitlines() knows.
+        with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline=None) as stream:
+            for number, line in enumerate(stream, start=1):
                 try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError:
+                    line.encode("utf-8")
+                except UnicodeEncodeError:
                     raise error(f"{path} line {number}: is not UTF-8", hint) from None
                 if "\0" in line:
                     raise error(f"{path} line {number}: holds a null character, so it is not UTF-8 text", hint)
-                yield number, line.rstrip("\r\n")
+                yield number, line.removesuffix("\n")
     except OSError as problem:
         raise error(f"{path}: cannot be read: {problem.strerror or problem}") from None
 

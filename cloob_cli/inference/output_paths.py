@@ -7,7 +7,8 @@ That it wrote a file is known
   told belongs to that .parquet file too, and reading it says what is wrong;
 * of a .csv or .jsonl file of labels by its first line: the columns, or the keys, that `classify` writes;
 * of a report, .html, by the name of the generator in its head, whichever command asked for it;
-* of a .json or .csv file of scores by its keys, or its first line, and of a .json file of `analyze` by its keys;
+* of a .json or .csv file of scores by its keys, or its first line, of a .json file of `analyze` by its keys, and of
+  its .png files by what they say of their maker;
 * of a .failures.jsonl file by all its lines, and by an output of the same command beside it.
 
 An empty file holds nothing that could be lost.
@@ -22,6 +23,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from cloob_cli.atomic_files import existing_folder
 from cloob_cli.errors import UsageError
 from cloob_cli.inference.arrow_file import arrow_file
 
@@ -44,7 +46,8 @@ _CSV_HEADER = re.compile(
     r"path,label,probability,cosine(,label_\d+,probability_\d+,cosine_\d+)*" + "".join(f"(,{n})?" for n in _FURTHER)
 )
 _GENERATOR = b'<meta name="generator" content="cloob '
-_HEAD = 1024  # bytes of a page in which that stands
+_DRAWN_BY = b"Software\0cloob analyze"
+_HEAD = 1024  # bytes of a page or an image in which that stands
 _FIRST_LINE = 1 << 20  # bytes of a first line that are read
 
 
@@ -119,22 +122,24 @@ def check_writable(path: Path, option: str) -> None:
     Raises:
         UsageError: that.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"{path} is a folder, a file was expected", f"choose another {option}")
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise UsageError(f"{path} is not a regular file", f"choose another {option}")
     check_place_of(path, option)
 
 
-def check_place_of(path: Path, option: str) -> None:
+def check_place_of(path: Path, option: str, *, is_folder: bool = False) -> None:
     """Refuse a path where neither a file nor a folder can be made.
+
+    Args:
+        is_folder: it is one in which files are to be made, there already or not.
 
     Raises:
         UsageError: that.
     """
-    folder = Path(os.path.realpath(path)).parent
-    while not folder.exists():
-        folder = folder.parent
+    real = Path(os.path.realpath(path))
+    folder = existing_folder(real if is_folder else real.parent)
     if not folder.is_dir():
         raise UsageError(f"cannot write {path}: {folder} is not a folder", f"choose another {option}")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -186,6 +191,9 @@ def made_by(path: Path) -> Command | None:
             case ".html" | ".htm":
                 with path.open("rb") as stream:
                     return "report" if _GENERATOR in stream.read(_HEAD) else None
+            case ".png":
+                with path.open("rb") as stream:
+                    return "analyze" if _DRAWN_BY in stream.read(_HEAD) else None
             case ".jsonl":
                 value = json.loads(_read_first_line(path))
                 return "classify" if isinstance(value, dict) and _is_row([*value]) else None

@@ -14,6 +14,7 @@ from cloob_cli.errors import DataError, DownloadError
 from cloob_cli.registry import hub, paths
 from cloob_cli.registry.download import Downloaded, downloading
 from cloob_cli.registry.events import Notice, Report, unreported
+from cloob_cli.registry.http import Hosts
 from cloob_cli.registry.locks import lock, lock_name
 from cloob_cli.registry.pinned_hashes import pin_hash, pinned_hash
 from cloob_cli.registry.storage import check_space
@@ -21,8 +22,11 @@ from cloob_cli.registry.storage import check_space
 _DESCRIPTIONS = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt")
 
 
-def hub_data_set(text: str, splits: Sequence[str], report: Report = unreported) -> Path:
+def hub_data_set(text: str, splits: Sequence[str], report: Report = unreported, hosts: Hosts | None = None) -> Path:
     """Bring the named splits of `hf://ORG/REPO[@REVISION]`, a data set, into the Hub's own cache.
+
+    Args:
+        hosts: those that are asked for other data sets too.
 
     Returns:
         The folder of that revision in the cache.
@@ -36,7 +40,8 @@ def hub_data_set(text: str, splits: Sequence[str], report: Report = unreported) 
     patterns = [*_DESCRIPTIONS, *(pattern for split in splits for pattern in (f"{split}/*", f"*{split}-*.parquet"))]
     if hub.offline_by_environment():
         return hub.cached(reference, patterns, "dataset")
-    found = hub.listing(reference, "dataset")
+    with (hosts or Hosts()).trying(hub.endpoint()):
+        found = hub.listing(reference, "dataset")
     names = [file.name for file in found.files if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)]
     if not any(name.endswith((".tar", ".parquet")) for name in names):
         raise DataError(
@@ -46,7 +51,9 @@ def hub_data_set(text: str, splits: Sequence[str], report: Report = unreported) 
     return hub.snapshot(found, names, report)
 
 
-def zip_data_set(url: str, name: str, sha256: str | None = None, report: Report = unreported) -> Path:
+def zip_data_set(
+    url: str, name: str, sha256: str | None = None, report: Report = unreported, hosts: Hosts | None = None
+) -> Path:
     """Fetch a zip and unpack it to the data sets' folder, once; what is there already is taken as it is.
 
     The hash of the first file that came from an address is kept, and held from then on.
@@ -54,6 +61,7 @@ def zip_data_set(url: str, name: str, sha256: str | None = None, report: Report 
     Args:
         name: of its folder.
         sha256: what the file must hash to; None: what was kept.
+        hosts: those that are asked for other data sets too.
 
     Returns:
         The folder; where the zip holds a single folder, that one.
@@ -66,7 +74,7 @@ def zip_data_set(url: str, name: str, sha256: str | None = None, report: Report 
     if not folder.is_dir():
         with (
             lock(str(folder), lambda: report(Notice(f"another process is fetching {name}; waiting for it"))),
-            _fetched(url, sha256, report) as file,
+            _fetched(url, sha256, report, hosts) as file,
         ):
             if not folder.is_dir():  # unpacked by another process meanwhile
                 report(Notice(f"unpacking {name}"))
@@ -76,7 +84,7 @@ def zip_data_set(url: str, name: str, sha256: str | None = None, report: Report 
     return inside[0] if len(inside) == 1 and inside[0].is_dir() and inside[0].name != "test" else folder
 
 
-def fetched_text(url: str, report: Report = unreported) -> str:
+def fetched_text(url: str, report: Report = unreported, hosts: Hosts | None = None) -> str:
     """A small text file at an address, fetched once; its hash is kept like a zip's.
 
     Raises:
@@ -85,7 +93,7 @@ def fetched_text(url: str, report: Report = unreported) -> str:
     """
     kept = paths.datasets_folder() / "texts" / f"{lock_name(url)}.txt"
     if not kept.is_file():
-        with _fetched(url, None, report) as file:
+        with _fetched(url, None, report, hosts) as file:
             kept.parent.mkdir(parents=True, exist_ok=True)
             file.path.replace(kept)
     try:
@@ -95,18 +103,21 @@ def fetched_text(url: str, report: Report = unreported) -> str:
 
 
 @contextmanager
-def _fetched(url: str, sha256: str | None, report: Report) -> Iterator[Downloaded]:
+def _fetched(url: str, sha256: str | None, report: Report, hosts: Hosts | None) -> Iterator[Downloaded]:
     if hub.offline_by_environment():
         raise DownloadError(f"{url} was not fetched yet", "it needs a network, and no offline mode")
     remedy = "where it was replaced on purpose, delete its line from pinned_hashes.json"
-    with downloading(url, sha256=sha256 or pinned_hash(url), report=report, room_factor=2.5, remedy=remedy) as file:
+    with (
+        (hosts or Hosts()).trying(url),
+        downloading(url, sha256=sha256 or pinned_hash(url), report=report, room_factor=2.5, remedy=remedy) as file,
+    ):
         pin_hash(url, file.sha256)
         yield file
 
 
 def _unpack(file: Path, folder: Path, url: str) -> None:
     try:
-        with zipfile.ZipFile(file) as archive, replacing_folder(folder) as temporary:
+        with zipfile.ZipFile(file) as archive, replacing_folder(folder, durable=False) as temporary:
             for member in archive.infolist():
                 for path in (PurePosixPath(member.filename), PureWindowsPath(member.filename)):
                     if path.is_absolute() or path.drive or ".." in path.parts:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
 from cloob_cli.atomic_files import replacing, sha256_of
-from cloob_cli.errors import ChecksumError, DiskSpaceError, DownloadError
+from cloob_cli.errors import ChecksumError, DiskSpaceError, DownloadError, UnreachableError
 from cloob_cli.registry.events import Notice, Received, Report, Started, unreported
 from cloob_cli.registry.http import (
     NO_NETWORK,
@@ -32,6 +32,7 @@ from cloob_cli.registry.http import (
     plain,
     retry_after,
     shown_address,
+    unreachable,
     validator_of,
 )
 from cloob_cli.registry.locks import lock, lock_name
@@ -83,6 +84,7 @@ def downloading(
     Raises:
         UsageError: not an https address.
         DownloadError: the server does not have it, or did not deliver after all tries; what came is kept.
+        UnreachableError: of these, no try connected to the server.
         DiskSpaceError: it does not fit.
         ChecksumError: the file is another one; it is quarantined.
     """
@@ -136,6 +138,7 @@ class Transfer:
         self.total: int | None = None
         self.fetched = 0
         self.restarts = 0
+        self.connected = False
 
     def run(self) -> Downloaded:
         if self.complete.is_file():
@@ -199,7 +202,8 @@ class Transfer:
                     complete = retrying(self._advance, client)
                 except _TryAgain as problem:
                     kept = f"; the {self.have:,} bytes that came are kept for the next try" if self.have else ""
-                    raise DownloadError(f"{shown_address(self.url)}: {problem}{kept}", problem.hint) from None
+                    error = DownloadError if self.connected else UnreachableError
+                    raise error(f"{shown_address(self.url)}: {problem}{kept}", problem.hint) from None
 
     def _say_again(self, state: RetryCallState) -> None:
         problem = state.outcome.exception() if state.outcome else None
@@ -214,20 +218,15 @@ class Transfer:
         """One request. True: the file is complete; False: some of it came; _TryAgain: next to nothing came."""
         import httpx2
 
-        before, hint = self.have, TRY_AGAIN
+        before = self.have
         try:
             return self._request(client)
         except _StartOver as problem:
             self._start_over(str(problem))
             return False
-        except httpx2.TimeoutException:
-            reason = f"no data for {self.retry_policy.stall_seconds:g} seconds"
-        except httpx2.ConnectError as problem:
-            if distrust := distrusted_certificate(problem):
-                raise certificate_error(self.url, distrust) from None
-            reason, hint = plain(problem), NO_NETWORK
         except httpx2.TransportError as problem:
-            reason = f"the connection broke ({problem or type(problem).__name__})"
+            self.connected = self.connected or not unreachable(problem, self.url)
+            reason, hint = self._reason(problem)
         except (httpx2.HTTPError, httpx2.InvalidURL) as problem:
             raise DownloadError(f"{shown_address(self.url)}: {problem}") from None
         except OSError as problem:
@@ -237,11 +236,25 @@ class Transfer:
         self.report(Notice(f"{reason} after {self.have:,} bytes; going on from there"))
         return False
 
+    def _reason(self, problem: httpx2.TransportError) -> tuple[str, str]:
+        import httpx2
+
+        if isinstance(problem, httpx2.ConnectTimeout):
+            return f"no connection within {self.retry_policy.connect_seconds:g} seconds", NO_NETWORK
+        if isinstance(problem, httpx2.TimeoutException):
+            return f"no data for {self.retry_policy.stall_seconds:g} seconds", TRY_AGAIN
+        if not isinstance(problem, httpx2.ConnectError):
+            return f"the connection broke ({problem or type(problem).__name__})", TRY_AGAIN
+        if distrust := distrusted_certificate(problem):
+            raise certificate_error(self.url, distrust) from None
+        return plain(problem), NO_NETWORK
+
     def _request(self, client: httpx2.Client) -> bool:
         headers = {"Range": f"bytes={self.have}-"} if self.have else {}
         if self.have and self.validator:
             headers["If-Range"] = self.validator
         with client.stream("GET", self.url, headers=headers) as response:
+            self.connected = True
             if self.url.startswith("https:") and any(r.url.scheme != "https" for r in (*response.history, response)):
                 raise DownloadError(f"{shown_address(self.url)} redirects to plain http: refused")
             total = self.total = self._accept(response)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from cloob_cli.errors import DownloadError, UsageError
+from cloob_cli.errors import DownloadError, UnreachableError, UsageError
 from cloob_cli.text_format import first_line
 
 if TYPE_CHECKING:
@@ -38,6 +39,29 @@ class RetryPolicy:
     longest_asked: float = 120.0
     most_unsaid: int = 16 << 30
     sleep: Callable[[float], None] = time.sleep
+
+
+class Hosts:
+    """Servers that are asked for several files: one that cannot be reached is not tried again for the next file."""
+
+    def __init__(self) -> None:
+        self._unreachable: set[str] = set()
+
+    @contextmanager
+    def trying(self, url: str) -> Iterator[None]:
+        """Remember whether the body finds the server of `url` unreachable.
+
+        Raises:
+            UnreachableError: it was found so before, or now, by the body.
+        """
+        host = host_of(url)
+        if host in self._unreachable:
+            raise UnreachableError(f"{host} cannot be reached", NO_NETWORK)
+        try:
+            yield
+        except UnreachableError:
+            self._unreachable.add(host)
+            raise
 
 
 TRY_AGAIN = "try again later"
@@ -123,6 +147,28 @@ def shown_address(url: str) -> str:
     """An address without the credentials that it may hold."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def host_of(url: str) -> str:
+    """The server of an address, with its port where one is named."""
+    parts = urlsplit(url)
+    return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+
+
+def unreachable(problem: BaseException, url: str) -> bool:
+    """True where a request failed as there was no connection to the server of `url` itself.
+
+    An address may lead on to another server, which says nothing of the first one.
+    """
+    import httpx2
+
+    if not isinstance(problem, httpx2.ConnectError | httpx2.ConnectTimeout):
+        return False
+    try:
+        asked = problem.request.url
+    except RuntimeError:  # it does not know
+        return False
+    return host_of(str(asked)) == host_of(url)
 
 
 def validator_of(response: httpx2.Response) -> str | None:

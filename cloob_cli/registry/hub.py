@@ -14,9 +14,9 @@ from cloob_cli.atomic_files import sha256_of
 from cloob_cli.checkpoint.behavior_fingerprint import FINGERPRINT_FILE
 from cloob_cli.checkpoint.folder import KEPT_FILES, WEIGHTS_FILE
 from cloob_cli.convert.folder_formats import FOREIGN_FILES, OPEN_CLIP_WEIGHTS, TRANSFORMERS_WEIGHTS, needed_files
-from cloob_cli.errors import ChecksumError, DownloadError, RegistryError, UsageError
+from cloob_cli.errors import ChecksumError, DownloadError, RegistryError, UnreachableError, UsageError
 from cloob_cli.registry.events import Received, Report, Started, unreported
-from cloob_cli.registry.http import check_proxies, distrusted_certificate, plain, remedy
+from cloob_cli.registry.http import check_proxies, distrusted_certificate, plain, remedy, unreachable
 from cloob_cli.registry.storage import check_space, quarantine
 from cloob_cli.text_format import first_line
 
@@ -70,11 +70,19 @@ def offline_by_environment() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
+def endpoint() -> str:
+    """The address of the Hub, which `HF_ENDPOINT` changes."""
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
 def listing(reference: Reference, kind: Kind = "model") -> Listing:
     """Ask the Hub what a repository holds.
 
     Raises:
         DownloadError: no such repository or revision, no access, or no answer.
+        UnreachableError: of these, no connection to the Hub.
         RegistryError: the list names a file outside of its folder.
     """
     from huggingface_hub import HfApi
@@ -224,7 +232,8 @@ def plain_errors(reference: Reference) -> Iterator[None]:
                 f"{reference}: the Hub's certificate is not trusted here ({distrust})",
                 "the authority of a company or of its proxy is named with SSL_CERT_FILE",
             ) from None
-        raise DownloadError(f"{reference}: {plain(problem)}", remedy(problem)) from None
+        error = UnreachableError if unreachable(problem, endpoint()) else DownloadError
+        raise error(f"{reference}: {plain(problem)}", remedy(problem)) from None
 
 
 def _bar_class(report: Report) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cloob_cli.atomic_files import sha256_of
+from cloob_cli.atomic_files import existing_folder, sha256_of
 from cloob_cli.errors import CloobError, DiskSpaceError
 from cloob_cli.registry.paths import quarantine_folder
 
@@ -21,9 +21,7 @@ _KEPT_FREE = 64 << 20  # bytes that a download leaves free for everybody else
 
 def free_space(folder: Path) -> int:
     """Free bytes where `folder` is (or will be)."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return shutil.disk_usage(existing_folder(folder)).free
 
 
 def check_space(folder: Path, needed: int, free: Callable[[Path], int] = free_space) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from cloob_cli.atomic_files import is_unfinished, remove_abandoned, replacing
+from cloob_cli.atomic_files import existing_folder, is_unfinished, remove_abandoned, replacing
 from cloob_cli.checkpoint.folder import is_model_folder
 from cloob_cli.errors import UsageError
 from cloob_cli.recipe import Recipe
@@ -287,7 +287,7 @@ def claim(folder: RunFolder, recipe: Recipe, resume: bool, lock: RunLock) -> str
 
 def check_writable(path: Path) -> None:
     """Make sure that the folder `path` can be made or written to. Raises UsageError."""
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    existing = existing_folder(path)
     if not existing.is_dir():
         raise UsageError(f"{path} cannot be made: {existing} is not a folder", "choose another with --out")
     if not os.access(existing, os.W_OK | os.X_OK):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from command_line import cloob_here
 from pair_files import write_folder
+from PIL import Image
 from tiny_model import save_tiny_model
 from tiny_run import write_class_folders
 
@@ -72,9 +73,26 @@ def test_a_document_of_its_own_is_replaced_and_no_other(place: Path, tmp_path: P
     assert json.loads(output.read_text(encoding="utf-8"))["pairs"] == 3
 
 
+def test_plots_of_its_own_are_replaced_and_no_other_images(place: Path, tmp_path: Path) -> None:
+    image = tmp_path / "retrieval.png"
+    Image.new("RGB", (3, 3)).save(image)
+    before = image.read_bytes()
+    command = ["analyze", "model", "pairs", "--scale-hopfield", 8, "--plots", tmp_path]
+    done = cloob_here(*command, cwd=place)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{image} exists, and `cloob analyze` did not write it" in done.stderr
+    assert image.read_bytes() == before
+    image.unlink()
+    for _ in range(2):
+        done = cloob_here(*command, cwd=place)
+        assert done.returncode == 0, done.stderr
+        assert f"wrote {image}" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (("model", "pairs", "--plots", "model/config.json"), "is not a folder"),
         (("model", "nowhere"), "no data set at nowhere"),
         (("model", "pairs", "--scale-hopfield", 0), "above 0"),
         (("model", "pairs", "-o", "out.csv"), "unknown file type"),

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -130,12 +131,24 @@ def test_a_target_where_nothing_can_be_written_is_refused_at_once(
 ) -> None:
     (place / "closed").mkdir()
     access = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed" and access(path, mode))
+
+    def refusing(path: Path, mode: int) -> bool:
+        return not (Path(path).name == "closed" and mode & os.W_OK) and access(path, mode)
+
+    monkeypatch.setattr(os, "access", refusing)
     command = ["classify", "images", "--label", "cat", "-m", model]
-    for option in (["--sort-into", "closed/deeper"], ["--xmp", "--undo-file", "closed/undo.jsonl"]):
+    (place / "file").touch()
+    result = cloob_here(*command, "--sort-into", "file/deeper", cwd=place)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert re.search(r"cannot write file[/\\]deeper: \S+[/\\]file is not a folder", result.stderr)
+    for option in (
+        ["--sort-into", "closed"],
+        ["--sort-into", "closed/deeper"],
+        ["--xmp", "--undo-file", "closed/undo"],
+    ):
         result = cloob_here(*command, *option, cwd=place)
         assert (result.returncode, result.stdout) == (2, "")
-        assert "no permission to write" in result.stderr
+        assert f"cannot write {Path(option[-1])}: no permission to write" in result.stderr
         assert result.stderr.splitlines()[-1] == f"hint: choose another {option[-2]}"
 
 

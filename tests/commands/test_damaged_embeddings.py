@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from command_line import cloob_here
 from tiny_model import save_images, save_tiny_model
@@ -96,3 +98,26 @@ def test_search_reference_and_embed_say_what_is_wrong(made: Path, tmp_path: Path
         force = ["--force"] if case in FOREIGN else []
         assert cloob_here(*embed, *force, "--rebuild", cwd=place).returncode == 0
         np.testing.assert_array_equal(np.load(place / "emb.npy"), np.load(made / "emb.npy"))
+
+
+@pytest.mark.parametrize(
+    ("paths", "says"),
+    [
+        ([1, 2, 3, 4], "emb.parquet has int64 in its column path, no paths"),
+        ([b"a", b"b", b"c", b"d"], "emb.parquet has binary in its column path, no paths"),
+        (["a", None, "c", "d"], "emb.parquet lacks 1 of its paths"),
+    ],
+)
+def test_an_index_that_names_no_files(made: Path, tmp_path: Path, paths: list[object], says: str) -> None:
+    place = shutil.copytree(made, tmp_path / "place")
+    pq.write_table(pa.table({"path": paths}), place / "emb.parquet")
+    for command in (
+        ["search", "emb.npy", "a cat", "-m", "model"],
+        ["classify", "images", "--label", "a", "--unknown", "x", "--reference", "emb.npy", "-m", "model"],
+    ):
+        done = cloob_here(*command, cwd=place)
+        assert (done.returncode, done.stdout) == (2, "")
+        error, hint = done.stderr.splitlines()[-2:]
+        assert error.startswith("error: ")
+        assert error.endswith(says)
+        assert hint == "hint: `cloob embed DIR -o FILE --rebuild` makes them anew"

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from closed_folder import close_folder
 from command_line import cloob_here
 
 from cloob_cli import __version__, assets, diagnosis
@@ -63,6 +64,17 @@ def test_a_home_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pyte
     assert said["installed models"].endswith("not made yet, read-only)")
     assert f"warning: {home} cannot be written" in done.stderr
     assert "CLOOB_HOME" in done.stderr
+
+
+def test_a_home_that_may_not_be_looked_at_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = tmp_path / "closed"
+    home = closed / "home"
+    home.mkdir(parents=True)
+    close_folder(closed, monkeypatch)
+    monkeypatch.setattr(diagnosis.os, "access", lambda path, mode: Path(path) != closed)
+    done = cloob_here("doctor", cwd=tmp_path, CLOOB_HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    assert f"warning: {home} cannot be written" in done.stderr
 
 
 def test_decoders_are_what_pillow_can_open(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from closed_folder import close_folder
 from command_line import cloob_here
 from interrupted import ctrl_c_after, kill_embed_after
 from margins import close
@@ -204,6 +205,21 @@ def test_captions_that_are_left_out_or_changed_are_told(place: Path) -> None:
     assert captions == expected
 
 
+def test_captions_that_may_not_be_looked_at_are_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images of such a folder are skipped, and those of others are embedded with their captions."""
+    shutil.copytree(place / "images", place / "other")
+    close_folder(place / "images", monkeypatch)
+    result = cloob_here(*arguments("layout", "--rebuild"), "other", cwd=place)
+    assert result.returncode == 3
+    assert "captions that cannot be read are left out: 4 files, the first images/0000.txt" in result.stderr.replace(
+        "\\", "/"
+    )
+    table = pq.read_table(place / "layout" / "metadata" / "metadata_0.parquet")
+    names = [name.replace("\\", "/") for name in table.column("image_path").to_pylist()]
+    assert names == [f"other/{number:04}.ppm" for number in range(10)]
+    assert table.column("caption").null_count == 10 - len(CAPTIONS)
+
+
 def test_one_caption_is_singular(place: Path) -> None:
     for name in list(CAPTIONS)[1:]:
         (place / "images" / f"{name}.txt").unlink()
@@ -249,6 +265,17 @@ def test_after_ctrl_c_the_same_command_goes_on(
         assert cloob_here(*arguments(output), cwd=place).returncode == 130
     assert embed(place, output) == left
     check_like_new(place, output)
+
+
+def test_faults_of_captions_are_told_once_where_a_run_begins_anew(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(place / "layout")
+    (place / "images" / "0001.txt").write_bytes(b"\0")
+    with ctrl_c_after(2, monkeypatch):
+        assert cloob_here(*arguments("layout", "--precision", "bf16"), cwd=place).returncode == 130
+    result = cloob_here(*arguments("layout"), cwd=place)
+    assert result.returncode == 0
+    assert "what an unfinished run has embedded is not used" in result.stderr
+    assert result.stderr.count("warning: captions with null characters") == 1
 
 
 def test_a_lance_table_is_read_by_lancedb(made: Path) -> None:

@@ -20,6 +20,8 @@ from interrupted import ctrl_c_after, kill_embed_after
 from PIL import Image
 from tiny_model import RESNET, save_images, save_tiny_model
 
+from cloob_cli.commands import index_run
+from cloob_cli.commands.inference_run import open_model
 from cloob_cli.registry.locks import lock
 
 SUFFIX = ".ppm"  # not compressed: all images of one size are files of one size
@@ -131,6 +133,46 @@ def test_what_cannot_be_read_is_tried_again(place: Path) -> None:
     assert embed(place) == 1
     assert not (place / "emb.failures.jsonl").exists()
     check_like_new(place)
+
+
+def test_no_model_is_opened_for_what_still_cannot_be_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, opened = place / "images" / "a", list[object]()
+    monkeypatch.setattr(index_run, "open_model", lambda *options: opened.append(options) or open_model(*options))
+    good = (a / "0005.ppm").read_bytes()
+    for name in ("0005.ppm", "0006.ppm"):
+        (a / name).write_bytes(good[:100])
+    embed(place, code=3)
+    first = (place / "emb.failures.jsonl").read_text()
+    assert len(opened) == 1
+    opened.clear()
+    before = {path.name: path.stat().st_mtime_ns for path in place.iterdir()}
+    again = cloob_here(*arguments(), cwd=place)
+    assert again.returncode == 3
+    assert again.stderr.replace(os.sep, "/").count("skipped images/a/000") == 2
+    assert {path.name: path.stat().st_mtime_ns for path in place.iterdir()} == before
+    (a / "0006.ppm").unlink()  # fewer of them
+    (a / "0007.ppm").unlink()  # and fewer rows
+    assert embed(place, code=3) == 0
+    assert opened == []
+    assert (place / "emb.failures.jsonl").read_text() == first.splitlines(keepends=True)[0]
+    check_readable(place)
+    opened.clear()
+    (a / "0008.ppm").write_bytes(good[:100])  # one more
+    embed(place, code=3)
+    assert len(opened) == 1
+    opened.clear()
+    (a / "0005.ppm").write_bytes(good)  # one of them is whole again
+    assert embed(place, code=3) == 1
+    assert len(opened) == 1
+    check_readable(place)
+
+
+def check_readable(place: Path) -> None:
+    """Do as `check_like_new` does, where some images cannot be read."""
+    embed(place, "--rebuild", output="fresh.npy", code=3)
+    (names, found), (expected_names, expected) = rows(place), rows(place, "fresh.npy")
+    assert names == expected_names
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_batches_of_another_shape_do_not_change_a_bit(place: Path) -> None:

@@ -132,6 +132,7 @@ def test_a_file_of_scores_grows(place: Path) -> None:
     assert float(rows[0]["acc1"]) == records[0]["metrics"]["acc1"]
     assert float(rows[0]["acc1_low"]) == records[0]["intervals"]["acc1"][0]
     assert rows[1]["acc1"] == ""
+    assert [row["weights_sha256"] for row in rows] == [record["settings"]["weights_sha256"] for record in records]
     done = cloob_here("eval", "model", "colors", "--skip-existing", cwd=place)
     assert (done.returncode, done.stderr.splitlines()[-1][:4]) == (2, "hint")
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,8 @@ import pytest
 from command_line import cloob_here
 from margins import close
 from tiny_model import save_images, save_tiny_model
+
+from cloob_cli.commands import nearest_rows
 
 COUNT = 13
 
@@ -102,6 +105,18 @@ def test_parts_of_mixed_dtypes_empty_parts_and_other_types_of_text(place: Path) 
     assert sorted(found) == sorted(expected)
     reason = "components of a unit vector rounded to 11 bits: 2^-11 of its length, and twice that as a margin"
     close([found[name] for name in expected], list(expected.values()), reason, atol=2**-10)
+
+
+def test_an_index_of_one_part_is_not_that_of_another(place: Path) -> None:
+    """An approximate index is known by the first part's file, which here has no rows."""
+    folder = write_parts(place, 1)
+    for name in ("img_emb/img_emb_0.npy", "metadata/metadata_0.parquet"):
+        (folder / name).rename(folder / name.replace("0", "1"))
+    np.save(folder / "img_emb" / "img_emb_0.npy", np.zeros((0, 16), np.float32))
+    metadata(folder, 0, image_path=pa.array([], pa.string()))
+    with mock.patch.object(nearest_rows, "_MANY", 0), mock.patch.object(nearest_rows, "_index") as index:
+        assert len(search(place, "foreign")[0]) == COUNT
+    assert not index.called
 
 
 def test_a_file_that_is_named_is_that_part(place: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import zipfile
@@ -13,17 +14,20 @@ from pathlib import Path
 
 import pytest
 from command_line import cloob_here, environment
-from file_server import FileServer, serving
+from file_server import Fault, FileServer, serving
 from tiny_model import save_tiny_model
 from tiny_run import COLORS, write_class_folders
 
 from cloob_cli import assets
+from cloob_cli.commands.eval_data import find_data_sets
 from cloob_cli.data.classification import open_classification_set
 from cloob_cli.errors import ChecksumError, DataError, DownloadError, RecipeError, UsageError
+from cloob_cli.evaluation.evaluate import Asked
 from cloob_cli.evaluation.python_class_lists import names_and_templates, read_name_lists
 from cloob_cli.evaluation.suites import find_suite, read_suite, shipped_suites
-from cloob_cli.registry import entries, paths
+from cloob_cli.registry import download, entries, paths
 from cloob_cli.registry.datasets import fetched_text, zip_data_set
+from cloob_cli.registry.http import RetryPolicy
 
 NAMES = """
 import os
@@ -161,6 +165,57 @@ def test_a_suite_is_measured(server: FileServer, tmp_path: Path) -> None:
     header, first, second = [line.split("\t") for line in table.stdout.splitlines()]
     assert header[-1] == "published top-1"
     assert (first[-1], second[-1]) == ("12.5 %", "")
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits of downloads before another try, of which each has two; nothing waits."""
+    found: list[float] = []
+    monkeypatch.setattr(download, "RetryPolicy", lambda: RetryPolicy(attempts=3, sleep=found.append))
+    return found
+
+
+def write_suite_of(path: Path, **sources: str) -> str:
+    sets = [f'[[datasets]]\nname = "{name}"\nsource = "{source}"\n' for name, source in sources.items()]
+    path.write_text('name = "mine"\nsummary = "s"\n' + "".join(sets))
+    return str(path)
+
+
+def test_a_server_that_cannot_be_reached_is_not_tried_for_each_data_set(
+    server: FileServer, tmp_path: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server is one of a host and a port; what is here, or on another one, is found as ever."""
+    zip_data_set(f"{server.url}/colors.zip", "here")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens there
+        gone = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        sources = {"a": f"{gone}/a.zip", "b": f"{gone}/b.zip", "here": f"{gone}/here.zip", "c": f"{gone}/c.zip"}
+        suite = write_suite_of(tmp_path / "mine.toml", **sources, other=f"{server.url}/colors.zip")
+        found = find_data_sets([suite, suite], Asked(), None)
+        assert found.missing == ["a", "b", "c"] * 2
+        assert [job.data.name for job in found.jobs] == ["here", "other"] * 2
+        assert len(waits) == 2
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        assert find_data_sets([suite], Asked(), None).missing == ["a", "b", "c"]
+        assert len(waits) == 2
+
+
+@pytest.mark.parametrize("fault", ["status", "cut", "elsewhere"])
+def test_a_server_that_answers_is_asked_for_each_data_set(
+    server: FileServer, tmp_path: Path, waits: list[float], fault: str
+) -> None:
+    """Neither a server error nor a broken transfer nor a dead end to which it leads says that it is not there."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        gone = f"http://127.0.0.1:{closed.getsockname()[1]}/a.zip"
+        faults = {"status": Fault(status=503), "cut": Fault(cut_after=1), "elsewhere": Fault(location=gone)}
+        server.faults += [faults[fault]] * 3
+        server.files |= {f"/{name}.zip": server.files["/colors.zip"] for name in ("a", "b")}
+        sources = {name: f"{server.url}/{name}.zip" for name in ("a", "b")}
+        found = find_data_sets([write_suite_of(tmp_path / "mine.toml", **sources)], Asked(), None)
+    assert len(waits) == 2
+    assert found.missing == ["a"]
+    assert [job.data.name for job in found.jobs] == ["b"]
 
 
 def test_a_suite_of_which_nothing_is_here(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import pytest
 from pyarrow import parquet
 
 from cloob_cli.inference.arrow_file import arrow_file
+from cloob_cli.inference.cluster.parts import find_parts
+from cloob_cli.inference.cluster.read_part import read_part
 from cloob_cli.inference.index.files import IndexFiles
 from cloob_cli.inference.index.reading import find_index
 from cloob_cli.inference.output_paths import rows_of_parquet
@@ -33,20 +35,36 @@ def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
     assert raised.value.filename == str(tmp_path / "none")
 
 
-def test_an_index_is_read_from_files_of_pyarrow_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of its threads that let go of a Python file aborted the process at its end, once in some hundred times."""
-    given = []
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[type]:
+    """The kinds of files that pyarrow is given to read Parquet from.
+
+    One of its threads that let go of a Python file aborted the process at its end, once in some hundred times.
+    """
+    kinds: list[type] = []
 
     class Watched(parquet.ParquetFile):  # type: ignore[misc]
-        def __init__(self, source: object, **options: object) -> None:
-            given.append(type(source))
-            super().__init__(source, **options)
+        def __init__(self, source: object, *arguments: object, **options: object) -> None:
+            kinds.append(type(source))
+            super().__init__(source, *arguments, **options)
 
+    monkeypatch.setattr(parquet, "ParquetFile", Watched)
+    monkeypatch.setattr(parquet.core, "ParquetFile", Watched)
+    return kinds
+
+
+def test_an_index_is_read_from_files_of_pyarrow_s_own(tmp_path: Path, given: list[type]) -> None:
     columns = {"path": ["a"], "size": [1], "mtime_ns": [1], "sha256": ["0"]}
     parquet.write_table(pa.table(columns), tmp_path / "emb.parquet")
     np.save(tmp_path / "emb.npy", np.ones((1, 4), np.float32))
-    monkeypatch.setattr(parquet, "ParquetFile", Watched)
     stored = find_index(IndexFiles.of(tmp_path / "emb.npy", "npy"))
     assert stored is not None
     assert stored.names == ["a"]
     assert set(given) == {pa.OSFile}
+
+
+def test_images_in_parquet_files_are_read_from_files_of_pyarrow_s_own(tmp_path: Path, given: list[type]) -> None:
+    parquet.write_table(pa.table({"image": [b"one", b"two"]}), tmp_path / "images.parquet")
+    [part] = find_parts([tmp_path / "images.parquet"], size=4).parts
+    assert [content.data for content in read_part(part)] == [b"one", b"two"]
+    assert given == [pa.OSFile] * 2  # to look for the column, and for the images

@@ -48,8 +48,17 @@ def test_a_colon_without_space_is_part_of_the_name(tmp_path: Path) -> None:
     assert parsed(tmp_path, "12:30\nratio 1:2") == [("12:30",), ("ratio 1:2",)]
 
 
-def test_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
-    assert parsed(tmp_path, "\ufeffcat\r\ndog\r\n".encode()) == [("cat",), ("dog",)]
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "marked"])
+def test_line_ends_of_every_system_and_no_others(tmp_path: Path, end: str, mark: str) -> None:
+    path = tmp_path / "lines.txt"
+    for last in ("", end):
+        path.write_bytes((mark + end.join(["{c} cat", "", "{c} big\u2028dog", "{c} a\x85b\vc"]) + last).encode())
+        expected = ["{c} cat", "{c} big\u2028dog", "{c} a\x85b\vc"]
+        assert [label.name for label in read_labels(path)] == read_templates(path) == list(read_texts(path)) == expected
+    path.write_bytes(end.join(["cat", "dog", "caf"]).encode() + b"\xe9")
+    with pytest.raises(InputError, match="line 3: is not UTF-8"):
+        list(read_texts(path))
 
 
 @pytest.mark.parametrize(

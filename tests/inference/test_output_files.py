@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from closed_folder import close_folder
 
 from cloob_cli.errors import Failure, UsageError
 from cloob_cli.inference.output_paths import Command, check_output, failures_path, made_by
@@ -79,6 +81,15 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(UsageError, match="no permission to write"):
         check(tmp_path / "closed" / "deeper" / "e.npy")
+
+
+def test_a_folder_that_may_not_be_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = tmp_path / "closed"
+    (closed / "deeper").mkdir(parents=True)
+    close_folder(closed, monkeypatch)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed)
+    with pytest.raises(UsageError, match=f"no permission to write in {re.escape(str(closed))}$"):
+        check(closed / "deeper" / "e.npy")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")

@@ -303,6 +303,27 @@ def test_a_data_set_is_fetched_without_what_is_not_needed(hub: Hub, monkeypatch:
         hub_data_set("hf://org/nothing", ["test"])
 
 
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx2
+    from huggingface_hub import HfApi, constants
+
+    from cloob_cli.registry.datasets import hub_data_set
+    from cloob_cli.registry.http import Hosts
+
+    asked: list[str] = []
+
+    def no_route(self: HfApi, name: str, **_: object) -> None:
+        asked.append(name)
+        raise httpx2.ConnectError("no route", request=httpx2.Request("GET", f"{constants.ENDPOINT}/api/{name}"))
+
+    monkeypatch.setattr(HfApi, "repo_info", no_route)
+    hosts = Hosts()
+    for name, said in (("org/a", "no connection"), ("org/b", "cannot be reached")):
+        with pytest.raises(DownloadError, match=said):
+            hub_data_set(f"hf://{name}", ["test"], hosts=hosts)
+    assert asked == ["org/a"]
+
+
 @pytest.mark.parametrize("state", ["another run", "locked", "something else"])
 def test_a_run_folder_that_is_taken_is_told_before_the_model_is_fetched(
     hub: Hub, cloob: Cloob, tmp_path: Path, state: str

@@ -29,6 +29,7 @@ from cloob_cli.core.positional_embeddings import fitted_positions
 from cloob_cli.data.tokenizer import Tokenizer
 from cloob_cli.errors import DataError, RecipeError, UsageError
 from cloob_cli.recipe import OptimizerSection
+from cloob_cli.registry import hub
 from cloob_cli.training import loop
 from cloob_cli.training.checkpoints import load_progress
 from cloob_cli.training.events import Event, Notice
@@ -310,6 +311,25 @@ def test_the_command_starts_from_a_run_and_goes_on_without_it(data, tmp_path):
     (place / "runs" / "second" / "result.json").unlink()
     again = cloob_here("train", tmp_path / "second.toml", "--device", "cpu", "--resume", cwd=place)
     assert again.returncode == 0, again.stderr
+
+
+def test_a_run_that_goes_on_does_not_ask_the_hub_for_its_start(data, tmp_path, monkeypatch):
+    made, asked = save_tiny_model(tmp_path / "made"), []
+    monkeypatch.setattr(hub, "model_folder", lambda name: asked.append(name) or made)
+    text = f"""name = "x"\n[model]\ninit = "hf://org/made"\n[data]\ntrain = "{data}"\nworkers = 0\n
+[train]\nsteps = 4\nbatch_size = 16\nprecision = "fp32"\nfreeze = ["image"]\n"""
+    (tmp_path / "x.toml").write_text(text)
+    command = ("train", "x.toml", "--device", "cpu", "--out", "run")
+    assert cloob_here(*command, cwd=tmp_path).returncode == 0
+    assert set(asked) == {"hf://org/made"}
+    asked.clear()
+    (tmp_path / "run" / "result.json").unlink()
+    again = cloob_here(*command, "--resume", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert asked == []
+    shutil.rmtree(tmp_path / "run")  # nothing is kept: a resumption is a new run
+    assert cloob_here(*command, "--resume", cwd=tmp_path).returncode == 0
+    assert set(asked) == {"hf://org/made"}
 
 
 def test_a_folder_of_another_program_is_a_start_too(data, tmp_path):

@@ -14,7 +14,7 @@ from typing import Literal
 from cloob_cli.data.image_folder import Watch, is_excluded, is_hidden, passed_over, suffixes
 from cloob_cli.data.sources.columns import IMAGE_NAMES, find_column
 from cloob_cli.errors import CloobError, DataError, Failure, InputError, NothingFoundError
-from cloob_cli.inference.cluster.places import Place, file_system, open_place, place_of
+from cloob_cli.inference.cluster.places import Place, file_system, place_for_arrow, place_of
 from cloob_cli.inference.find_images import collect_images
 from cloob_cli.text_format import first_line
 
@@ -220,8 +220,8 @@ def _check_column(parts: Sequence[Part]) -> None:
     if first is None:
         return
     try:
-        with open_place(first.places()[0]) as stream:
-            names = parquet.read_schema(stream).names
+        with place_for_arrow(first.places()[0]) as file:
+            names = parquet.read_schema(file).names
     except Exception:  # a file that cannot be read is listed as such
         return
     find_image_column(names, first.detail, first.names[0])

@@ -7,14 +7,18 @@ import io
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from cloob_cli.errors import DataError, ImageError
+from cloob_cli.inference.arrow_file import arrow_file
 from cloob_cli.path_text import path_text
 from cloob_cli.text_format import first_line
 
 if TYPE_CHECKING:
+    from pyarrow import NativeFile
     from pyarrow.fs import FileSystem
 
 # `Path` makes one slash of two, so that an address that was a path for a while has one.
@@ -95,6 +99,21 @@ def open_place(place: Place) -> BinaryIO:
     if not place.base:
         return open(place.path, "rb")
     return cast(BinaryIO, io.BufferedReader(file_system(place.base).open_input_file(place.path), _BUFFER))
+
+
+@contextmanager
+def place_for_arrow(place: Place) -> Iterator[NativeFile | BinaryIO]:
+    """A file for pyarrow to read data from; see `arrow_file`, which opens those of this disk.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if place.base:
+        with open_place(place) as stream:
+            yield stream
+    else:
+        with arrow_file(Path(place.path)) as file:
+            yield file
 
 
 def read_place(place: Place) -> bytes:

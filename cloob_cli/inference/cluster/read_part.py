@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from cloob_cli.data.image_folder import suffixes
 from cloob_cli.data.sources.tar_index import COMPRESSED, TarScan
 from cloob_cli.errors import DataError, ImageError
 from cloob_cli.inference.cluster.parts import Part, find_image_column
-from cloob_cli.inference.cluster.places import Place, check_size, open_place, read_place
+from cloob_cli.inference.cluster.places import Place, check_size, open_place, place_for_arrow, read_place
 from cloob_cli.inference.image_batches import result_or_reason
 from cloob_cli.parallel import map_in_order
 from cloob_cli.path_text import path_text
@@ -35,9 +35,9 @@ def read_part(part: Part) -> Iterator[Content]:
         case "images":
             yield from _read_files(part)
         case "tar":
-            yield from _read_whole(part, _read_tar)
+            yield from _read_whole(part, open_place, _read_tar)
         case "parquet":
-            yield from _read_whole(part, _read_parquet)
+            yield from _read_whole(part, place_for_arrow, _read_parquet)
         case "failure":
             yield Content(part.names[0], None, part.detail)
 
@@ -56,10 +56,14 @@ def _content(name: str, read: Callable[[], bytes]) -> Content:
     return Content(name, None, result) if isinstance(result, str) else Content(name, result, None)
 
 
-def _read_whole(part: Part, read: Callable[[Part, io.BufferedIOBase], Iterable[Content]]) -> Iterator[Content]:
+def _read_whole(
+    part: Part,
+    opening: Callable[[Place], AbstractContextManager[Any]],
+    read: Callable[[Part, Any], Iterable[Content]],
+) -> Iterator[Content]:
     try:
-        with open_place(part.places()[0]) as stream:
-            yield from read(part, stream)  # type: ignore[arg-type]
+        with opening(part.places()[0]) as stream:
+            yield from read(part, stream)
     except DataError as problem:
         yield Content(part.names[0], None, problem.message)
     except OSError as problem:

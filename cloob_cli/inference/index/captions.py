@@ -128,7 +128,7 @@ def _names(folder: Path) -> set[str]:
 
 def _text(path: Path, faults: Faults) -> str:
     """The text of a file without blanks around it; "" where it cannot be read or is no caption."""
-    if not path.is_file():  # a pipe, say, which would never end
+    if not os.path.isfile(path):  # a pipe, say, which would never end
         return _noted(path, _UNREADABLE, faults)
     try:
         with path.open("rb") as stream:

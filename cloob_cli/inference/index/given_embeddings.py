@@ -25,10 +25,15 @@ def open_given(files: IndexFiles) -> OpenIndex:
 
     Raises:
         InputError: a file is missing, is damaged, or does not belong to the others; or there is no row,
-            or rows of texts.
+            or rows of texts or of something else than files.
     """
     try:
-        index = _open_parts(files) if files.parts else open_index(files)
+        if files.parts:
+            index = _open_parts(files)
+        else:
+            index = open_index(files)
+            names = _paths(index.names, files) if len(index.rows) else index.names
+            index = replace(index, names=names)
     except InputError as problem:
         if holds_texts(files):
             raise InputError(
@@ -61,7 +66,8 @@ def _open_parts(files: IndexFiles) -> OpenIndex:
     # Where one part does not say which model made it, nothing says that the parts belong together.
     metadata = opened[0].metadata if all("weights_sha256" in index.metadata for index in opened) else {}
     arrays = [index.rows[:] for index in opened]
-    rows = arrays[0] if len(arrays) == 1 else RowParts(arrays)
+    # Of several parts also where all rows are in one: the first part's file is not known to be the one that has them.
+    rows = arrays[0] if len(files.parts) == 1 else RowParts(arrays)
     return OpenIndex(pa.chunked_array(names, pa.large_string()), rows, metadata)
 
 
@@ -78,7 +84,11 @@ def _check_like(path: Path, index: OpenIndex, before: list[OpenIndex]) -> None:
 
 
 def _paths(column: pyarrow.ChunkedArray, files: IndexFiles) -> pyarrow.ChunkedArray:
-    """The paths of images, in the type that they have in all parts."""
+    """The paths of images, in the type that they have in all parts.
+
+    Raises:
+        InputError: they are no text, or some are missing.
+    """
     import pyarrow as pa
 
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type

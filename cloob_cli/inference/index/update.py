@@ -56,10 +56,13 @@ class Plan:
 
     def is_done(self, stored: StoredIndex | None) -> bool:
         """True where an index holds exactly what it would hold after the update."""
+        return not self.new and self.has_rows_of(stored)
+
+    def has_rows_of(self, stored: StoredIndex | None) -> bool:
+        """True where the rows that are kept are all those of an index, in its order."""
         kept = [entry for entry in self.entries if isinstance(entry, Kept)]
         return (
             stored is not None
-            and len(kept) == len(self.entries) == len(stored.names)
             and [entry.name for entry in kept] == stored.names
             and [entry.stamp for entry in kept] == stored.stamps
         )
