@@ -10,12 +10,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from command_line import COMMAND, cloob_here, environment
+from command_line import cloob_here, environment
 from tiny_model import save_images, save_tiny_model
 
 from cloob_cli.filing.xmp import read_keywords
@@ -248,22 +247,32 @@ def test_lines_of_standard_input(place: Path, model: Path, monkeypatch: pytest.M
     assert "standard input lists no path" in empty.stderr
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+# Kills the process with the 30th image, in the middle of a batch of four.
+KILLED = """
+import os
+from cloob_cli.filing import placing
+carry_out, left = placing.carry_out, 30
+def killed(action):
+    global left
+    carry_out(action)
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), 9)
+placing.carry_out = killed
+from cloob_cli.main import run
+run()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 @pytest.mark.parametrize("mode", [pytest.param("copy", marks=pytest.mark.slow), "move"])
 def test_a_killed_run_can_be_undone(place: Path, model: Path, mode: str) -> None:
-    save_images(place / "images", 200)
+    save_images(place / "images", 60)
     before = digest(place)
     options = ["--sort-into", "out", "--sort-mode", mode, "--xmp", "--batch-size", "4"]
-    command = [*COMMAND, "classify", "images", "-l", "labels.txt", "-m", str(model), *options]
-    with subprocess.Popen(
-        command, cwd=place, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        deadline = time.monotonic() + 120
-        while len(list((place / "out").glob("*/*"))) < 30 and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait(120)
-    assert process.returncode == -signal.SIGKILL
+    command = [sys.executable, "-c", KILLED, "classify", "images", "-l", "labels.txt", "-m", str(model), *options]
+    killed = subprocess.run(command, cwd=place, env=environment(), capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert digest(place) != before
     undone = cloob_here("undo", undo_file(place / "out"), cwd=place)
     assert undone.returncode == 0, undone.stderr

@@ -170,17 +170,27 @@ def test_a_run_that_is_not_read_to_its_end_does_not_hold_the_process():
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
+# Sends itself Ctrl-C as it opens the data.
+INTERRUPTED = """
+import os, signal
+from cloob_cli.training import data_split
+open_pairs = data_split.open_pairs
+def interrupted(*arguments):
+    os.kill(os.getpid(), signal.SIGINT)
+    return open_pairs(*arguments)
+data_split.open_pairs = interrupted
+from cloob_cli.main import run
+run()
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_ctrl_c_before_the_first_step_is_answered_and_leaves_with_130(place):
-    process = subprocess.Popen(
-        [*COMMAND, "train", "short.toml", "--out", "early"],
-        cwd=place, env=environment(), stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    assert process.stderr.readline() == "opening the data ...\n"
-    process.send_signal(signal.SIGINT)
-    talk = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+    command = [sys.executable, "-c", INTERRUPTED, "train", "short.toml", "--out", "early"]
+    done = subprocess.run(command, cwd=place, env=environment(), capture_output=True, text=True, timeout=60)
+    talk = done.stderr
+    assert done.returncode == 130
+    assert talk.startswith("opening the data ...\n")
     assert "stopping; once more" in talk
     assert "error: stopped before the first step" in talk
     assert "Traceback" not in talk
