@@ -99,12 +99,14 @@ def test_rows_come_while_the_work_goes_on_and_ctrl_c_keeps_them(place: Path, tmp
 
 
 def test_ctrl_c_says_that_no_file_was_written(place: Path, tmp_path: Path) -> None:
-    [image] = save_images(tmp_path / "many", 1, size=(800, 600), suffix=".jpg")
-    for copy in range(299):
-        os.link(image, image.with_name(f"copy{copy:03}.jpg"))
+    """(Of a batch that is finished more would be left than nothing: there is one batch, which takes seconds.)"""
+    [large] = save_images(tmp_path / "many", 1, size=(3000, 2000), suffix=".jpg")
+    for copy in range(600):
+        os.link(large, large.with_name(f"copy{copy:03}.jpg"))
     out = tmp_path / "emb.npy"
-    terminal = Terminal("embed", tmp_path / "many", "-m", "model", "-o", out, cwd=place, columns=200)
-    terminal.read_until(lambda text: "/300" in text)
+    arguments = ["embed", tmp_path / "many", "-m", "model", "-o", out, "--batch-size", 1000]
+    terminal = Terminal(*arguments, cwd=place, columns=200)
+    terminal.read_until(lambda text: "/601" in text)
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.finish() == 130
     assert f"hint: {out} was not written" in terminal.lines()
