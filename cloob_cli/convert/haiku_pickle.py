@@ -18,7 +18,9 @@ from cloob_cli.errors import ConversionError, UnsafeCheckpointError
 from cloob_cli.text_format import os_reason
 
 _NUMBER_TYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
-_NO_START = (b"", b"P", b"p")  # "PAR1" of Parquet files, "path,..." of tables: a pickle would need a stack first
+# No pickle of arrays begins like this: instructions that need a stack first, with whose letters tables and texts begin
+# ("path,...", "image,..."), "PAR1" of Parquet files, the head of TIFF files.
+_NO_START = (*(bytes([letter]) for letter in b"abdeilopqrstu012PQR"), b"II*\0")
 _DEEPEST = 16  # containers within containers; real checkpoints have five
 
 
@@ -32,8 +34,9 @@ def read_haiku_pickle(path: Path) -> Any:
     path = Path(path)
     try:
         with path.open("rb") as stream:
-            start = stream.read(1)
-            if start in _NO_START:
+            start = stream.read(4)
+            # Protocols with instructions above 0x80, with which PNG and JPEG files begin, begin with 0x80 themselves.
+            if not start or start[0] > 0x80 or start.startswith(_NO_START):
                 raise _no_checkpoint(path)
             stream.seek(0)
             return _finish(_Reader(Bounded(stream, path.stat().st_size)).load())
@@ -45,7 +48,7 @@ def read_haiku_pickle(path: Path) -> Any:
     except OSError as problem:
         raise ConversionError(f"{path}: {os_reason(problem)}") from None
     except DAMAGE as problem:
-        if start != b"\x80":  # with which pickles begin, but for those of ancient form
+        if start[0] != 0x80:  # with which pickles begin, but for those of ancient form
             raise _no_checkpoint(path) from None
         raise ConversionError(f"{path} is not a valid Haiku checkpoint ({type(problem).__name__}: {problem})") from None
 

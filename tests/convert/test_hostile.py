@@ -216,8 +216,19 @@ def test_a_compressed_archive(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"PAR1\x15\x04", b"path,label\na.jpg,cat\n", b"\xff\xd8\xff\xe0", b"\xef\xbb\xbfcat\r\n", b'[{"a": 1}]'],
-    ids=["empty", "parquet", "table", "jpeg", "text", "json"],
+    [
+        b"",
+        b"PAR1\x15\x04",
+        b"path,label\na.jpg,cat\n",
+        b"image,caption\na.jpg,cat\n",
+        b"label\ncat\n",
+        b"\xff\xd8\xff\xe0",
+        b"\x89PNG\r\n\x1a\n",
+        b"II*\0\x08\0\0\0",
+        b"\xef\xbb\xbfcat\r\n",
+        b'[{"a": 1}]',
+    ],
+    ids=["empty", "parquet", "table", "captions", "labels", "jpeg", "png", "tiff", "text", "json"],
 )
 def test_a_file_of_another_kind_is_no_checkpoint_and_no_danger(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a").write_bytes(content)
