@@ -140,8 +140,8 @@ KILLED = """
 import os, signal, sys
 from cloob_cli.data import feature_cache
 from cloob_cli.training import frozen_features
-features.BLOCK = 8
-plain, blocks = kept_features.FeatureFile.add, []
+frozen_features.BLOCK = 8
+plain, blocks = feature_cache.FeatureFile.add, []
 
 def add(self, rows, missing):
     blocks.append(self.done)
@@ -151,7 +151,7 @@ def add(self, rows, missing):
         os.kill(os.getpid(), signal.SIGKILL)
     plain(self, rows, missing)
 
-kept_features.FeatureFile.add = add
+feature_cache.FeatureFile.add = add
 sys.argv = ["cloob", *sys.argv[1:]]
 from cloob_cli.main import run
 run()
