@@ -85,7 +85,9 @@ def infoloob_loss(
 
     Arguments and errors: see `contrastive_loss`. Returns a scalar.
     """
-    return _of_both_directions(*_prepare(image_embeddings, text_embeddings, inv_tau, caption_ids))
+    x, y, inv_tau, not_negative = _prepare(image_embeddings, text_embeddings, inv_tau, caption_ids)
+    with torch.autocast(x.device.type, enabled=False):
+        return (leave_one_out(x, y, inv_tau, not_negative) + leave_one_out(y, x, inv_tau, not_negative)) / 2
 
 
 def clip_loss(
@@ -96,12 +98,11 @@ def clip_loss(
 
     Arguments and errors: see `contrastive_loss`. Returns a scalar.
     """
-    return _of_both_directions(*_prepare(image_embeddings, text_embeddings, inv_tau, caption_ids, True))
-
-
-def _of_both_directions(x: Tensor, y: Tensor, inv_tau: float | Tensor, not_negative: Tensor) -> Tensor:
+    x, y, inv_tau, left_out = _prepare(image_embeddings, text_embeddings, inv_tau, caption_ids, True)
     with torch.autocast(x.device.type, enabled=False):
-        return (leave_one_out(x, y, inv_tau, not_negative) + leave_one_out(y, x, inv_tau, not_negative)) / 2
+        logits = inv_tau * x @ y.T
+        summed = logits.masked_fill(left_out, -torch.inf)
+        return (summed.logsumexp(dim=1) + summed.logsumexp(dim=0) - 2 * logits.diagonal()).mean() / 2
 
 
 def _prepare(
