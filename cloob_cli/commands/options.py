@@ -93,3 +93,4 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would b
 InputNameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="Zoo name or model folder.", autocompletion=completion.usable_models)
 ]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="The checkpoint's own configuration (JSON).")]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cloob_cli import console
-from cloob_cli.commands.options import InputNameArgument, QuietOption
+from cloob_cli.commands.options import ConfigOption, InputNameArgument, QuietOption
 from cloob_cli.errors import UsageError
 
 
@@ -33,7 +33,7 @@ def convert(
             help="open_clip, transformers, openai, mljku, crowsonkb or rinna; left out: detected from the file.",
         ),
     ] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="The checkpoint's own configuration (JSON).")] = None,
+    config: ConfigOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Convert another program's checkpoint.

@@ -11,7 +11,7 @@ import typer
 from cloob_cli import console
 from cloob_cli.commands import completion
 from cloob_cli.commands.download_progress import reporting
-from cloob_cli.commands.options import DryRunOption, JsonOption, QuietOption
+from cloob_cli.commands.options import ConfigOption, DryRunOption, JsonOption, QuietOption
 from cloob_cli.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ FormatOption = Annotated[
         help="open_clip, transformers, openai, mljku, crowsonkb, rinna or cloob; left out: detected from the file.",
     ),
 ]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="The checkpoint's own configuration (JSON).")]
 Sha256Option = Annotated[
     str | None, typer.Option(help="Expected sha256 of the file; of a folder or repository, of its weights.")
 ]
